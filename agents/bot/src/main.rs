@@ -1,0 +1,3 @@
+//! The person's agent: the croft command
+
+fn main() {}

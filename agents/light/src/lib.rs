@@ -1,0 +1,1 @@
+//! Verifies headers, certificates and proofs

@@ -1,0 +1,1 @@
+//! Prices, matching and scoring

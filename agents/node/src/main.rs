@@ -1,0 +1,3 @@
+//! The node's agent: from boot to running workloads
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Ids, records, commands, messages, limits and canonical encoding of the grid

@@ -1,0 +1,1 @@
+//! The ledger's agent: state machine, store, ordering and QUIC API

@@ -1,0 +1,1 @@
+//! QUIC between ed25519 identities

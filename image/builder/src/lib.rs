@@ -1,0 +1,1 @@
+//! Builds the node image: initramfs, size table, choice of VMM

@@ -1,0 +1,1 @@
+//! The node's keys and what they sign and open

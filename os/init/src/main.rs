@@ -1,0 +1,3 @@
+//! PID 1 of a Croft node: mounts, supervision, reaping, watchdog, shutdown
+
+fn main() {}

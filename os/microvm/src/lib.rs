@@ -1,0 +1,1 @@
+//! Drives a virtual machine monitor: one jailed process per microVM

@@ -1,0 +1,1 @@
+//! Disks, cache and volumes of the node

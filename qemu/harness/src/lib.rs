@@ -1,0 +1,1 @@
+//! Boots the real image in QEMU with typed handles

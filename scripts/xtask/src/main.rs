@@ -1,0 +1,3 @@
+//! Chores: kernel, image, qemu, bench, tidy, check
+
+fn main() {}
