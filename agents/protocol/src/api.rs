@@ -1,0 +1,200 @@
+//! What a replica answers, over QUIC.
+//!
+//! One bidirectional stream per request: the client writes one frame and finishes; the replica writes one
+//! frame, or for [`Request::Follow`] one per event until either side ends the stream. A frame is its
+//! length as 4 bytes, little-endian, and that many bytes of borsh. [`Request::Relay`] turns the stream into
+//! a pipe after the answer.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use serde::Serialize;
+
+use crate::header::{Genesis, SignedHeader};
+use crate::record::{FarmId, Record, RecordId};
+use crate::{BotId, Capacity, Hash, NodeId, PublicKey, Rejection, SignedCommand, StateKey};
+
+/// Version of this protocol, in the ALPN of the connection.
+pub const ALPN: &[u8] = b"croft/1";
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Request {
+    /// The grid's genesis: -> [`Response::Genesis`].
+    Genesis,
+    /// The newest final header: -> [`Response::Header`].
+    Tip,
+    /// The final header at a height: -> [`Response::Header`].
+    Header { height: u64 },
+    /// Waits until the command is final or rejected: -> [`Response::Final`] or [`Response::Rejected`].
+    Submit(Box<SignedCommand>),
+    /// Latest values with proofs against the tip: -> [`Response::Values`].
+    Get { keys: Vec<StateKey> },
+    /// Records by their position in the log, with proofs against the tip: -> [`Response::Records`].
+    Range { first: u64, count: u32 },
+    /// Every version of a thing, oldest first, with proofs against the tip: -> [`Response::Records`].
+    History { id: RecordId, first_version: u64, count: u32 },
+    /// Search by index; not proved: check what matters with [`Request::Get`]. -> [`Response::Found`].
+    Query { query: Query, after: Option<RecordId>, count: u32 },
+    /// Final headers from now on, with the records that concern some things: stream of [`Event`].
+    Follow { concerning: Vec<Concern> },
+    /// Which of these blobs the replica has: -> [`Response::Blobs`].
+    HasBlobs { hashes: Vec<Hash> },
+    /// -> [`Response::Blob`].
+    GetBlob { hash: Hash },
+    /// -> [`Response::BlobStored`].
+    PutBlob { bytes: Vec<u8> },
+    /// From now on streams for the caller's key may come in over this connection: -> [`Response::Listening`].
+    Listen,
+    /// A pipe to whoever listens under this key: -> [`Response::Relayed`], then raw bytes.
+    Relay { to: PublicKey },
+    /// Which of these are connected now: -> [`Response::Presence`].
+    Presence { keys: Vec<PublicKey> },
+    /// Height, validators, peers, queue: -> [`Response::Status`].
+    Status,
+}
+
+/// What the replica writes on a stream that it opens to a listener, before the raw bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct IncomingRelay {
+    /// Who asked, by the key of its own connection. The TLS inside proves it again.
+    pub from: PublicKey,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Query {
+    /// Nodes with at least this much free, optionally of one farm or country.
+    Nodes {
+        farm: Option<FarmId>,
+        country: Option<String>,
+        free: Capacity,
+    },
+    Farms {
+        owner: Option<BotId>,
+    },
+    /// Contracts of a user, a farmer or a node; ended ones only if asked for.
+    Contracts {
+        user: Option<BotId>,
+        farmer: Option<BotId>,
+        node: Option<NodeId>,
+        ended: bool,
+    },
+    Transfers {
+        of: BotId,
+    },
+}
+
+/// What a follower wants to hear of.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Concern {
+    Record(RecordId),
+    /// Contracts addressed to this node.
+    Node(NodeId),
+    /// Contracts and transfers of this bot.
+    Bot(BotId),
+    /// When these come and go.
+    Presence(PublicKey),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Event {
+    /// A final block and what of it concerns the follower.
+    Block {
+        header: Box<SignedHeader>,
+        records: Vec<Record>,
+    },
+    Presence {
+        key: PublicKey,
+        connected: bool,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Response {
+    Genesis(Genesis),
+    Header(Box<SignedHeader>),
+    /// The command is final: its block and the hashes of the records that it made.
+    Final {
+        height: u64,
+        records: Vec<Hash>,
+    },
+    Rejected(Rejection),
+    Values {
+        tip: Box<SignedHeader>,
+        values: Vec<ProvedValue>,
+    },
+    Records {
+        tip: Box<SignedHeader>,
+        records: Vec<ProvedRecord>,
+    },
+    Found(Page),
+    /// In the order of the question.
+    Blobs(Vec<bool>),
+    Blob(Vec<u8>),
+    BlobStored {
+        hash: Hash,
+    },
+    Listening,
+    Relayed,
+    Presence(Vec<bool>),
+    Status(Box<Status>),
+    /// The request can't be answered.
+    Failed(Failure),
+}
+
+/// A value of the state map, or its absence, as of the tip that comes with it.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ProvedValue {
+    pub value: Option<Vec<u8>>,
+    /// Encoded proof; `light` knows its form.
+    pub proof: Vec<u8>,
+}
+
+/// A record of the log with its position.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ProvedRecord {
+    pub index: u64,
+    pub record: Record,
+    /// Encoded RFC 6962 inclusion proof; `light` knows its form.
+    pub proof: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Page {
+    /// Height that the answer is of.
+    pub height: u64,
+    pub records: Vec<Record>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<RecordId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct Status {
+    pub name: crate::Name,
+    pub chain: crate::ChainId,
+    pub height: u64,
+    pub time_ms: u64,
+    pub records: u64,
+    pub validators: crate::ValidatorSet,
+    pub connections: u32,
+    pub waiting: u32,
+    pub blob_bytes: u64,
+}
+
+/// Why a request can't be answered.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    #[error("the request is malformed: {reason}")]
+    Malformed { reason: String },
+    #[error("the request asks for {got} {what}, at most {limit} are allowed")]
+    TooMuch { what: String, got: u64, limit: u64 },
+    #[error("there is no {what} here")]
+    NotFound { what: String },
+    #[error("{key} is not connected to this replica: is the machine on and online?")]
+    NotListening { key: PublicKey },
+    #[error("quota: {what}; {remedy}")]
+    Quota { what: String, remedy: String },
+    #[error("the replica can't write: {reason}; its owner must look after it")]
+    Storage { reason: String },
+    #[error("the replica is busy: {what}; try again in a moment")]
+    Busy { what: String },
+}

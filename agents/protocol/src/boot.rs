@@ -1,0 +1,158 @@
+//! The boot configuration of a node, `/etc/croft/boot.toml`: which grid, which farm, which addresses.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::SignedJoin;
+use crate::hash::ParseHexError;
+use crate::{ChainId, Hash, Name, PublicKey};
+
+/// All that a machine is told before it boots. Unknown fields are refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    pub grid: GridPin,
+    pub farm: FarmJoin,
+    #[serde(default)]
+    pub node: NodeSettings,
+    #[serde(default, rename = "link", skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<LinkSettings>,
+    #[serde(default)]
+    pub clock: ClockSettings,
+}
+
+/// What the node trusts: it acts on nothing that another chain or other validators signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GridPin {
+    pub name: Name,
+    pub chain: ChainId,
+    /// Hash of the trusted validator set.
+    pub validators: Hash,
+    #[serde(rename = "replica")]
+    pub replicas: Vec<ReplicaAddress>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaAddress {
+    pub address: SocketAddr,
+    pub key: PublicKey,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FarmJoin {
+    pub name: Name,
+    /// [`SignedJoin`], encoded, in hex.
+    pub join: String,
+}
+
+impl FarmJoin {
+    #[must_use]
+    pub fn new(name: Name, join: &SignedJoin) -> Self {
+        Self { name, join: hex::encode(crate::encode(join)) }
+    }
+
+    /// The permission to join.
+    ///
+    /// # Errors
+    /// [`InvalidBootConfig::Join`] when it is damaged.
+    pub fn permission(&self) -> Result<SignedJoin, InvalidBootConfig> {
+        let damaged = |reason: String| InvalidBootConfig::Join { reason };
+        let bytes = hex::decode(&self.join).map_err(|e| damaged(e.to_string()))?;
+        crate::decode("join permission", &bytes, 1024).map_err(|e| damaged(e.to_string()))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSettings {
+    /// Default: `node-` and the first digits of the node's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// How others reach the node's published ports. Default: the addresses of its uplink.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub public_addresses: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkSettings {
+    /// Interface name, or MAC address as `52:54:00:12:34:56`.
+    pub name: String,
+    #[serde(default)]
+    pub mode: LinkMode,
+    /// `192.0.2.10/24`, `2001:db8::10/64`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkMode {
+    #[default]
+    Dhcp,
+    Static,
+    Off,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockSettings {
+    /// NTP servers: addresses or names, with an optional `:port`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ntp: Vec<String>,
+}
+
+/// A boot configuration that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidBootConfig {
+    #[error(
+        "the boot configuration is not valid: {reason}; make a new one with 'croft farm new' or correct the line"
+    )]
+    Syntax { reason: String },
+    #[error("the boot configuration names no replica: add a [[grid.replica]] with address and key")]
+    NoReplica,
+    #[error("the farm's permission to join is damaged ({reason}): copy it again from 'croft farm new'")]
+    Join { reason: String },
+    #[error("link '{name}' is static but has no address: add `addresses`")]
+    NoAddress { name: String },
+    #[error(transparent)]
+    Hex(#[from] ParseHexError),
+}
+
+impl BootConfig {
+    /// Reads a boot configuration.
+    ///
+    /// # Errors
+    /// [`InvalidBootConfig`] names the line or the field.
+    pub fn parse(text: &str) -> Result<Self, InvalidBootConfig> {
+        let config: Self = toml::from_str(text)
+            .map_err(|e| InvalidBootConfig::Syntax { reason: e.to_string().trim().replace('\n', " ") })?;
+        if config.grid.replicas.is_empty() {
+            return Err(InvalidBootConfig::NoReplica);
+        }
+        config.farm.permission()?;
+        for link in &config.links {
+            if link.mode == LinkMode::Static && link.addresses.is_empty() {
+                return Err(InvalidBootConfig::NoAddress { name: link.name.clone() });
+            }
+        }
+        Ok(config)
+    }
+
+    /// The file's text.
+    ///
+    /// # Panics
+    /// Never: every field has a TOML form.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("every field has a TOML form")
+    }
+}

@@ -1,0 +1,175 @@
+//! What can be asked of the ledger, and every reason for which it refuses.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use serde::{Deserialize, Serialize};
+
+use crate::capacity::Shortfall;
+use crate::contract::{ContractId, PublishedPort, SignedTerms};
+use crate::header::ChainId;
+use crate::keys::{BadSignature, Domain};
+use crate::record::{BotBody, FarmId, NodeBody, ReportBody};
+use crate::{BotId, Grains, Hash, Name, NodeId, PriceList, PublicKey, SecretKey, Signature};
+
+/// Everything that can change the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Command {
+    /// The author becomes a bot with a name. Once per key.
+    CreateBot(BotBody),
+    /// The author, a bot, opens a farm.
+    CreateFarm { name: Name, country: String, prices: PriceList },
+    /// The farm's owner changes its prices. Contracts keep the rate that they were signed with.
+    SetPrices { farm: FarmId, prices: PriceList },
+    /// The author, a node, registers itself or a change of itself. `join` is needed the first time.
+    RegisterNode { node: NodeBody, join: Option<SignedJoin> },
+    /// Either party brings what both signed; the user's deposit goes into escrow.
+    Agree(Box<SignedTerms>),
+    /// The author, an approver of the contract, decides.
+    Approve { contract: ContractId, approve: bool },
+    /// The author, a party to the contract, ends it.
+    Close { contract: ContractId },
+    /// Anyone settles a contract: pays what is covered, ends it when its time is over.
+    Settle { contract: ContractId },
+    /// The author, a node, reports.
+    Report(ReportBody),
+    /// The author, a bot, gives grains away.
+    Transfer { to: BotId, amount: Grains, memo: String },
+}
+
+/// A farm owner's permission for nodes to join.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Join {
+    pub farm: FarmId,
+    /// Void after this time: milliseconds since 1970, UTC.
+    pub expires_ms: u64,
+    pub nonce: [u8; 16],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct SignedJoin {
+    pub join: Join,
+    /// By the farm's owner, over [`Domain::JOIN`].
+    pub signature: Signature,
+}
+
+/// A command in its envelope: bound to a chain, an author, a sequence number and an expiry height, so that
+/// it can be neither replayed nor moved to another grid.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct CommandBody {
+    pub chain: ChainId,
+    pub author: PublicKey,
+    /// The author's previous sequence number plus one; the first is 0.
+    pub sequence: u64,
+    /// The last block height that may carry it.
+    pub expires_height: u64,
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct SignedCommand {
+    pub body: CommandBody,
+    pub signature: Signature,
+}
+
+impl SignedCommand {
+    #[must_use]
+    pub fn sign(body: CommandBody, key: &SecretKey) -> Self {
+        let signature = key.sign(Domain::COMMAND, &body.chain, &body);
+        Self { body, signature }
+    }
+
+    /// Checks the author's signature.
+    ///
+    /// # Errors
+    /// [`BadSignature`] names the author.
+    pub fn verify(&self) -> Result<(), BadSignature> {
+        self.body.author.verify(Domain::COMMAND, &self.body.chain, &self.body, &self.signature)
+    }
+
+    #[must_use]
+    pub fn hash(&self) -> Hash {
+        Hash::of("croft/signed-command/1", self)
+    }
+}
+
+/// Why a command changes nothing. Names the culprit, and says what would help.
+#[derive(
+    Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize, thiserror::Error,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    #[error(
+        "the command is for chain {theirs}, but this grid is {ours}: check the grid that the configuration pins"
+    )]
+    WrongChain { theirs: ChainId, ours: ChainId },
+    #[error("the signature of {author} is wrong: sign again with the author's key")]
+    BadSignature { author: PublicKey },
+    #[error("the command is malformed: {reason}")]
+    Malformed { reason: String },
+    #[error(
+        "sequence number {got} of {author} is wrong, expected {expected}: the command was already used or one before it is missing"
+    )]
+    Sequence { author: PublicKey, got: u64, expected: u64 },
+    #[error("the command expired at height {expired}, the ledger is at {height}: sign it again")]
+    Expired { expired: u64, height: u64 },
+    #[error("expiry height {expires} is more than {limit} blocks ahead of {height}: choose a nearer one")]
+    ExpiryTooFar { expires: u64, height: u64, limit: u64 },
+    #[error("{author} is no bot on this grid: create it first with 'croft bot new'")]
+    UnknownBot { author: PublicKey },
+    #[error("there is no farm {farm} on this grid")]
+    UnknownFarm { farm: FarmId },
+    #[error("there is no node {node} on this grid")]
+    UnknownNode { node: NodeId },
+    #[error("there is no contract {contract} on this grid")]
+    UnknownContract { contract: ContractId },
+    #[error("{what} '{name}' is taken: choose another name")]
+    NameTaken { what: String, name: Name },
+    #[error("{author} is already a bot named '{name}'")]
+    AlreadyBot { author: PublicKey, name: Name },
+    #[error("only {allowed} may do this, not {author}")]
+    NotAllowed { author: PublicKey, allowed: String },
+    #[error(
+        "the node's permission to join is no good: {reason}; ask the farm's owner for a new boot configuration"
+    )]
+    Join { reason: String },
+    #[error("'{country}' is not a country: use two lower-case letters of ISO 3166-1, such as be")]
+    Country { country: String },
+    #[error("{what} is out of bounds: {got}, allowed are {allowed}")]
+    Bounds { what: String, got: u64, allowed: String },
+    #[error(
+        "session {got} of node {node} is not newer than {known}: the same key runs twice, or its clock went back"
+    )]
+    StaleSession { node: NodeId, got: u64, known: u64 },
+    #[error("the contract is not signed by {party}")]
+    Unsigned { party: PublicKey },
+    #[error("the contract's terms are void since {expired_ms} ms, it is {now_ms} ms: negotiate again")]
+    TermsExpired { expired_ms: u64, now_ms: u64 },
+    #[error(
+        "stale: the terms rely on capacity version {got} of node {node}, which is at {current}, and it no longer fits ({}): negotiate again",
+        show(shortfalls)
+    )]
+    Stale { node: NodeId, got: u64, current: u64, shortfalls: Vec<Shortfall> },
+    #[error("node {node} has too little free ({}): ask for less or choose another node", show(shortfalls))]
+    Capacity { node: NodeId, shortfalls: Vec<Shortfall> },
+    #[error("port {port} of node {node} is taken by another contract: choose another port")]
+    PortTaken { node: NodeId, port: PublishedPort },
+    #[error("node {node} already has {limit} contracts: choose another node")]
+    NodeFull { node: NodeId, limit: u64 },
+    #[error("{bot} has {have}, but {need} are needed: top up the wallet")]
+    Funds { bot: BotId, have: Grains, need: Grains },
+    #[error("the amount overflows")]
+    Overflow,
+    #[error("contract {contract} has already ended")]
+    Ended { contract: ContractId },
+    #[error("contract {contract} exists already")]
+    Duplicate { contract: ContractId },
+    #[error("{author} is no approver of contract {contract}, or has decided already")]
+    NotApprover { author: PublicKey, contract: ContractId },
+    #[error("the report is no good: {reason}")]
+    Report { reason: String },
+    #[error("the ledger is busy: {waiting} commands are waiting; try again in a moment")]
+    Busy { waiting: u64 },
+}
+
+fn show(shortfalls: &[Shortfall]) -> String {
+    shortfalls.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

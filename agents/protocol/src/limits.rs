@@ -1,0 +1,58 @@
+//! Every bound of the protocol in one place, with who suffers when it is wrong.
+
+/// A signed command. Larger than any sealed workload plus terms; a replica buffers this much per stream.
+pub const COMMAND_BYTES: usize = 96 * 1024;
+/// A sealed workload inside a contract. Every later version of the contract repeats it.
+pub const SEALED_WORKLOAD_BYTES: usize = 64 * 1024;
+/// A record: a contract with its terms and both signatures is the largest.
+pub const RECORD_BYTES: usize = 96 * 1024;
+/// A request to a replica other than a blob: a command or a list of keys.
+pub const REQUEST_BYTES: usize = 128 * 1024;
+/// A response other than a blob: a page of records with proofs.
+pub const RESPONSE_BYTES: usize = 4 * 1024 * 1024;
+/// A blob: one compressed chunk or one manifest.
+pub const BLOB_BYTES: usize = 2 * 1024 * 1024;
+/// A chunk of an image before compression. Small enough to refetch cheaply, large enough to compress.
+pub const CHUNK_BYTES: usize = 1024 * 1024;
+/// A manifest of at most this many chunks: images up to 64 GiB.
+pub const MANIFEST_CHUNKS: usize = 65_536;
+/// A message between peers over the relay (proposal, log page).
+pub const PEER_MESSAGE_BYTES: usize = 256 * 1024;
+/// Keys in one proved read.
+pub const KEYS_PER_GET: usize = 256;
+/// Records in one page of a range, history or query.
+pub const RECORDS_PER_PAGE: usize = 256;
+/// Contracts that one node may have at a time: bounds its commitment entry and its work.
+pub const CONTRACTS_PER_NODE: usize = 256;
+/// Published ports in one contract.
+pub const PORTS_PER_CONTRACT: usize = 64;
+/// Approvers in one contract.
+pub const APPROVERS_PER_CONTRACT: usize = 16;
+/// microVMs in one workload.
+pub const VMS_PER_WORKLOAD: usize = 16;
+/// Volumes in one workload.
+pub const VOLUMES_PER_WORKLOAD: usize = 32;
+/// Bytes of one free text: a reason, a detail, a description.
+pub const TEXT_BYTES: usize = 1024;
+/// Validators in one set.
+pub const VALIDATORS: usize = 64;
+/// How many blocks ahead a command may expire: bounds what must be remembered against replay.
+pub const EXPIRY_BLOCKS: u64 = 100_000;
+/// Commands in one block.
+pub const COMMANDS_PER_BLOCK: usize = 1_000;
+/// Bytes of commands in one block.
+pub const BLOCK_BYTES: usize = 4 * 1024 * 1024;
+/// A report covers at most this much time: a node that was silent for longer is not paid for the silence.
+pub const REPORT_COVERS_MS: u64 = 2 * 3_600_000;
+/// A node with running workloads reports at least this often.
+pub const REPORT_EVERY_MS: u64 = 3_600_000;
+/// A report may be ahead of block time by this much clock error.
+pub const CLOCK_SLACK_MS: u64 = 60_000;
+/// An idle ledger makes an empty block this often, so that freshness can be checked.
+pub const HEARTBEAT_MS: u64 = 10_000;
+/// A tip older than this is too old to act on.
+pub const TIP_MAX_AGE_MS: u64 = 120_000;
+/// The longest contract: ten years. Keeps `rate x duration` far from overflow.
+pub const DURATION_S: u64 = 10 * 365 * 86_400;
+/// The longest time that data is kept after a contract ended.
+pub const GRACE_S: u64 = 90 * 86_400;

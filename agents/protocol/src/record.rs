@@ -1,0 +1,302 @@
+//! What the ledger keeps: immutable versions of things, each naming the one it supersedes.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use serde::{Deserialize, Serialize};
+
+use crate::contract::{ContractBody, ContractId};
+use crate::header::ValidatorSet;
+use crate::{BotId, Capacity, Grains, Hash, Name, NodeId, PriceList, PublicKey};
+
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    BorshSerialize,
+    BorshDeserialize,
+    Serialize,
+    Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Bot,
+    Farm,
+    Node,
+    Offer,
+    Contract,
+    Approval,
+    Report,
+    Recipe,
+    Release,
+    Transfer,
+    Validators,
+}
+
+/// A farm: hash of its owner and first name.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    BorshSerialize,
+    BorshDeserialize,
+    Serialize,
+    Deserialize,
+)]
+#[serde(transparent)]
+pub struct FarmId(pub Hash);
+
+impl FarmId {
+    #[must_use]
+    pub fn new(owner: &BotId, name: &Name) -> Self {
+        Self(Hash::of("croft/farm/1", &(owner, name)))
+    }
+}
+
+impl std::fmt::Display for FarmId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A thing of which there are versions.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    BorshSerialize,
+    BorshDeserialize,
+    Serialize,
+    Deserialize,
+)]
+pub struct RecordId {
+    pub kind: Kind,
+    /// A key (bot, node), or a hash that the kind defines.
+    pub id: Hash,
+}
+
+impl RecordId {
+    #[must_use]
+    pub fn bot(id: &BotId) -> Self {
+        Self { kind: Kind::Bot, id: Hash(id.0) }
+    }
+    #[must_use]
+    pub fn node(id: &NodeId) -> Self {
+        Self { kind: Kind::Node, id: Hash(id.0) }
+    }
+    /// The reports of one node are versions of one thing.
+    #[must_use]
+    pub fn report(id: &NodeId) -> Self {
+        Self { kind: Kind::Report, id: Hash(id.0) }
+    }
+    #[must_use]
+    pub fn farm(id: &FarmId) -> Self {
+        Self { kind: Kind::Farm, id: id.0 }
+    }
+    #[must_use]
+    pub fn contract(id: &ContractId) -> Self {
+        Self { kind: Kind::Contract, id: id.0 }
+    }
+    /// The approval of one contract by one bot.
+    #[must_use]
+    pub fn approval(contract: &ContractId, approver: &BotId) -> Self {
+        Self { kind: Kind::Approval, id: Hash::of("croft/approval/1", &(contract, approver)) }
+    }
+    /// One transfer: its author and sequence number.
+    #[must_use]
+    pub fn transfer(author: &PublicKey, sequence: u64) -> Self {
+        Self { kind: Kind::Transfer, id: Hash::of("croft/transfer/1", &(author, sequence)) }
+    }
+    /// The one validator set of the grid.
+    #[must_use]
+    pub fn validators() -> Self {
+        Self { kind: Kind::Validators, id: Hash::ZERO }
+    }
+}
+
+/// One immutable version of one thing. Its hash is SHA-256 of its encoding.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Record {
+    pub id: RecordId,
+    /// 1, 2, 3, ...
+    pub version: u64,
+    /// Hash of the record that this one supersedes; `None` exactly in version 1.
+    pub prev: Option<Hash>,
+    pub body: Body,
+    /// Who signed the command that made it; the zero key for genesis.
+    pub author: PublicKey,
+    /// Height of the block that carries it.
+    pub height: u64,
+    /// Time of that block: milliseconds since 1970, UTC.
+    pub time_ms: u64,
+}
+
+impl Record {
+    #[must_use]
+    pub fn hash(&self) -> Hash {
+        Hash::of_bytes(&crate::encode(self))
+    }
+}
+
+/// What a record says. The variant belongs to its [`Kind`].
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Body {
+    Bot(BotBody),
+    Farm(FarmBody),
+    Node(NodeBody),
+    Contract(Box<ContractBody>),
+    Approval(ApprovalBody),
+    Report(ReportBody),
+    Transfer(TransferBody),
+    Validators(ValidatorSet),
+}
+
+impl Body {
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Bot(_) => Kind::Bot,
+            Self::Farm(_) => Kind::Farm,
+            Self::Node(_) => Kind::Node,
+            Self::Contract(_) => Kind::Contract,
+            Self::Approval(_) => Kind::Approval,
+            Self::Report(_) => Kind::Report,
+            Self::Transfer(_) => Kind::Transfer,
+            Self::Validators(_) => Kind::Validators,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct BotBody {
+    /// Unique on the ledger.
+    pub name: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct FarmBody {
+    pub owner: BotId,
+    /// Unique on the ledger.
+    pub name: Name,
+    /// ISO 3166-1 alpha-2, lower case.
+    pub country: String,
+    pub prices: PriceList,
+}
+
+/// How much a node's identity is worth.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    BorshSerialize,
+    BorshDeserialize,
+    Serialize,
+    Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum TrustClass {
+    /// Key on disk: whoever copies the disk has it.
+    Plain,
+    /// Key held by a TPM.
+    Sealed,
+    /// TPM quote over the measured boot matches a release.
+    Attested,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct NodeBody {
+    pub farm: FarmId,
+    /// Unique within its farm.
+    pub name: Name,
+    /// X25519 public key to which workloads are sealed.
+    pub sealing_key: [u8; 32],
+    pub capacity: Capacity,
+    pub hardware: HardwareSummary,
+    pub trust: TrustClass,
+    /// Where published ports can be reached: host names or addresses.
+    pub addresses: Vec<String>,
+    /// Version of the Croft image that it runs.
+    pub release: String,
+    /// One per boot, greater than all before, so that one key can't run twice.
+    pub session: u64,
+}
+
+/// What a buyer wants to know of the machine; the full inventory stays on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct HardwareSummary {
+    pub cpu_model: String,
+    pub threads: u32,
+    pub vendor: String,
+    pub product: String,
+    /// SHA-256 of the full inventory as the node measured it.
+    pub inventory: Hash,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct ApprovalBody {
+    pub contract: ContractId,
+    pub approver: BotId,
+    pub approved: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct TransferBody {
+    pub from: BotId,
+    pub to: BotId,
+    pub amount: Grains,
+    pub memo: String,
+}
+
+/// What a node says of the contracts addressed to it.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct ReportBody {
+    pub node: NodeId,
+    pub session: u64,
+    /// The covered time: milliseconds since 1970, UTC. Pay is for contracts that ran within it.
+    pub from_ms: u64,
+    pub until_ms: u64,
+    pub contracts: Vec<ContractReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct ContractReport {
+    pub contract: ContractId,
+    pub state: WorkloadState,
+    /// Milliseconds within the report's time during which the whole workload ran.
+    pub ran_ms: u64,
+    /// For people: why it is in this state. Never decides anything.
+    pub detail: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkloadState {
+    /// Verified; being fetched or started.
+    Preparing,
+    /// Every microVM runs and is healthy.
+    Running,
+    /// Something in it failed; the node is trying again.
+    Failing,
+    /// The node won't run it: wrong seal, impossible description, wrong bytes.
+    Refused,
+    /// Ended by itself, as its restart policy allows.
+    Finished,
+}

@@ -1,0 +1,136 @@
+//! Amounts as people write them: `512M`, `4G`, `90s`, `24h`.
+
+/// A text that is no amount.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{text}' is not {what}: write {example}")]
+pub struct InvalidAmount {
+    pub text: String,
+    pub what: &'static str,
+    pub example: &'static str,
+}
+
+/// Bytes from `4096`, `64K`, `512M`, `4G`, `2T` (powers of 1024; `Mi`, `MiB` and `MB` mean the same).
+///
+/// # Errors
+/// [`InvalidAmount`] for anything else, zero included, and for more than 2^63 bytes.
+pub fn parse_bytes(text: &str) -> Result<u64, InvalidAmount> {
+    let error = || InvalidAmount {
+        text: text.chars().take(80).collect(),
+        what: "a size",
+        example: "a whole number with K, M, G or T, such as 512M",
+    };
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| error())?;
+    let shift = match &text[digits..] {
+        "" | "B" => 0,
+        "K" | "Ki" | "KB" | "KiB" => 10,
+        "M" | "Mi" | "MB" | "MiB" => 20,
+        "G" | "Gi" | "GB" | "GiB" => 30,
+        "T" | "Ti" | "TB" | "TiB" => 40,
+        _ => return Err(error()),
+    };
+    match number.checked_mul(1 << shift) {
+        Some(bytes) if bytes > 0 && bytes <= i64::MAX as u64 => Ok(bytes),
+        _ => Err(error()),
+    }
+}
+
+/// Seconds from `90s`, `15m`, `24h`, `30d`.
+///
+/// # Errors
+/// [`InvalidAmount`] for anything else, zero included.
+pub fn parse_seconds(text: &str) -> Result<u64, InvalidAmount> {
+    let error = || InvalidAmount {
+        text: text.chars().take(80).collect(),
+        what: "a duration",
+        example: "a whole number with s, m, h or d, such as 24h",
+    };
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| error())?;
+    let unit = match &text[digits..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(error()),
+    };
+    number.checked_mul(unit).filter(|s| *s > 0).ok_or_else(error)
+}
+
+/// Thousandths of a CPU from `1`, `0.5`, `250m`.
+///
+/// # Errors
+/// [`InvalidAmount`] for anything else, zero included, and for more than 1024 CPUs.
+pub fn parse_cpu_millis(text: &str) -> Result<u32, InvalidAmount> {
+    let error = || InvalidAmount {
+        text: text.chars().take(80).collect(),
+        what: "a number of CPUs",
+        example: "1, 0.5 or 250m",
+    };
+    let millis = if let Some(millis) = text.strip_suffix('m') {
+        millis.parse::<u32>().map_err(|_| error())?
+    } else {
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        if whole.is_empty() || fraction.len() > 3 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(error());
+        }
+        let whole: u32 = whole.parse().map_err(|_| error())?;
+        let fraction: u32 = format!("{fraction:0<3}").parse().map_err(|_| error())?;
+        whole.checked_mul(1000).and_then(|w| w.checked_add(fraction)).ok_or_else(error)?
+    };
+    if (1..=1_024_000).contains(&millis) { Ok(millis) } else { Err(error()) }
+}
+
+/// Bytes as people read them, rounded to one decimal.
+#[must_use]
+pub fn show_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut tenths = u128::from(bytes) * 10;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths = (tenths + 512) / 1024;
+        unit += 1;
+    }
+    if tenths % 10 == 0 {
+        format!("{} {}", tenths / 10, UNITS[unit])
+    } else {
+        format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_durations_and_cpus_read_as_written() {
+        assert_eq!(parse_bytes("512M"), Ok(512 << 20));
+        assert_eq!(parse_bytes("4GiB"), Ok(4 << 30));
+        assert_eq!(parse_seconds("24h"), Ok(86_400));
+        assert_eq!(parse_cpu_millis("0.5"), Ok(500));
+        assert_eq!(parse_cpu_millis("250m"), Ok(250));
+        assert_eq!(parse_cpu_millis("2"), Ok(2000));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_an_example() {
+        for bad in ["", "G", "0", "1.5G", "-1", "99999999T", "1X"] {
+            let error = parse_bytes(bad).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("'{bad}' is not a size: write a whole number with K, M, G or T, such as 512M")
+            );
+        }
+        assert!(parse_seconds("5").is_err());
+        assert!(parse_cpu_millis("0").is_err());
+        assert!(parse_cpu_millis("0.0001").is_err());
+        assert!(parse_cpu_millis("2000").is_err());
+    }
+
+    #[test]
+    fn bytes_are_shown_rounded() {
+        assert_eq!(show_bytes(0), "0 B");
+        assert_eq!(show_bytes(1536), "1.5 KiB");
+        assert_eq!(show_bytes(4 << 30), "4 GiB");
+    }
+}
