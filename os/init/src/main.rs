@@ -1,3 +1,124 @@
-//! PID 1 of a Croft node: mounts, supervision, reaping, watchdog, shutdown
+//! PID 1 of a Croft node: from the kernel's hand-over to a supervised node, and to an ordered end.
+//!
+//! It must never exit and never wait without a limit. The kernel starts it twice: once on the initramfs, and once, by
+//! its own hand, on the tmpfs that replaces it, so that the first copy's memory is free.
 
-fn main() {}
+use croft_init::emergency;
+use croft_init::linux::{Linux, NODE};
+use croft_init::log::{Kmsg, Level, Log, chain};
+use croft_init::mounts::{self, MountError, Need, Outcome};
+use croft_init::root;
+use croft_init::run::run;
+use croft_init::stage::{Running, Stage};
+use croft_init::supervisor::{Policy, Supervisor};
+use croft_init::{clock, devices, entropy, sysctl};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+/// Argument of the second start: how long the first took (ms) and how big the moved tree is (KiB).
+const MOVED: &str = "--root-moved";
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!(
+            "init: this is PID 1 of a Croft node; started by hand it would have to do harm, so it does nothing"
+        );
+        return ExitCode::from(2);
+    }
+    emergency::install_panic_hook();
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Err(reason) = boot(&arguments) {
+        emergency::restart(&reason);
+    }
+    unreachable!("the loop of PID 1 ends with the machine")
+}
+
+fn boot(arguments: &[String]) -> Result<(), String> {
+    let started = Instant::now();
+    for row in mounts::early() {
+        mounts::mount(&row).map_err(|error| chain(&error))?;
+    }
+    let log = Kmsg::open();
+    let (before, moved) = match arguments {
+        [_, flag, milliseconds, kibibytes] if flag == MOVED => {
+            (Duration::from_millis(milliseconds.parse().unwrap_or(0)), kibibytes.parse::<u64>().ok())
+        }
+        _ if root::is_rootfs() => return Err(move_root(started)),
+        _ => (Duration::ZERO, None),
+    };
+    let running = Stage::Mounts.begin_at(&log, started.checked_sub(before).unwrap_or(started));
+    mount_all(running, &log, moved).map_err(|error| chain(&error))?;
+
+    let running = Stage::Clock.begin(&log);
+    match clock::set() {
+        Ok(detail) => running.ok(&detail),
+        Err(error) => running.failed(&error),
+    };
+    let running = Stage::Entropy.begin(&log);
+    match entropy::wait() {
+        Ok(()) => running.ok(""),
+        Err(error) => running.failed(&error),
+    };
+    let running = Stage::Devices.begin(&log);
+    running.ok(&devices::settle().describe());
+
+    let mut machine = Linux::new(Path::new(NODE)).map_err(|error| chain(&error))?;
+    machine.take_over();
+    run(Supervisor::new(Policy::default()), &mut machine);
+    Err("the supervisor came to an end without ending the machine".into())
+}
+
+/// Moves the root and starts this program again on it. Returns only when that failed.
+fn move_root(started: Instant) -> String {
+    let tree = match root::move_to_tmpfs(&["/proc", "/sys", "/dev"]) {
+        Ok(tree) => tree,
+        Err(error) => return format!("the root can't be moved: {}", chain(&error)),
+    };
+    let milliseconds = started.elapsed().as_millis().to_string();
+    let error =
+        Command::new("/init").arg(MOVED).arg(milliseconds).arg((tree.bytes / 1024).to_string()).exec();
+    format!("/init can't be started on the new root: {error}")
+}
+
+fn mount_all(running: Running<'_>, log: &dyn Log, moved: Option<u64>) -> Result<(), MountError> {
+    let mut count = mounts::early().len();
+    let mut absent = Vec::new();
+    for row in mounts::late() {
+        match mounts::mount(&row) {
+            Ok(Outcome::Absent) => absent.push(row.filesystem),
+            Ok(Outcome::Mounted | Outcome::Was) => count += 1,
+            Err(error) => {
+                debug_assert_eq!(row.need, Need::Must);
+                let _ = running.failed(&error);
+                return Err(error);
+            }
+        }
+    }
+    if let Err(error) = mounts::make_folders() {
+        log.line(Level::Warning, &format!("croft: folders of the running system can't be made: {error}"));
+    }
+    let missing = mounts::enable_controllers(Path::new("/sys/fs/cgroup"));
+    if !missing.is_empty() {
+        let names = missing.join(", ");
+        log.line(
+            Level::Warning,
+            &format!("croft: this kernel has no cgroup controller {names}: limits are missing"),
+        );
+    }
+    let settings = sysctl::apply(Path::new("/proc/sys"), sysctl::TABLE);
+    for refused in &settings.refused {
+        log.line(Level::Warning, &format!("croft: kernel setting refused: {refused}"));
+    }
+    if !settings.absent.is_empty() {
+        let names = settings.absent.join(", ");
+        log.line(Level::Info, &format!("croft: this kernel lacks the settings {names}"));
+    }
+    let root = moved.map_or("root stays where it is".into(), |kibibytes| {
+        format!("root of {} MiB moved to a tmpfs", kibibytes.div_ceil(1024))
+    });
+    let absent = if absent.is_empty() { String::new() } else { format!("; absent: {}", absent.join(", ")) };
+    let _ = running.ok(&format!("{count} filesystems, {} kernel settings, {root}{absent}", settings.set));
+    Ok(())
+}
