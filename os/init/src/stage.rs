@@ -23,9 +23,9 @@ pub enum Stage {
     Entropy,
     Devices,
     Network,
-    Identity,
     Inventory,
     Disks,
+    Identity,
     Ledger,
     Register,
     Reconcile,
@@ -38,9 +38,9 @@ impl Stage {
         Self::Entropy,
         Self::Devices,
         Self::Network,
-        Self::Identity,
         Self::Inventory,
         Self::Disks,
+        Self::Identity,
         Self::Ledger,
         Self::Register,
         Self::Reconcile,
@@ -186,7 +186,7 @@ mod tests {
         let log = Recorded::default();
         let _ = Stage::Disks.begin(&log).failed(&Unreadable(std::io::Error::other("input/output error")));
         let last = log.lines().pop().unwrap();
-        assert!(last.starts_with("croft: stage 8/11 disks: failed in "), "{last}");
+        assert!(last.starts_with("croft: stage 7/11 disks: failed in "), "{last}");
         assert!(
             last.ends_with(" ms: /dev/vda can't be read: replace the disk: input/output error"),
             "{last}"
