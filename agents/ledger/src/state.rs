@@ -1,0 +1,136 @@
+//! What the state machine needs of a store, and how it reads typed values from it.
+
+use std::fmt;
+
+use borsh::BorshDeserialize;
+use croft_protocol::contract::{ContractBody, ContractId};
+use croft_protocol::record::{BotBody, FarmBody, NodeBody};
+use croft_protocol::state::{Account, NodeContracts};
+use croft_protocol::{
+    Body, BotId, Escrow, FarmId, NodeCapacity, NodeId, PublicKey, Record, RecordId, StateKey,
+};
+
+/// The state can't be read, or isn't what this ledger wrote. It stops the block; nobody is to blame who
+/// submitted a command.
+#[derive(Debug)]
+pub struct StateError(Box<dyn std::error::Error + Send + Sync>);
+
+impl StateError {
+    /// A failure of the store.
+    pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(source.into())
+    }
+
+    /// Bytes under `key` that this ledger can't have written.
+    #[must_use]
+    pub fn corrupt(key: &StateKey, reason: impl fmt::Display) -> Self {
+        Self::new(format!(
+            "the ledger's state is corrupt at {key:?}: {reason}; restore this replica from another"
+        ))
+    }
+
+    /// A rule that the state machine itself must keep and didn't.
+    #[must_use]
+    pub fn broken(invariant: impl fmt::Display) -> Self {
+        Self::new(format!("the ledger would break an invariant ({invariant}); the block is refused"))
+    }
+}
+
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for StateError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// The state before a block: `StateKey -> bytes`.
+pub trait StateRead {
+    /// The bytes under a key; `None` when there are none.
+    ///
+    /// # Errors
+    /// [`StateError`] when the store fails.
+    fn get(&self, key: &StateKey) -> Result<Option<Vec<u8>>, StateError>;
+}
+
+/// Typed reads on any [`StateRead`].
+pub trait StateReadExt: StateRead {
+    /// Decodes the value under a key.
+    ///
+    /// # Errors
+    /// [`StateError`] when the store fails or the bytes are corrupt.
+    fn read<T: BorshDeserialize>(&self, key: &StateKey) -> Result<Option<T>, StateError> {
+        self.get(key)?
+            .map(|bytes| borsh::from_slice(&bytes).map_err(|e| StateError::corrupt(key, e)))
+            .transpose()
+    }
+
+    /// The latest record of a thing.
+    fn record(&self, id: &RecordId) -> Result<Option<Record>, StateError> {
+        self.read(&StateKey::Record(*id))
+    }
+
+    /// An author's account; of nobody that is an empty one.
+    fn account(&self, key: &PublicKey) -> Result<Account, StateError> {
+        Ok(self.read(&StateKey::Account(*key))?.unwrap_or_default())
+    }
+
+    fn bot(&self, id: &BotId) -> Result<Option<BotBody>, StateError> {
+        body(self, RecordId::bot(id), |body| match body {
+            Body::Bot(bot) => Some(bot),
+            _ => None,
+        })
+    }
+
+    fn farm(&self, id: &FarmId) -> Result<Option<FarmBody>, StateError> {
+        body(self, RecordId::farm(id), |body| match body {
+            Body::Farm(farm) => Some(farm),
+            _ => None,
+        })
+    }
+
+    fn node(&self, id: &NodeId) -> Result<Option<NodeBody>, StateError> {
+        body(self, RecordId::node(id), |body| match body {
+            Body::Node(node) => Some(node),
+            _ => None,
+        })
+    }
+
+    fn contract(&self, id: &ContractId) -> Result<Option<ContractBody>, StateError> {
+        body(self, RecordId::contract(id), |body| match body {
+            Body::Contract(contract) => Some(*contract),
+            _ => None,
+        })
+    }
+
+    fn capacity(&self, node: &NodeId) -> Result<Option<NodeCapacity>, StateError> {
+        self.read(&StateKey::Capacity(*node))
+    }
+
+    fn escrow(&self, contract: &ContractId) -> Result<Option<Escrow>, StateError> {
+        self.read(&StateKey::Escrow(*contract))
+    }
+
+    /// Every contract addressed to the node that has not ended.
+    fn node_contracts(&self, node: &NodeId) -> Result<NodeContracts, StateError> {
+        Ok(self.read(&StateKey::NodeContracts(*node))?.unwrap_or_default())
+    }
+}
+
+impl<S: StateRead + ?Sized> StateReadExt for S {}
+
+fn body<S: StateRead + ?Sized, T>(
+    state: &S,
+    id: RecordId,
+    pick: impl FnOnce(Body) -> Option<T>,
+) -> Result<Option<T>, StateError> {
+    let Some(record) = state.record(&id)? else { return Ok(None) };
+    let kind = record.body.kind();
+    pick(record.body)
+        .map(Some)
+        .ok_or_else(|| StateError::corrupt(&StateKey::Record(id), format!("its body is a {kind:?}")))
+}
