@@ -1,3 +1,47 @@
-//! Chores: kernel, image, qemu, bench, tidy, check
+//! `cargo xtask`: the one entry point for chores.
+//!
+//! Dispatches only. Each chore is a module with its own arguments and its own `run`; nothing that
+//! Croft does in the field may live here.
 
-fn main() {}
+mod check;
+mod kernel;
+mod repo;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Chores of the Croft source tree.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build the kernels of the node and of its microVMs from the fragments in kernel-config/.
+    Kernel(kernel::Arguments),
+    /// Check what no compiler checks: crate edges, forbidden words, lengths, reasons.
+    Tidy(tidy::Arguments),
+    /// Everything a change must pass before it is pushed, except the tests.
+    Check(check::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().chore {
+        Chore::Kernel(arguments) => kernel::run(&arguments),
+        Chore::Tidy(arguments) => tidy::run(&arguments),
+        Chore::Check(arguments) => check::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The whole chain, once, here and nowhere else.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
