@@ -44,3 +44,12 @@ endef
 LINUX_POST_CONFIGURE_HOOKS += CROFT_LINUX_CHECK_CONFIG
 
 endif
+
+# A kernel needs the compiler but none of its libraries. With the distribution's
+# compiler as toolchain Buildroot would copy all of /usr.
+ifeq ($(BR2_CROFT_KERNEL_ONLY),y)
+TOOLCHAIN_EXTERNAL_INSTALL_SYSROOT_LIBS =
+TOOLCHAIN_EXTERNAL_INSTALL_TARGET_LIBS =
+TOOLCHAIN_EXTERNAL_INSTALL_TARGET_LDD =
+TOOLCHAIN_EXTERNAL_FIXUP_PRETTY_PRINTER_LOADER =
+endif
