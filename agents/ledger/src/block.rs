@@ -5,14 +5,18 @@
 //! still the author's next and it has not expired. An author who gives up on a command makes it void by using
 //! its sequence number for another one, or by waiting for its expiry height.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use croft_protocol::record::BotBody;
+use croft_protocol::state::Account;
 use croft_protocol::{
-    BotId, ChainId, ContractId, ContractState, Genesis, Grains, Hash, Name, NodeId, PublicKey, Record,
-    Rejection, SignedCommand, StateKey,
+    Body, BotId, ChainId, ContractId, ContractState, Genesis, Grains, Hash, Name, NodeId, PublicKey, Record,
+    RecordId, Rejection, SignedCommand, StateKey, limits,
 };
 
-use crate::state::{StateError, StateRead};
+use crate::execute;
+use crate::state::{StateError, StateRead, StateReadExt};
+use crate::work::{Stop, Work};
 
 /// How far ahead of the author's next sequence number a command may wait in a queue.
 pub const SEQUENCE_WINDOW: u64 = 64;
@@ -25,6 +29,14 @@ pub struct BlockContext {
     pub height: u64,
     /// The block's time: milliseconds since 1970, UTC; greater than the previous one's.
     pub time_ms: u64,
+}
+
+impl BlockContext {
+    /// That of block 0.
+    #[must_use]
+    pub fn genesis(genesis: &Genesis) -> Self {
+        Self { chain: genesis.chain_id(), height: 0, time_ms: genesis.time_ms }
+    }
 }
 
 /// What an accepted command made.
@@ -90,22 +102,97 @@ pub enum InvalidGenesis {
 ///
 /// # Errors
 /// [`InvalidGenesis`] names the culprit.
-pub fn execute_genesis(_genesis: &Genesis) -> Result<BlockOutcome, InvalidGenesis> {
-    todo!()
+pub fn execute_genesis(genesis: &Genesis) -> Result<BlockOutcome, InvalidGenesis> {
+    genesis.validators.check()?;
+    if genesis.time_ms == 0 {
+        return Err(InvalidGenesis::Time);
+    }
+    let (mut bots, mut names) = (BTreeSet::new(), BTreeSet::new());
+    let mut supply = Grains::ZERO;
+    let mut outcome = BlockOutcome::default();
+    let mut write = |key, bytes| outcome.writes.insert(key, Some(bytes));
+    let record = |id, body| Record {
+        id,
+        version: 1,
+        prev: None,
+        body,
+        author: PublicKey([0; 32]),
+        height: 0,
+        time_ms: genesis.time_ms,
+    };
+    let mut records = vec![record(RecordId::validators(), Body::Validators(genesis.validators.clone()))];
+    for allocation in &genesis.allocations {
+        if !bots.insert(allocation.bot) {
+            return Err(InvalidGenesis::SameBot { bot: allocation.bot });
+        }
+        if !names.insert(&allocation.name) {
+            return Err(InvalidGenesis::SameName { name: allocation.name.clone() });
+        }
+        supply = supply.checked_add(allocation.grains).ok_or(InvalidGenesis::Overflow)?;
+        let account = Account { balance: allocation.grains, next_sequence: 0 };
+        write(StateKey::Account(allocation.bot), croft_protocol::encode(&account));
+        write(StateKey::BotName(allocation.name.clone()), croft_protocol::encode(&allocation.bot));
+        records.push(record(
+            RecordId::bot(&allocation.bot),
+            Body::Bot(BotBody { name: allocation.name.clone() }),
+        ));
+    }
+    write(StateKey::Supply, croft_protocol::encode(&supply));
+    for record in &records {
+        write(StateKey::Record(record.id), croft_protocol::encode(record));
+    }
+    outcome.records = records;
+    Ok(outcome)
 }
 
 /// Executes commands in their order on the state before the block. A command that can't be executed yields a
 /// [`Rejection`] and changes nothing; the others go on.
 ///
 /// # Errors
-/// [`StateError`] when the store fails, when it holds what this ledger can't have written, or when an
-/// invariant would break: then nothing of the block may be kept.
+/// [`StateError`] when the store fails, when it holds what this ledger can't have written, when there are
+/// more commands than a block may have, or when an invariant would break: then nothing of the block may be
+/// kept.
 pub fn execute_block(
-    _view: &dyn StateRead,
-    _ctx: BlockContext,
-    _commands: &[SignedCommand],
+    view: &dyn StateRead,
+    ctx: BlockContext,
+    commands: &[SignedCommand],
 ) -> Result<BlockOutcome, StateError> {
-    todo!()
+    if commands.len() > limits::COMMANDS_PER_BLOCK {
+        return Err(StateError::new(format!(
+            "block {} has {} commands, at most {} are allowed",
+            ctx.height,
+            commands.len(),
+            limits::COMMANDS_PER_BLOCK
+        )));
+    }
+    let mut work = Work::new(view, ctx);
+    let mut results = Vec::with_capacity(commands.len());
+    for command in commands {
+        match execute_command(&mut work, command) {
+            Ok(()) => results.push(Ok(work.keep())),
+            Err(Stop::Rejected(rejection)) => {
+                work.discard();
+                results.push(Err(*rejection));
+            }
+            Err(Stop::Failed(error)) => return Err(error),
+        }
+    }
+    work.finish(results)
+}
+
+fn execute_command(work: &mut Work<'_>, command: &SignedCommand) -> Result<(), Stop> {
+    let (ctx, author) = (work.ctx(), command.body.author);
+    check_envelope(&ctx.chain, ctx.height, command)?;
+    let account = work.account(&author)?;
+    if command.body.sequence != account.next_sequence {
+        return Err(wrong_sequence(command, account.next_sequence).into());
+    }
+    execute::dispatch(work, author, command)?;
+    // Read again: the command may have moved the author's own grains.
+    let mut account = work.account(&author)?;
+    account.next_sequence = account.next_sequence.checked_add(1).ok_or(Rejection::Overflow)?;
+    work.put(StateKey::Account(author), &account);
+    Ok(())
 }
 
 /// The cheap checks before a command waits in a queue: size, chain, expiry, signature and sequence number,
@@ -114,10 +201,49 @@ pub fn execute_block(
 /// # Errors
 /// [`StateError`] when the store fails. The inner result is the verdict on the command.
 pub fn check_admission(
-    _view: &dyn StateRead,
-    _chain: &ChainId,
-    _height: u64,
-    _command: &SignedCommand,
+    view: &dyn StateRead,
+    chain: &ChainId,
+    height: u64,
+    command: &SignedCommand,
 ) -> Result<Result<(), Rejection>, StateError> {
-    todo!()
+    if let Err(rejection) = check_envelope(chain, height, command) {
+        return Ok(Err(rejection));
+    }
+    let next = view.account(&command.body.author)?.next_sequence;
+    let ahead = command.body.sequence.checked_sub(next);
+    Ok(match ahead {
+        Some(ahead) if ahead < SEQUENCE_WINDOW => Ok(()),
+        _ => Err(wrong_sequence(command, next)),
+    })
 }
+
+/// What can be checked without the state; the signature last, since it costs most.
+fn check_envelope(chain: &ChainId, height: u64, command: &SignedCommand) -> Result<(), Rejection> {
+    let body = &command.body;
+    if body.chain != *chain {
+        return Err(Rejection::WrongChain { theirs: body.chain, ours: *chain });
+    }
+    if body.expires_height < height {
+        return Err(Rejection::Expired { expired: body.expires_height, height });
+    }
+    if body.expires_height - height > limits::EXPIRY_BLOCKS {
+        return Err(Rejection::ExpiryTooFar {
+            expires: body.expires_height,
+            height,
+            limit: limits::EXPIRY_BLOCKS,
+        });
+    }
+    let len = croft_protocol::encode(command).len();
+    if len > limits::COMMAND_BYTES {
+        let limit = limits::COMMAND_BYTES;
+        return Err(Rejection::Malformed { reason: format!("{len} bytes, more than the limit of {limit}") });
+    }
+    command.verify().map_err(|_| Rejection::BadSignature { author: body.author })
+}
+
+fn wrong_sequence(command: &SignedCommand, expected: u64) -> Rejection {
+    Rejection::Sequence { author: command.body.author, got: command.body.sequence, expected }
+}
+
+#[cfg(test)]
+mod tests;

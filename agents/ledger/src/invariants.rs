@@ -1,18 +1,223 @@
 //! What must hold of a whole state, whatever happened before. For tests, simulators and audits.
+//!
+//! - grains: supply = balances + what escrows hold; `deposit = paid + refunded + held`; pay is what the
+//!   covered time is worth; nothing is held for an ended contract;
+//! - capacity: what a node has in use is the sum of its running contracts, and no more than it has unless it
+//!   shrank;
+//! - names, ports, and the set of contracts addressed to a node are those of the running things, no more and
+//!   no less;
+//! - every record stands under its own id.
 
-use croft_protocol::StateKey;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use borsh::BorshDeserialize;
+use croft_protocol::record::{FarmBody, NodeBody};
+use croft_protocol::state::{Account, NodeContracts};
+use croft_protocol::{
+    Body, BotId, Capacity, ContractBody, ContractId, ContractState, Escrow, FarmId, Grains, NodeCapacity,
+    NodeId, Record, StateKey,
+};
 
 /// An invariant that a state breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BrokenInvariant(pub String);
 
+type Check = Result<(), BrokenInvariant>;
+
+fn broken(what: impl fmt::Display) -> BrokenInvariant {
+    BrokenInvariant(what.to_string())
+}
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Check {
+    if holds { Ok(()) } else { Err(BrokenInvariant(what())) }
+}
+
 /// Checks a whole state, given by all its keys and values in any order.
 ///
 /// # Errors
 /// [`BrokenInvariant`] says what does not hold, and for whom.
-pub fn check_invariants<'a>(
-    _state: impl IntoIterator<Item = (&'a StateKey, &'a [u8])>,
-) -> Result<(), BrokenInvariant> {
-    todo!()
+pub fn check_invariants<'a>(state: impl IntoIterator<Item = (&'a StateKey, &'a [u8])>) -> Check {
+    let whole = Whole::read(state)?;
+    whole.check_grains()?;
+    whole.check_contracts()?;
+    whole.check_nodes()?;
+    whole.check_names()
+}
+
+/// A state, sorted by what its values are.
+#[derive(Default)]
+struct Whole {
+    supply: Option<Grains>,
+    accounts: BTreeMap<BotId, Account>,
+    bots: BTreeMap<BotId, String>,
+    farms: BTreeMap<FarmId, FarmBody>,
+    nodes: BTreeMap<NodeId, NodeBody>,
+    contracts: BTreeMap<ContractId, ContractBody>,
+    escrows: BTreeMap<ContractId, Escrow>,
+    capacities: BTreeMap<NodeId, NodeCapacity>,
+    addressed: BTreeMap<NodeId, NodeContracts>,
+    /// Names and ports, each with its holder.
+    claims: BTreeMap<StateKey, Vec<u8>>,
+}
+
+impl Whole {
+    fn read<'a>(state: impl IntoIterator<Item = (&'a StateKey, &'a [u8])>) -> Result<Self, BrokenInvariant> {
+        fn decode<T: BorshDeserialize>(key: &StateKey, bytes: &[u8]) -> Result<T, BrokenInvariant> {
+            borsh::from_slice(bytes).map_err(|e| broken(format_args!("{key:?} can't be decoded: {e}")))
+        }
+        let mut whole = Self::default();
+        for (key, bytes) in state {
+            match key {
+                StateKey::Supply => whole.supply = Some(decode(key, bytes)?),
+                StateKey::Account(id) => drop(whole.accounts.insert(*id, decode(key, bytes)?)),
+                StateKey::Capacity(id) => drop(whole.capacities.insert(*id, decode(key, bytes)?)),
+                StateKey::NodeContracts(id) => drop(whole.addressed.insert(*id, decode(key, bytes)?)),
+                StateKey::Escrow(id) => drop(whole.escrows.insert(*id, decode(key, bytes)?)),
+                StateKey::BotName(_)
+                | StateKey::FarmName(_)
+                | StateKey::NodeName(..)
+                | StateKey::ContractName(..)
+                | StateKey::Port(..) => drop(whole.claims.insert(key.clone(), bytes.to_vec())),
+                StateKey::Record(id) => {
+                    let record: Record = decode(key, bytes)?;
+                    ensure(record.id == *id && record.body.kind() == id.kind, || {
+                        format!("the record under {id:?} is {:?}, {:?}", record.id, record.body.kind())
+                    })?;
+                    ensure((record.version == 1) == record.prev.is_none(), || {
+                        format!("version {} of {id:?} names {:?}", record.version, record.prev)
+                    })?;
+                    whole.insert(record)?;
+                }
+            }
+        }
+        Ok(whole)
+    }
+
+    fn insert(&mut self, record: Record) -> Check {
+        let id = record.id.id;
+        match record.body {
+            Body::Bot(bot) => drop(self.bots.insert(croft_protocol::PublicKey(id.0), bot.name.to_string())),
+            Body::Farm(farm) => drop(self.farms.insert(FarmId(id), farm)),
+            Body::Node(node) => drop(self.nodes.insert(croft_protocol::PublicKey(id.0), node)),
+            Body::Contract(contract) => {
+                ensure(contract.signed.terms.id() == ContractId(id), || {
+                    format!("contract {id} has the terms of {}", contract.signed.terms.id())
+                })?;
+                self.contracts.insert(ContractId(id), *contract);
+            }
+            Body::Approval(_) | Body::Report(_) | Body::Transfer(_) | Body::Validators(_) => {}
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> impl Iterator<Item = (&ContractId, &ContractBody)> {
+        self.contracts.iter().filter(|(_, body)| !matches!(body.state, ContractState::Ended(_)))
+    }
+
+    fn check_grains(&self) -> Check {
+        let supply = self.supply.ok_or_else(|| broken("the supply is unknown"))?;
+        let balances: u128 = self.accounts.values().map(|account| u128::from(account.balance.0)).sum();
+        let held: u128 = self.escrows.values().map(|escrow| u128::from(escrow.held().0)).sum();
+        ensure(u128::from(supply.0) == balances + held, || {
+            format!("the supply is {supply}, but accounts have {balances} and escrows hold {held}")
+        })
+    }
+
+    fn check_contracts(&self) -> Check {
+        ensure(self.escrows.keys().eq(self.contracts.keys()), || {
+            "there is one escrow for each contract".to_owned()
+        })?;
+        for (id, body) in &self.contracts {
+            let escrow = &self.escrows[id];
+            let terms = &body.signed.terms;
+            ensure(terms.price() == Some(escrow.deposit), || {
+                format!("contract {id} costs {:?}, its deposit is {}", terms.price(), escrow.deposit)
+            })?;
+            let sum =
+                escrow.paid.0.checked_add(escrow.refunded.0).and_then(|s| s.checked_add(escrow.held().0));
+            ensure(sum == Some(escrow.deposit.0), || {
+                format!("contract {id} has {escrow:?}, which doesn't add up")
+            })?;
+            ensure(escrow.covered_ms <= terms.duration_s * 1000, || {
+                format!("contract {id} lasts {} s, covered are {} ms", terms.duration_s, escrow.covered_ms)
+            })?;
+            let worth = u128::from(terms.rate.0) * u128::from(escrow.covered_ms) / 1000;
+            ensure(u128::from(escrow.paid.0) == worth, || {
+                format!("contract {id} has paid {}, its covered time is worth {worth}", escrow.paid)
+            })?;
+            let ended = matches!(body.state, ContractState::Ended(_));
+            ensure(!ended || escrow.held() == Grains::ZERO, || {
+                format!("contract {id} has ended, but {} are held", escrow.held())
+            })?;
+            ensure(ended == (body.ended_ms > 0), || format!("contract {id} is {:?}", body.state))?;
+            let started = body.starts_ms > 0;
+            ensure(started || !body.state.may_run(), || format!("contract {id} runs without a start"))?;
+            ensure(body.state != ContractState::Agreed || !started, || {
+                format!("contract {id} waits for its approvers and has started")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn check_nodes(&self) -> Check {
+        ensure(self.capacities.keys().eq(self.nodes.keys()), || {
+            "there are books for each node and no other".to_owned()
+        })?;
+        for (id, node) in &self.nodes {
+            let books = &self.capacities[id];
+            ensure(books.total == node.capacity, || format!("node {id} has another capacity in its books"))?;
+            let mut used = Capacity::default();
+            let mut contracts = Vec::new();
+            for (contract, body) in self.running().filter(|(_, body)| body.signed.terms.node == *id) {
+                used = used
+                    .checked_add(&body.signed.terms.resources)
+                    .ok_or_else(|| broken(format_args!("the contracts of node {id} overflow")))?;
+                contracts.push(*contract);
+            }
+            ensure(books.used == used, || {
+                format!("node {id} has {:?} in use, its contracts have {used:?}", books.used)
+            })?;
+            let addressed = self.addressed.get(id).map_or(&[][..], |a| &a.contracts);
+            ensure(contracts == addressed, || {
+                format!("node {id} runs {contracts:?}, but committed to are {addressed:?}")
+            })?;
+        }
+        ensure(
+            self.addressed.iter().all(|(id, a)| self.nodes.contains_key(id) && !a.contracts.is_empty()),
+            || "contracts are addressed to registered nodes, and no empty set is kept".to_owned(),
+        )
+    }
+
+    /// Names and ports are exactly those of what exists.
+    fn check_names(&self) -> Check {
+        let mut claims = BTreeMap::new();
+        let mut claim = |key: StateKey, holder: Vec<u8>| claims.insert(key, holder);
+        for (id, name) in &self.bots {
+            let name = name.parse().map_err(broken)?;
+            claim(StateKey::BotName(name), croft_protocol::encode(id));
+        }
+        for (id, farm) in &self.farms {
+            claim(StateKey::FarmName(farm.name.clone()), croft_protocol::encode(id));
+            ensure(self.bots.contains_key(&farm.owner), || format!("farm {id} has no owner"))?;
+        }
+        for (id, node) in &self.nodes {
+            claim(StateKey::NodeName(node.farm.0, node.name.clone()), croft_protocol::encode(id));
+            ensure(self.farms.contains_key(&node.farm), || format!("node {id} has no farm"))?;
+        }
+        for (id, body) in self.running() {
+            let terms = &body.signed.terms;
+            claim(StateKey::ContractName(terms.user, terms.name.clone()), croft_protocol::encode(id));
+            for port in &terms.ports {
+                claim(StateKey::Port(terms.node, *port), croft_protocol::encode(id));
+            }
+        }
+        let (ours, theirs): (BTreeSet<_>, BTreeSet<_>) =
+            (claims.iter().collect(), self.claims.iter().collect());
+        ensure(ours == theirs, || {
+            let odd: Vec<_> = ours.symmetric_difference(&theirs).map(|(key, _)| key).collect();
+            format!("names and ports are not those of what exists: {odd:?}")
+        })
+    }
 }

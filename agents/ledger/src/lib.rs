@@ -15,13 +15,15 @@
 
 pub mod assemble;
 pub mod block;
+mod execute;
 pub mod invariants;
 pub mod log_tree;
 pub mod memory;
 pub mod state;
 pub mod state_map;
+mod work;
 
-pub use assemble::{Assembled, assemble, certify};
+pub use assemble::{Assembled, Before, assemble, certify};
 pub use block::{
     BlockContext, BlockOutcome, Event, InvalidGenesis, Receipt, SEQUENCE_WINDOW, check_admission,
     execute_block, execute_genesis,

@@ -1,0 +1,87 @@
+//! What each command does, one function each. Envelope and sequence number are checked already.
+
+mod contracts;
+mod identities;
+mod reports;
+
+use croft_protocol::record::{BotBody, FarmBody, TransferBody};
+use croft_protocol::{
+    Body, BotId, Command, FarmId, Grains, NodeId, PublicKey, RecordId, Rejection, SignedCommand, limits,
+};
+
+use crate::block::Event;
+use crate::state::StateReadExt;
+use crate::work::{Step, Stop, Work};
+
+pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCommand) -> Step {
+    match &signed.body.command {
+        Command::CreateBot(bot) => identities::create_bot(work, author, bot),
+        Command::CreateFarm { name, country, prices } => {
+            identities::create_farm(work, author, name, country, *prices)
+        }
+        Command::SetPrices { farm, prices } => identities::set_prices(work, author, farm, *prices),
+        Command::RegisterNode { node, join } => identities::register_node(work, author, node, join.as_ref()),
+        Command::Agree(terms) => contracts::agree(work, author, terms),
+        Command::Approve { contract, approve } => contracts::approve(work, author, contract, *approve),
+        Command::Close { contract } => contracts::close(work, author, contract),
+        Command::Settle { contract } => contracts::settle(work, author, contract),
+        Command::Report(report) => reports::report(work, author, report),
+        Command::Transfer { to, amount, memo } => {
+            transfer(work, author, to, *amount, memo, signed.body.sequence)
+        }
+    }
+}
+
+fn transfer(
+    work: &mut Work<'_>,
+    author: PublicKey,
+    to: &BotId,
+    amount: Grains,
+    memo: &str,
+    sequence: u64,
+) -> Step {
+    known_bot(work, &author)?;
+    known_bot(work, to)?;
+    if *to == author {
+        return Err(malformed("a transfer goes to another bot"));
+    }
+    if amount == Grains::ZERO {
+        return Err(bounds("the amount in grains", 0_u64, "1 and more"));
+    }
+    check_text("the memo", memo)?;
+    work.debit(&author, amount)?;
+    work.credit(to, amount)?;
+    let body = TransferBody { from: author, to: *to, amount, memo: memo.to_owned() };
+    work.append(RecordId::transfer(&author, sequence), Body::Transfer(body), author)?;
+    work.event(Event::Transferred { from: author, to: *to, amount });
+    Ok(())
+}
+
+fn known_bot(work: &Work<'_>, id: &BotId) -> Step<BotBody> {
+    Ok(work.bot(id)?.ok_or(Rejection::UnknownBot { author: *id })?)
+}
+
+fn known_farm(work: &Work<'_>, id: &FarmId) -> Step<FarmBody> {
+    Ok(work.farm(id)?.ok_or(Rejection::UnknownFarm { farm: *id })?)
+}
+
+fn known_node(work: &Work<'_>, id: &NodeId) -> Step<croft_protocol::record::NodeBody> {
+    Ok(work.node(id)?.ok_or(Rejection::UnknownNode { node: *id })?)
+}
+
+fn bounds(what: &str, got: impl TryInto<u64>, allowed: impl std::fmt::Display) -> Stop {
+    let got = got.try_into().unwrap_or(u64::MAX);
+    Rejection::Bounds { what: what.to_owned(), got, allowed: allowed.to_string() }.into()
+}
+
+fn malformed(reason: impl Into<String>) -> Stop {
+    Rejection::Malformed { reason: reason.into() }.into()
+}
+
+fn check_text(what: &str, text: &str) -> Step {
+    if text.len() > limits::TEXT_BYTES {
+        let allowed = format_args!("at most {}", limits::TEXT_BYTES);
+        return Err(bounds(&format!("the length of {what} in bytes"), text.len(), allowed));
+    }
+    Ok(())
+}
