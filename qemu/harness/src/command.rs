@@ -1,0 +1,316 @@
+//! QEMU's command line for a machine, and the host ports of its network.
+//!
+//! Must never use the person's QEMU configuration or defaults: a machine is what its profile says.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::accelerator::Accelerator;
+use crate::profile::{Disk, DiskFormat, DiskModel, MachineType, Nic, NicModel, Profile};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// A port of the guest that the host shall reach on its loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    pub protocol: Protocol,
+    pub guest_port: u16,
+    /// `None`: a free one, which the kernel picks.
+    pub host_port: Option<u16>,
+    /// Index of the NIC in the profile.
+    pub nic: usize,
+    /// `None`: the first address of the user network's DHCP.
+    pub guest_address: Option<Ipv4Addr>,
+}
+
+impl Forward {
+    #[must_use]
+    pub fn tcp(guest_port: u16) -> Self {
+        Self { protocol: Protocol::Tcp, guest_port, host_port: None, nic: 0, guest_address: None }
+    }
+
+    #[must_use]
+    pub fn udp(guest_port: u16) -> Self {
+        Self { protocol: Protocol::Udp, ..Self::tcp(guest_port) }
+    }
+
+    /// At this port of the host instead of a free one.
+    #[must_use]
+    pub fn at_host_port(self, port: u16) -> Self {
+        Self { host_port: Some(port), ..self }
+    }
+
+    /// QEMU's `hostfwd` rule; port 0 makes the kernel pick, without a race.
+    pub(crate) fn rule(&self) -> String {
+        let guest = self.guest_address.map(|address| address.to_string()).unwrap_or_default();
+        let host_port = self.host_port.unwrap_or(0);
+        format!("{}:127.0.0.1:{host_port}-{guest}:{}", self.protocol.name(), self.guest_port)
+    }
+
+    /// The host's address of this forward, out of what the monitor's `info usernet` prints.
+    pub(crate) fn find(&self, usernet: &str) -> Option<SocketAddr> {
+        let kind = format!("{}[HOST_FORWARD]", self.protocol.name().to_uppercase());
+        let section = format!("({})", netdev(self.nic));
+        let mut here = false;
+        for line in usernet.lines() {
+            if line.starts_with("Hub ") || line.trim_end().ends_with("):") {
+                here = line.contains(&section);
+            }
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let [what, _, host, host_port, guest, guest_port, ..] = words[..]
+                && here
+                && what == kind
+                && guest_port.parse() == Ok(self.guest_port)
+                && self.guest_address.is_none_or(|address| guest.parse() == Ok(address))
+            {
+                return Some(SocketAddr::new(host.parse().ok()?, host_port.parse().ok()?));
+            }
+        }
+        None
+    }
+}
+
+/// QEMU's name of the user network behind a NIC.
+pub(crate) fn netdev(index: usize) -> String {
+    format!("net{index}")
+}
+
+/// QEMU's name of a NIC, for `set_link`.
+pub(crate) fn nic_id(nic: &Nic) -> String {
+    format!("nic-{}", nic.name)
+}
+
+/// Everything that stands on the command line.
+#[derive(Debug)]
+pub(crate) struct Layout<'a> {
+    pub(crate) profile: &'a Profile,
+    pub(crate) accelerator: Accelerator,
+    pub(crate) kernel: &'a Path,
+    pub(crate) initramfs: &'a Path,
+    pub(crate) kernel_arguments: Vec<String>,
+    /// One per disk of the profile.
+    pub(crate) disks: &'a [PathBuf],
+    pub(crate) forwards: &'a [Forward],
+    pub(crate) exit_on_reboot: bool,
+}
+
+/// How the machine is wired to whoever starts it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wiring<'a> {
+    /// Serial on standard input and output, QMP to this socket, waiting for `cont`.
+    Handles { qmp: &'a Path },
+    /// Serial and monitor on the terminal (Ctrl-A H for help).
+    Terminal,
+}
+
+/// A comma in a value is doubled in QEMU's option syntax.
+fn value(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+impl Layout<'_> {
+    pub(crate) fn arguments(&self, wiring: Wiring<'_>) -> Vec<String> {
+        let profile = self.profile;
+        let mut out: Vec<String> = Vec::new();
+        let mut add = |words: &[&str]| out.extend(words.iter().map(|word| (*word).to_owned()));
+        let machine = match profile.machine {
+            MachineType::Q35 => "q35",
+            MachineType::Pc => "pc",
+        };
+        add(&["-nodefaults", "-no-user-config", "-name", &format!("croft-{}", profile.name)]);
+        add(&["-machine", machine]);
+        add(&self.accelerator.arguments());
+        add(&["-smp", &profile.cpus.to_string(), "-m", &format!("{}M", profile.memory_mib)]);
+        add(&["-rtc", "base=utc,clock=host", "-display", "none", "-device", "VGA"]);
+        add(&["-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"]);
+        if profile.watchdog {
+            add(&["-device", "i6300esb", "-action", "watchdog=reset"]);
+        }
+        if let Some(smbios) = &profile.smbios {
+            let quoted = |text: &str| text.replace(',', ",,");
+            let (manufacturer, product) = (quoted(&smbios.manufacturer), quoted(&smbios.product));
+            let serial = quoted(&smbios.serial);
+            add(&[
+                "-smbios",
+                &format!("type=1,manufacturer={manufacturer},product={product},serial={serial}"),
+            ]);
+        }
+        self.add_disks(&mut add);
+        self.add_nics(&mut add);
+        add(&["-kernel", &self.kernel.to_string_lossy(), "-initrd", &self.initramfs.to_string_lossy()]);
+        add(&["-append", &self.kernel_arguments.join(" ")]);
+        if self.exit_on_reboot {
+            add(&["-no-reboot"]);
+        }
+        match wiring {
+            Wiring::Handles { qmp } => {
+                add(&["-S", "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"]);
+                add(&["-chardev", &format!("socket,id=qmp0,path={}", value(qmp))]);
+                add(&["-mon", "chardev=qmp0,mode=control"]);
+            }
+            Wiring::Terminal => add(&["-serial", "mon:stdio"]),
+        }
+        out
+    }
+
+    fn add_disks(&self, add: &mut impl FnMut(&[&str])) {
+        let usb = self.profile.disk.iter().any(|disk| disk.model == DiskModel::Usb);
+        if usb {
+            add(&["-device", "qemu-xhci,id=xhci0"]);
+        }
+        let sata = |disk: &Disk| matches!(disk.model, DiskModel::SataSsd | DiskModel::SataHdd);
+        if self.profile.disk.iter().any(sata) {
+            // Beside the chipset's own controller, which has only six ports on q35 and none on pc.
+            add(&["-device", "ich9-ahci,id=ahci0"]);
+        }
+        let mut port = 0;
+        for (disk, path) in self.profile.disk.iter().zip(self.disks) {
+            let id = format!("disk-{}", disk.name);
+            // Killing QEMU is our power cut. What a guest wrote to a raw file is then in the host's cache,
+            // flushed or not, so flushing to the host's disk buys nothing; qcow2 metadata is QEMU's own.
+            let (format, cache) = match disk.format {
+                DiskFormat::Raw => ("raw", "unsafe"),
+                DiskFormat::Qcow2 => ("qcow2", "writeback"),
+            };
+            let file = value(path);
+            add(&[
+                "-drive",
+                &format!("if=none,id={id},file={file},format={format},cache={cache},discard=unmap"),
+            ]);
+            let serial = &disk.serial;
+            let device = match disk.model {
+                DiskModel::Virtio => format!("virtio-blk-pci,drive={id},serial={serial}"),
+                DiskModel::Nvme => format!("nvme,drive={id},serial={serial}"),
+                DiskModel::Usb => format!("usb-storage,bus=xhci0.0,drive={id},serial={serial}"),
+                DiskModel::SataSsd | DiskModel::SataHdd => {
+                    // Rotation rate 1 means "non-rotating" (ATA8-ACS, word 217).
+                    let rate = if disk.model == DiskModel::SataSsd { 1 } else { 7200 };
+                    port += 1;
+                    let bus = port - 1;
+                    format!("ide-hd,bus=ahci0.{bus},drive={id},serial={serial},rotation_rate={rate}")
+                }
+            };
+            add(&["-device", &device]);
+        }
+    }
+
+    fn add_nics(&self, add: &mut impl FnMut(&[&str])) {
+        for (index, nic) in self.profile.nic.iter().enumerate() {
+            let netdev = netdev(index);
+            let mut user = format!("user,id={netdev},net=10.0.{}.0/24", index + 2);
+            for forward in self.forwards.iter().filter(|forward| forward.nic == index) {
+                user.push_str(",hostfwd=");
+                user.push_str(&forward.rule());
+            }
+            add(&["-netdev", &user]);
+            let model = match nic.model {
+                NicModel::Virtio => "virtio-net-pci",
+                NicModel::E1000e => "e1000e",
+                NicModel::Igb => "igb",
+                NicModel::Rtl8139 => "rtl8139",
+            };
+            let mac = nic.mac.as_ref().map(|mac| format!(",mac={mac}")).unwrap_or_default();
+            // Without its boot ROM: the kernel is given, and the ROM costs a second.
+            add(&["-device", &format!("{model},id={},netdev={netdev}{mac},romfile=", nic_id(nic))]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(profile: &Profile, accelerator: Accelerator, forwards: &[Forward]) -> String {
+        let disks: Vec<PathBuf> =
+            profile.disk.iter().map(|disk| PathBuf::from(format!("/state/a,b/{}.raw", disk.name))).collect();
+        let layout = Layout {
+            profile,
+            accelerator,
+            kernel: Path::new("/k"),
+            initramfs: Path::new("/i"),
+            kernel_arguments: profile.kernel_arguments(),
+            disks: &disks,
+            forwards,
+            exit_on_reboot: false,
+        };
+        layout.arguments(Wiring::Handles { qmp: Path::new("/s/qmp") }).join(" ")
+    }
+
+    const TCG: Accelerator = Accelerator::Tcg { tsc_khz: None };
+
+    #[test]
+    fn a_standard_node_is_what_its_profile_says() {
+        let profile = Profile::named("standard").unwrap();
+        let line = arguments(&profile, TCG, &[Forward::tcp(80), Forward::udp(53).at_host_port(5353)]);
+        for expected in [
+            "-nodefaults -no-user-config -name croft-standard -machine q35",
+            "-accel tcg,thread=multi -cpu EPYC,+svm",
+            "-smp 2 -m 3072M",
+            "-device i6300esb -action watchdog=reset",
+            "file=/state/a,,b/data.raw,format=raw,cache=unsafe",
+            "-device virtio-blk-pci,drive=disk-data,serial=croft-data-0",
+            "net=10.0.2.0/24,hostfwd=tcp:127.0.0.1:0-:80,hostfwd=udp:127.0.0.1:5353-:53",
+            "virtio-net-pci,id=nic-lan,netdev=net0,mac=52:54:00:c0:f7:01,romfile=",
+            "-append console=tty0 console=ttyS0,115200 loglevel=6 printk.devkmsg=on printk.time=1 panic=30",
+            "-S -chardev stdio,id=serial0,signal=off",
+        ] {
+            assert!(line.contains(expected), "{expected:?} is not in {line}");
+        }
+        assert!(!line.contains("no-reboot"), "{line}");
+    }
+
+    #[test]
+    fn kvm_takes_the_hosts_processor() {
+        let line = arguments(&Profile::named("bare").unwrap(), Accelerator::Kvm, &[]);
+        assert!(line.contains("-accel kvm -cpu host"), "{line}");
+        assert!(!line.contains("i6300esb"), "{line}");
+    }
+
+    #[test]
+    fn old_machines_have_sata_disks_that_rotate_or_not() {
+        let line = arguments(&Profile::named("workstation").unwrap(), TCG, &[]);
+        assert!(
+            line.contains("ide-hd,bus=ahci0.0,drive=disk-ssd,serial=croft-ssd-0,rotation_rate=1 "),
+            "{line}"
+        );
+        assert!(
+            line.contains("ide-hd,bus=ahci0.1,drive=disk-hdd,serial=croft-hdd-0,rotation_rate=7200"),
+            "{line}"
+        );
+    }
+
+    /// As QEMU 10.0 prints it.
+    const USERNET: &str = "Hub -1 (net0):
+  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
+  TCP[ESTABLISHED]    9       10.0.2.15 40163       10.0.2.2    80     0     0
+  TCP[HOST_FORWARD]   8       127.0.0.1 40163       10.0.2.15    80     0     0
+  UDP[HOST_FORWARD]   3       127.0.0.1 54322       10.0.2.15    80     0     0
+Hub -1 (net1):
+  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
+  TCP[HOST_FORWARD]   8       127.0.0.1 40199       10.0.3.15    80     0     0
+";
+
+    #[test]
+    fn host_ports_are_read_from_the_monitor() {
+        let port = |forward: Forward| forward.find(USERNET).map(|address| address.to_string());
+        assert_eq!(port(Forward::tcp(80)).unwrap(), "127.0.0.1:40163");
+        assert_eq!(port(Forward::udp(80)).unwrap(), "127.0.0.1:54322");
+        assert_eq!(port(Forward { nic: 1, ..Forward::tcp(80) }).unwrap(), "127.0.0.1:40199");
+        assert_eq!(port(Forward::tcp(443)), None);
+        let elsewhere = Forward { guest_address: Some(Ipv4Addr::new(10, 0, 2, 99)), ..Forward::tcp(80) };
+        assert_eq!(port(elsewhere), None);
+    }
+}
