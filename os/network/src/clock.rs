@@ -154,7 +154,8 @@ impl LedgerBounds {
 /// What to do, given what this machine's clock says, how far each time server says that it is off, and what the ledger
 /// allows.
 pub fn choose_time(own: UnixTime, ntp: &[Offset], ledger: LedgerBounds) -> Decision {
-    let mut allowed: Vec<Offset> = ntp.iter().copied().filter(|offset| ledger.allow(own.plus(*offset))).collect();
+    let mut allowed: Vec<Offset> =
+        ntp.iter().copied().filter(|offset| ledger.allow(own.plus(*offset))).collect();
     let (used, refused) = (allowed.len(), ntp.len() - allowed.len());
     if let Some(offset) = median(&mut allowed) {
         // Two servers far apart have their median outside the bounds at worst when the bounds are not an interval;
@@ -214,7 +215,8 @@ pub fn now() -> UnixTime {
 pub fn step(offset: Offset) -> Result<(), ClockError> {
     let target = now().plus(offset).0.max(0);
     let time = Timespec { tv_sec: target / NANOS_PER_S, tv_nsec: target % NANOS_PER_S };
-    rustix::time::clock_settime(ClockId::Realtime, time).map_err(|error| ClockError { offset, source: error.into() })
+    rustix::time::clock_settime(ClockId::Realtime, time)
+        .map_err(|error| ClockError { offset, source: error.into() })
 }
 
 #[cfg(test)]

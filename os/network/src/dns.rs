@@ -8,7 +8,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use smoltcp::wire::{DnsFlags, DnsOpcode, DnsPacket, DnsQueryType, DnsQuestion, DnsRcode, DnsRecord, DnsRecordData, DnsRepr};
+use smoltcp::wire::{
+    DnsFlags, DnsOpcode, DnsPacket, DnsQueryType, DnsQuestion, DnsRcode, DnsRecord, DnsRecordData, DnsRepr,
+};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -75,13 +77,21 @@ enum Answer {
 struct NotOurs;
 
 /// All addresses of `name`, IPv4 first. An address stands for itself.
-pub async fn resolve(name: &str, resolvers: &[IpAddr], timeout: Duration) -> Result<Vec<IpAddr>, ResolveError> {
+pub async fn resolve(
+    name: &str,
+    resolvers: &[IpAddr],
+    timeout: Duration,
+) -> Result<Vec<IpAddr>, ResolveError> {
     let resolvers: Vec<SocketAddr> = resolvers.iter().map(|ip| SocketAddr::new(*ip, PORT)).collect();
     resolve_at(name, &resolvers, timeout).await
 }
 
 /// Like `resolve`, for resolvers on any port.
-pub async fn resolve_at(name: &str, resolvers: &[SocketAddr], timeout: Duration) -> Result<Vec<IpAddr>, ResolveError> {
+pub async fn resolve_at(
+    name: &str,
+    resolvers: &[SocketAddr],
+    timeout: Duration,
+) -> Result<Vec<IpAddr>, ResolveError> {
     if let Ok(address) = name.parse() {
         return Ok(vec![address]);
     }
@@ -228,7 +238,12 @@ impl Name {
 
     fn query(&self, family: Family, id: u16) -> Vec<u8> {
         let question = DnsQuestion { name: &self.0, type_: family.query_type() };
-        let repr = DnsRepr { transaction_id: id, opcode: DnsOpcode::Query, flags: DnsFlags::RECURSION_DESIRED, question };
+        let repr = DnsRepr {
+            transaction_id: id,
+            opcode: DnsOpcode::Query,
+            flags: DnsFlags::RECURSION_DESIRED,
+            question,
+        };
         let mut bytes = vec![0; repr.buffer_len()];
         repr.emit(&mut DnsPacket::new_unchecked(&mut bytes[..]));
         bytes
@@ -308,7 +323,9 @@ fn read_answer(bytes: &[u8], name: &Name, family: Family, id: u16) -> Result<Ans
         let Some((_, next)) = aliases.iter().find(|(owner, _)| *owner == target) else { break };
         target = next.clone();
     }
-    Ok(Answer::Addresses(found.into_iter().filter(|(owner, _)| *owner == target).map(|(_, address)| address).collect()))
+    Ok(Answer::Addresses(
+        found.into_iter().filter(|(owner, _)| *owner == target).map(|(_, address)| address).collect(),
+    ))
 }
 
 #[cfg(test)]

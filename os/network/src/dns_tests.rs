@@ -32,7 +32,12 @@ fn addresses_are_read_through_aliases() {
     let bytes = answer(
         &query,
         0,
-        &[(&question, 5, &alias.0), (&alias, 1, &[192, 0, 2, 1]), (&other, 1, &[6, 6, 6, 6]), (&alias, 1, &[192, 0, 2, 2])],
+        &[
+            (&question, 5, &alias.0),
+            (&alias, 1, &[192, 0, 2, 1]),
+            (&other, 1, &[6, 6, 6, 6]),
+            (&alias, 1, &[192, 0, 2, 2]),
+        ],
     );
     let expected = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
     assert_eq!(read(&bytes), Ok(Answer::Addresses(expected.to_vec())));
@@ -59,7 +64,9 @@ fn what_does_not_answer_our_question_is_not_ours() {
     let other_id = answer(&name("pool.example").query(Family::V4, 8), 0, &[]);
     let other_name = answer(&name("evil.example").query(Family::V4, 7), 0, &[]);
     let other_type = answer(&name("pool.example").query(Family::V6, 7), 0, &[]);
-    for bytes in [&query, &other_id, &other_name, &other_type, &good[..11].to_vec(), &good[..good.len() - 1].to_vec()] {
+    for bytes in
+        [&query, &other_id, &other_name, &other_type, &good[..11].to_vec(), &good[..good.len() - 1].to_vec()]
+    {
         assert_eq!(read(bytes), Err(NotOurs), "{bytes:?}");
     }
 }
@@ -76,17 +83,17 @@ fn error_codes_are_told_apart() {
 
 #[test]
 fn names_that_cannot_be_are_refused_before_anybody_is_asked() {
+    let (long_label, long_name) = ("a".repeat(64), "a.".repeat(128));
     for (text, why) in [
         ("", "it is empty"),
+        (".", "it is empty"),
         ("a..b", "each part between dots has 1 to 63 characters"),
+        (&long_label, "each part between dots has 1 to 63 characters"),
         ("a b", "only letters, digits, hyphens and dots are possible"),
-        (&"a".repeat(64), "each part between dots has 1 to 63 characters"),
-        (&"a.".repeat(127), "it has more than 253 characters"),
+        (&long_name, "it has more than 253 characters"),
     ] {
         let error = Name::parse(text).unwrap_err().to_string();
-        if text.len() > 253 || !error.ends_with("253 characters") {
-            assert!(error.ends_with(why) || text.len() > 200, "{error}");
-        }
+        assert!(error.contains("is not a host name") && error.ends_with(why), "{error}");
     }
     assert_eq!(name("A.Example").to_string(), "a.example");
 }
@@ -127,7 +134,11 @@ fn is_v4(query: &[u8]) -> bool {
 fn both_families(query: &[u8]) -> Option<Vec<u8>> {
     let question = name("pool.example");
     let v6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-    Some(if is_v4(query) { answer(query, 0, &[(&question, 1, &[192, 0, 2, 1])]) } else { answer(query, 0, &[(&question, 28, &v6)]) })
+    Some(if is_v4(query) {
+        answer(query, 0, &[(&question, 1, &[192, 0, 2, 1])])
+    } else {
+        answer(query, 0, &[(&question, 28, &v6)])
+    })
 }
 
 #[tokio::test]
@@ -135,7 +146,10 @@ async fn both_families_are_found_and_an_address_needs_nobody() {
     let server = resolver(both_families).await;
     let found = resolve_at("pool.example", &[server], Duration::from_secs(20)).await.unwrap();
     assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.1", "2001:db8::1"]);
-    assert_eq!(resolve("192.0.2.9", &[], Duration::ZERO).await.unwrap(), ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+    assert_eq!(
+        resolve("192.0.2.9", &[], Duration::ZERO).await.unwrap(),
+        ["192.0.2.9".parse::<IpAddr>().unwrap()]
+    );
 }
 
 #[tokio::test]

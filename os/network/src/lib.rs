@@ -7,13 +7,26 @@
 //! Must never: wait without a limit for somebody else's server, listen on a port, or leave an address on a link past
 //! its lease.
 
+pub mod clock;
 pub mod config;
 mod dhcp;
+pub mod dns;
 pub mod firewall;
+mod link;
 pub mod mac;
 mod netns;
+mod network;
 mod rtnl;
+pub mod sntp;
 pub mod status;
 mod sysctl;
 mod tap;
 pub mod workload;
+
+pub use config::{LinkConfig, LinkMode, NetworkConfig};
+pub use dns::resolve;
+pub use mac::MacAddr;
+pub use network::{Network, StartError, WaitLimits};
+pub use rtnl::NetlinkError;
+pub use status::{LinkStatus, NetworkStatus, NoUplink};
+pub use sysctl::SysctlError;

@@ -3,6 +3,7 @@
 //! Answers are strangers' bytes: only one that echoes our random request, from a server that is itself synchronised,
 //! near, and quick, counts. Never blocks for longer than its limit, and needs no port open to the world.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -100,7 +101,10 @@ impl Request {
         }
         match packet[1] {
             0 => {
-                let code = packet[12..16].iter().filter(|byte| byte.is_ascii_graphic()).map(|byte| char::from(*byte));
+                let code = packet[12..16]
+                    .iter()
+                    .filter(|byte| byte.is_ascii_graphic())
+                    .map(|byte| char::from(*byte));
                 return Err(AnswerError::KissOfDeath(code.collect()));
             }
             1..=15 if leap == 3 => return Err(AnswerError::Unsynchronised),
@@ -108,7 +112,8 @@ impl Request {
             stratum => return Err(AnswerError::Stratum(stratum)),
         }
         // 16.16 fixed point seconds.
-        let short = |at: usize| u64::from(u32::from_be_bytes(std::array::from_fn(|i| packet[at + i]))) * 1_000 >> 16;
+        let short =
+            |at: usize| u64::from(u32::from_be_bytes(std::array::from_fn(|i| packet[at + i]))) * 1_000 >> 16;
         let root_distance_ms = short(4) / 2 + short(8);
         if u128::from(root_distance_ms) > ROOT_DISTANCE_MAX.as_millis() {
             return Err(AnswerError::RootDistance(root_distance_ms));
@@ -182,17 +187,25 @@ pub enum QueryError {
 
 /// Asks all servers at a time, and gives up on the slow ones after `timeout`.
 pub async fn query(servers: &[SocketAddr], timeout: Duration) -> Result<Measurement, QueryError> {
-    let labels = servers.iter().map(|server| (server.ip().to_string(), Target::Address(*server))).collect();
-    query_all(labels, Vec::new(), timeout).await
+    let label = |server: &SocketAddr| {
+        if server.port() == PORT { server.ip().to_string() } else { server.to_string() }
+    };
+    let targets = servers.iter().map(|server| (label(server), Target::Address(*server))).collect();
+    query_all(targets, Vec::new(), timeout).await
 }
 
 /// Like `query`, for names or addresses as they stand in the configuration; names are resolved with `resolvers`.
-pub async fn query_names(names: &[String], resolvers: &[IpAddr], timeout: Duration) -> Result<Measurement, QueryError> {
+pub async fn query_names(
+    names: &[String],
+    resolvers: &[IpAddr],
+    timeout: Duration,
+) -> Result<Measurement, QueryError> {
     let target = |name: &String| match name.parse::<IpAddr>() {
         Ok(address) => Target::Address(SocketAddr::new(address, PORT)),
         Err(_) => Target::Name(name.clone()),
     };
-    query_all(names.iter().map(|name| (name.clone(), target(name))).collect(), resolvers.to_vec(), timeout).await
+    query_all(names.iter().map(|name| (name.clone(), target(name))).collect(), resolvers.to_vec(), timeout)
+        .await
 }
 
 enum Target {
@@ -200,33 +213,37 @@ enum Target {
     Name(String),
 }
 
-async fn query_all(mut targets: Vec<(String, Target)>, resolvers: Vec<IpAddr>, timeout: Duration) -> Result<Measurement, QueryError> {
+async fn query_all(
+    mut targets: Vec<(String, Target)>,
+    resolvers: Vec<IpAddr>,
+    timeout: Duration,
+) -> Result<Measurement, QueryError> {
     if targets.is_empty() {
         return Err(QueryError::NoServers);
     }
     targets.truncate(SERVERS_MAX);
     let mut deadline = Instant::now() + timeout;
-    let mut waiting: Vec<String> = targets.iter().map(|(label, _)| label.clone()).collect();
+    let mut waiting: BTreeMap<usize, String> =
+        targets.iter().map(|(label, _)| label.clone()).enumerate().collect();
     let majority = waiting.len() / 2 + 1;
     let mut tasks = JoinSet::new();
-    for (label, target) in targets {
+    for (place, (_, target)) in targets.into_iter().enumerate() {
         let resolvers = resolvers.clone();
-        tasks.spawn(async move { (label, query_one(target, &resolvers, timeout).await) });
+        tasks.spawn(async move { (place, query_one(target, &resolvers, timeout).await) });
     }
     let (mut samples, mut failures) = (Vec::new(), Vec::new());
     while let Ok(Some(finished)) = timeout_at(deadline, tasks.join_next()).await {
         // A task neither panics nor is cancelled while the set lives.
-        let Ok((label, result)) = finished else { continue };
-        waiting.retain(|other| *other != label);
-        match result {
-            Ok(sample) => samples.push(sample),
-            Err(error) => failures.push((label, error)),
+        let Ok((place, result)) = finished else { continue };
+        match (result, waiting.remove(&place)) {
+            (Ok(sample), _) => samples.push(sample),
+            (Err(error), label) => failures.push((label.unwrap_or_default(), error)),
         }
         if samples.len() >= majority {
             deadline = deadline.min(Instant::now() + GRACE);
         }
     }
-    failures.extend(waiting.into_iter().map(|label| (label, ServerError::NoAnswer)));
+    failures.extend(waiting.into_values().map(|label| (label, ServerError::NoAnswer)));
     let mut offsets: Vec<Offset> = samples.iter().map(|sample| sample.offset).collect();
     match median(&mut offsets) {
         Some(offset) => Ok(Measurement { offset, samples, failures }),
@@ -325,7 +342,11 @@ mod tests {
         assert_eq!(read(&changed(1, &[16])), Err(AnswerError::Stratum(16)));
         assert_eq!(read(&changed(8, &[0, 2, 0, 0])), Err(AnswerError::RootDistance(2000)));
         assert_eq!(read(&changed(40, &[0; 8])), Err(AnswerError::Timestamps));
-        assert_eq!(read(&changed(32, &answer(20)[32..40])), Err(AnswerError::Timestamps), "received after sent");
+        assert_eq!(
+            read(&changed(32, &answer(20)[32..40])),
+            Err(AnswerError::Timestamps),
+            "received after sent"
+        );
         let mut kiss = changed(1, &[0]);
         kiss[12..16].copy_from_slice(b"RATE");
         assert_eq!(read(&kiss).unwrap_err().to_string(), "server tells us to go away (RATE)");
@@ -365,7 +386,8 @@ mod tests {
     #[tokio::test]
     async fn several_servers_are_asked_and_the_median_counts() {
         let good = |_: &mut [u8; 48]| {};
-        let servers = [server(60_000, good).await, server(61_000, good).await, server(-9_000_000, good).await];
+        let servers =
+            [server(60_000, good).await, server(61_000, good).await, server(-9_000_000, good).await];
         let measurement = query(&servers, Duration::from_secs(20)).await.unwrap();
         assert_eq!(measurement.samples.len(), 3);
         let off_by_ms = (measurement.offset.as_nanos() - 60_000_000_000) / 1_000_000;
@@ -381,9 +403,9 @@ mod tests {
         })
         .await;
         let servers = [silent.local_addr().unwrap(), kiss];
-        let error = query(&servers, Duration::from_millis(1_500)).await.unwrap_err().to_string();
-        assert!(error.contains("127.0.0.1: server tells us to go away (DENY)"), "{error}");
-        assert!(error.contains("127.0.0.1: no answer: NTP may be blocked"), "{error}");
+        let error = query(&servers, Duration::from_secs(2)).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("{kiss}: server tells us to go away (DENY)")), "{error}");
+        assert!(error.contains(&format!("{}: no answer: NTP may be blocked", servers[0])), "{error}");
     }
 
     #[tokio::test]

@@ -6,4 +6,4 @@ pub(crate) mod message;
 pub(crate) mod socket;
 
 pub(crate) use client::{Client, Destination, Event, LostReason};
-pub(crate) use message::Lease;
+pub(crate) use message::{Ignored, Lease};

@@ -155,8 +155,8 @@ mod tests {
         // A change here changes the MAC address of every running guest: don't.
         let id = DeploymentId::new([7; 32]);
         assert_eq!(id.tap_name("web"), "ct25f69d57a4c0");
-        assert_eq!(id.machine_mac("web").to_string(), "02:00:00:00:00:00");
-        assert_eq!(id.gateway_mac().to_string(), "02:00:00:00:00:00");
+        assert_eq!(id.machine_mac("web").to_string(), "2a:11:f1:8d:e5:96");
+        assert_eq!(id.gateway_mac().to_string(), "de:19:ed:04:b5:66");
     }
 
     #[test]

@@ -1,0 +1,352 @@
+//! The node's network as a whole: watches the kernel, runs one task per NIC, and knows which one is the uplink.
+//!
+//! All NICs are configured at a time. The first that gets a default route is the uplink and stays it while it has
+//! carrier and route; then the next takes over. Whoever waits for the uplink waits with a limit and gets the reason of
+//! each NIC; the work goes on in the background all the same.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use thiserror::Error;
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::config::{ConfigError, LinkConfig, LinkMode, NetworkConfig};
+use crate::link::{Facts, LinkTask, Report, chain};
+use crate::mac::MacAddr;
+use crate::rtnl::{Address, Link, NetlinkError, Route, Rtnl};
+use crate::status::{AddressSource, AddressStatus, LinkStatus, NetworkStatus, NoUplink};
+use crate::sysctl;
+use crate::workload::LINK_PREFIX;
+
+/// The kernel may drop messages when we are slow; at the latest after this time we look for ourselves.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Changes come in bursts: one look for all of them.
+const BURST: Duration = Duration::from_millis(20);
+
+/// How long to wait for an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitLimits {
+    /// When no NIC has carrier by then, nothing can come any more: cards take up to 4 s to agree on a speed.
+    pub carrier: Duration,
+    pub total: Duration,
+}
+
+impl Default for WaitLimits {
+    fn default() -> Self {
+        Self { carrier: Duration::from_secs(6), total: Duration::from_secs(10) }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// A running network. Dropping it stops the tasks and leaves the kernel as it is: a process that restarts finds its
+/// addresses again.
+#[derive(Debug)]
+pub struct Network {
+    status: watch::Receiver<NetworkStatus>,
+    started: Instant,
+    task: JoinHandle<()>,
+}
+
+impl Network {
+    /// Begins to configure all NICs, in the network namespace of the calling thread. Returns at once.
+    pub async fn start(config: NetworkConfig) -> Result<Self, StartError> {
+        config.validate()?;
+        let rtnl = Rtnl::open()?;
+        let (sender, status) = watch::channel(NetworkStatus::default());
+        let mut monitor = Monitor {
+            config,
+            rtnl,
+            managed: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            wake: Arc::new(Notify::new()),
+            ranks: Arc::new(AtomicU32::new(0)),
+            hostname: hostname(),
+            status: sender,
+        };
+        for family in ["ipv4", "ipv6"] {
+            for place in ["all", "default"] {
+                let name = format!("{family}/conf/{place}/ignore_routes_with_linkdown");
+                if let Err(error) = sysctl::set_if_present(&name, "1") {
+                    tracing::warn!(error = chain(&error), "a dead link's routes stay in use");
+                }
+            }
+        }
+        monitor.look().await?;
+        let task = tokio::spawn(monitor.run());
+        Ok(Self { status, started: Instant::now(), task })
+    }
+
+    pub fn status(&self) -> NetworkStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Tells each change, for the report and for whoever has to follow the uplink.
+    pub fn subscribe(&self) -> watch::Receiver<NetworkStatus> {
+        self.status.clone()
+    }
+
+    /// The uplink, as soon as there is one. After the limits each NIC's reason; the network goes on trying.
+    pub async fn wait_uplink(&self, limits: WaitLimits) -> Result<LinkStatus, NoUplink> {
+        let mut status = self.status.clone();
+        let (carrier_end, end) = (self.started + limits.carrier, self.started + limits.total);
+        loop {
+            let now = Instant::now();
+            let seen = status.borrow_and_update().clone();
+            if let Some(uplink) = seen.uplink() {
+                return Ok(uplink.clone());
+            }
+            let has_carrier = seen.links.iter().any(|link| link.carrier);
+            if now >= end || (!has_carrier && now >= carrier_end) {
+                let waited = now.duration_since(self.started);
+                return Err(NoUplink::explain(&seen, waited.as_secs_f64().round() as u64));
+            }
+            let until = if has_carrier { end } else { carrier_end.min(end) };
+            // A timeout is handled above; the sender lives as long as the monitor.
+            if let Ok(Err(_)) = timeout_at(until, status.changed()).await {
+                return Err(NoUplink::explain(&seen, limits.total.as_secs()));
+            }
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Managed {
+    name: String,
+    mac: MacAddr,
+    mode: LinkMode,
+    facts: watch::Sender<Facts>,
+    report: watch::Receiver<Report>,
+    task: AbortHandle,
+}
+
+struct Monitor {
+    config: NetworkConfig,
+    rtnl: Rtnl,
+    /// By the kernel's index.
+    managed: BTreeMap<u32, Managed>,
+    tasks: JoinSet<()>,
+    wake: Arc<Notify>,
+    ranks: Arc<AtomicU32>,
+    hostname: Option<String>,
+    status: watch::Sender<NetworkStatus>,
+}
+
+impl Monitor {
+    async fn run(mut self) {
+        loop {
+            let mut changes = match Rtnl::changes() {
+                Ok(changes) => changes.left_stream(),
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "kernel tells no changes, looking for them");
+                    futures_util::stream::pending().right_stream()
+                }
+            };
+            loop {
+                if let Err(error) = self.look().await {
+                    tracing::warn!(error = chain(&error), "can't read the kernel's links");
+                }
+                let more = tokio::select! {
+                    change = changes.next() => change.is_some(),
+                    () = self.wake.notified() => true,
+                    () = sleep(LOOK_INTERVAL) => true,
+                };
+                if !more {
+                    break;
+                }
+                sleep(BURST).await;
+                while let Some(Some(())) = changes.next().now_or_never() {}
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Reads links, addresses and routes; starts and ends tasks; tells the status.
+    async fn look(&mut self) -> Result<(), NetlinkError> {
+        let links = self.rtnl.links().await?;
+        if let Some(lo) = links.iter().find(|link| link.loopback && !link.up) {
+            self.rtnl.set_up(lo.index, true).await?;
+        }
+        // A task that died is started anew below.
+        while self.tasks.try_join_next().is_some() {}
+        self.managed.retain(|_, managed| !managed.task.is_finished());
+
+        let ours: Vec<(&Link, MacAddr)> =
+            links.iter().filter_map(|link| Some((link, self.is_ours(link)?))).collect();
+        self.managed.retain(|index, managed| {
+            let same = |(link, mac): &(&Link, MacAddr)| {
+                link.index == *index && link.name == managed.name && *mac == managed.mac
+            };
+            let stays = ours.iter().any(same);
+            if !stays {
+                managed.task.abort();
+            }
+            stays
+        });
+        for (link, mac) in &ours {
+            let facts = Facts { up: link.up, carrier: link.up && link.carrier, mtu_bytes: link.mtu_bytes };
+            match self.managed.get(&link.index) {
+                Some(managed) => {
+                    managed.facts.send_if_modified(|old| std::mem::replace(old, facts) != facts);
+                }
+                None => self.manage(link, *mac, facts),
+            }
+        }
+        let addresses = self.rtnl.addresses().await?;
+        let routes = self.rtnl.routes().await?;
+        let links: Vec<(&Link, &Managed)> =
+            ours.iter().filter_map(|(link, _)| Some((*link, self.managed.get(&link.index)?))).collect();
+        let status = describe(&self.config, &links, &addresses, &routes);
+        self.status.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
+            changed
+        });
+        Ok(())
+    }
+
+    /// A network card, or what the configuration names. Workloads' links never.
+    fn is_ours(&self, link: &Link) -> Option<MacAddr> {
+        let mac = link.mac.filter(|mac| !mac.is_unusable())?;
+        let named = self.config.link(&link.name, mac).is_some();
+        let ours = !link.loopback
+            && link.ethernet
+            && !link.name.starts_with(LINK_PREFIX)
+            && (named || link.is_physical());
+        ours.then_some(mac)
+    }
+
+    fn manage(&mut self, link: &Link, mac: MacAddr, facts: Facts) {
+        let config = self
+            .config
+            .link(&link.name, mac)
+            .cloned()
+            .unwrap_or_else(|| LinkConfig { name: Some(link.name.clone()), ..LinkConfig::default() });
+        let mode = config.mode;
+        let (facts_sender, facts) = watch::channel(facts);
+        let (report_sender, report) = watch::channel(Report::new(mode));
+        let task = LinkTask {
+            index: link.index,
+            name: link.name.clone(),
+            mac,
+            config,
+            hostname: self.hostname.clone(),
+            rtnl: self.rtnl.clone(),
+            facts,
+            report: report_sender,
+            wake: self.wake.clone(),
+            ranks: self.ranks.clone(),
+        };
+        tracing::info!(link = link.name, %mac, %mode, "link found");
+        let task = self.tasks.spawn(task.run());
+        let managed = Managed { name: link.name.clone(), mac, mode, facts: facts_sender, report, task };
+        self.managed.insert(link.index, managed);
+    }
+}
+
+/// The status from what the kernel has and what the tasks say.
+fn describe(
+    config: &NetworkConfig,
+    links: &[(&Link, &Managed)],
+    addresses: &[Address],
+    routes: &[Route],
+) -> NetworkStatus {
+    let statuses: Vec<LinkStatus> = links
+        .iter()
+        .map(|(link, managed)| {
+            describe_link(link, managed.mode, managed.mac, &managed.report.borrow(), addresses, routes)
+        })
+        .collect();
+    let metric = |status: &LinkStatus| {
+        let best = |v4: bool| {
+            let own = |route: &&Route| {
+                is_default(route) && route.link == status.index && route.destination.addr().is_ipv4() == v4
+            };
+            routes.iter().filter(own).map(|route| route.metric).min().unwrap_or(u32::MAX)
+        };
+        (best(true), best(false), status.index)
+    };
+    let uplink =
+        statuses.iter().filter(|status| status.is_uplink_candidate()).min_by_key(|status| metric(status));
+    let uplink = uplink.map(|status| status.name.clone());
+    let present =
+        |entry: &&LinkConfig| !statuses.iter().any(|status| entry.matches(&status.name, status.mac));
+    let missing = config.links.iter().filter(present).map(LinkConfig::label).collect();
+    NetworkStatus { links: statuses, uplink, missing }
+}
+
+fn describe_link(
+    link: &Link,
+    mode: LinkMode,
+    mac: MacAddr,
+    report: &Report,
+    addresses: &[Address],
+    routes: &[Route],
+) -> LinkStatus {
+    let usable = |address: &&Address| address.link == link.index && !address.tentative;
+    let mut addresses: Vec<AddressStatus> = addresses
+        .iter()
+        .filter(usable)
+        .map(|address| AddressStatus { address: address.net, source: source(address, report) })
+        .collect();
+    addresses.sort();
+    let mut defaults: Vec<&Route> =
+        routes.iter().filter(|route| is_default(route) && route.link == link.index).collect();
+    defaults.sort_by_key(|route| (route.destination.addr().is_ipv6(), route.metric));
+    let mut gateways: Vec<IpAddr> = defaults.iter().filter_map(|route| route.gateway).collect();
+    gateways.dedup();
+    LinkStatus {
+        name: link.name.clone(),
+        index: link.index,
+        mac,
+        carrier: link.up && link.carrier,
+        mtu_bytes: link.mtu_bytes,
+        mode,
+        state: report.state,
+        addresses,
+        gateways,
+        dns: report.dns.clone(),
+        ntp: report.ntp.clone(),
+        dhcp_server: report.dhcp_server,
+        last_error: report.last_error.clone(),
+    }
+}
+
+fn source(address: &Address, report: &Report) -> AddressSource {
+    if address.link_local {
+        return AddressSource::LinkLocal;
+    }
+    match report.owned.iter().find(|(net, _)| *net == address.net) {
+        Some((_, source)) => *source,
+        None if address.dynamic => AddressSource::Slaac,
+        None => AddressSource::Foreign,
+    }
+}
+
+fn is_default(route: &Route) -> bool {
+    route.destination.prefix_len() == 0
+}
+
+/// What the DHCP server may list us by; nothing where the machine has no name.
+fn hostname() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let usable = !name.is_empty() && name != "(none)" && name != "localhost";
+    usable.then_some(name)
+}
