@@ -95,7 +95,7 @@ pub(super) fn build(recipe: &Recipe, options: &Options) -> Result<Kernel> {
     }
     let tree = source::unpack(&recipe.source)?;
     let objects = objects(recipe)?;
-    let whole = !objects.join("vmlinux").exists();
+    let whole = !objects.join(".config").exists();
     configure(recipe, &tree, &objects)?;
     compile(recipe, &tree, &objects, options.jobs, whole)?;
     let kernel = file_result(recipe, &objects)?;

@@ -18,6 +18,12 @@ use crate::repo;
 const ASYNC_RUNTIMES: [&str; 7] =
     ["tokio", "async-std", "smol", "async-executor", "async-global-executor", "futures-executor", "monoio"];
 
+/// The two PID 1s.
+const FIRST_PROCESSES: [&str; 2] = ["os/init", "os/guest"];
+
+/// What Croft is built for.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// A crate of ours.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Member {
@@ -25,7 +31,7 @@ pub(super) struct Member {
     pub(super) folder: String,
     /// Members that it names as dependencies.
     pub(super) ours: BTreeSet<String>,
-    /// Foreign packages that reach it, directly or through others.
+    /// Of the two PID 1s: foreign packages that reach it, directly or through others.
     pub(super) foreign: BTreeSet<String>,
 }
 
@@ -72,65 +78,67 @@ struct Kind {
 impl Graph {
     /// Asks cargo. Only what Linux on our one architecture uses counts.
     pub(super) fn of_workspace(root: &Path) -> Result<Self> {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["metadata", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]);
-        let text = repo::capture(cargo.current_dir(root))?;
-        Self::from_metadata(root, &text)
+        let cargo = || {
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.current_dir(root);
+            cargo
+        };
+        let text =
+            repo::capture(cargo().args(["metadata", "--format-version", "1", "--filter-platform", TARGET]))?;
+        let mut graph = Self::from_metadata(root, &text)?;
+        for (name, member) in
+            graph.0.iter_mut().filter(|(_, member)| FIRST_PROCESSES.contains(&member.folder.as_str()))
+        {
+            // Not from the metadata: there a feature that any member of the workspace switches on
+            // is on for all. These two are built on their own.
+            let tree = [
+                "tree",
+                "--edges",
+                "normal,build",
+                "--prefix",
+                "none",
+                "--target",
+                TARGET,
+                "--package",
+                name,
+            ];
+            member.foreign = packages_of_tree(&repo::capture(cargo().args(tree))?);
+        }
+        Ok(graph)
     }
 
     fn from_metadata(root: &Path, text: &str) -> Result<Self> {
         let metadata: Metadata =
             serde_json::from_str(text).context("can't read what `cargo metadata` printed")?;
-        let names: BTreeMap<&str, &str> =
-            metadata.packages.iter().map(|package| (package.id.as_str(), package.name.as_str())).collect();
-        let edges: BTreeMap<&str, Vec<&str>> = metadata
-            .resolve
-            .nodes
+        let ours: BTreeMap<&str, &str> = metadata
+            .packages
             .iter()
-            .map(|node| {
-                let counts = |dependency: &&Dependency| {
-                    dependency.dep_kinds.iter().any(|kind| kind.kind.as_deref() != Some("dev"))
-                };
-                (
-                    node.id.as_str(),
-                    node.deps.iter().filter(counts).map(|dependency| dependency.pkg.as_str()).collect(),
-                )
-            })
+            .filter(|package| metadata.workspace_members.contains(&package.id))
+            .map(|package| (package.id.as_str(), package.name.as_str()))
             .collect();
         let mut members = BTreeMap::new();
-        for package in
-            metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id))
-        {
+        for package in metadata.packages.iter().filter(|package| ours.contains_key(package.id.as_str())) {
             let manifest = Path::new(&package.manifest_path);
             let folder = manifest.parent().and_then(|folder| folder.strip_prefix(root).ok());
             let folder =
                 folder.with_context(|| format!("{} lies outside the source tree", package.manifest_path))?;
-            let direct = edges.get(package.id.as_str()).into_iter().flatten();
-            let ours = direct
-                .filter(|id| metadata.workspace_members.contains(**id))
-                .map(|id| names[id].to_owned())
-                .collect();
-            let foreign = reachable(&edges, &package.id)
-                .into_iter()
-                .filter(|id| !metadata.workspace_members.contains(*id))
-                .map(|id| names[id].to_owned())
-                .collect();
-            members
-                .insert(package.name.clone(), Member { folder: folder.display().to_string(), ours, foreign });
+            let nodes = metadata.resolve.nodes.iter().filter(|node| node.id == package.id);
+            let counts = |dependency: &&Dependency| {
+                dependency.dep_kinds.iter().any(|kind| kind.kind.as_deref() != Some("dev"))
+            };
+            let edges = nodes.flat_map(|node| &node.deps).filter(counts);
+            let ours =
+                edges.filter_map(|edge| ours.get(edge.pkg.as_str())).map(|&name| name.to_owned()).collect();
+            let member = Member { folder: folder.display().to_string(), ours, foreign: BTreeSet::new() };
+            members.insert(package.name.clone(), member);
         }
         Ok(Self(members))
     }
 }
 
-fn reachable<'a>(edges: &BTreeMap<&'a str, Vec<&'a str>>, from: &str) -> BTreeSet<&'a str> {
-    let mut seen = BTreeSet::new();
-    let mut open: Vec<&str> = edges.get(from).into_iter().flatten().copied().collect();
-    while let Some(id) = open.pop() {
-        if seen.insert(id) {
-            open.extend(edges.get(id).into_iter().flatten());
-        }
-    }
-    seen
+/// The names in what `cargo tree --prefix none` prints: `tokio v1.49.0 (*)`.
+fn packages_of_tree(text: &str) -> BTreeSet<String> {
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 /// Every edge that the design doesn't allow.
@@ -153,7 +161,7 @@ pub(super) fn check(graph: &Graph) -> Vec<Finding> {
                 findings.push(Finding::new(&manifest, 0, text));
             }
         }
-        if ["os/init", "os/guest"].contains(&member.folder.as_str()) {
+        if FIRST_PROCESSES.contains(&member.folder.as_str()) {
             for runtime in ASYNC_RUNTIMES.iter().filter(|runtime| member.foreign.contains(**runtime)) {
                 let text = format!(
                     "{} must not depend on the async runtime {runtime}, not even through others",
@@ -301,27 +309,28 @@ mod tests {
     }
 
     #[test]
-    fn metadata_gives_direct_edges_without_tests_and_foreign_ones_through_others() {
+    fn metadata_gives_the_edges_without_those_of_tests() {
         let text = r#"{
             "packages": [
                 {"id": "a", "name": "croft-light", "manifest_path": "/r/agents/light/Cargo.toml"},
                 {"id": "b", "name": "croft-ledger", "manifest_path": "/r/agents/ledger/Cargo.toml"},
-                {"id": "x", "name": "mio", "manifest_path": "/reg/mio/Cargo.toml"},
                 {"id": "y", "name": "tokio", "manifest_path": "/reg/tokio/Cargo.toml"}],
             "workspace_members": ["a", "b"],
             "resolve": {"nodes": [
                 {"id": "a", "deps": [{"pkg": "b", "dep_kinds": [{"kind": "dev"}]},
                                      {"pkg": "y", "dep_kinds": [{"kind": "dev"}, {"kind": null}]}]},
-                {"id": "b", "deps": [{"pkg": "a", "dep_kinds": [{"kind": null}]}]},
-                {"id": "x", "deps": []},
-                {"id": "y", "deps": [{"pkg": "x", "dep_kinds": [{"kind": null}]}]}]}}"#;
+                {"id": "b", "deps": [{"pkg": "a", "dep_kinds": [{"kind": "build"}]}]},
+                {"id": "y", "deps": []}]}}"#;
         let graph = Graph::from_metadata(Path::new("/r"), text).unwrap();
-        let light = &graph.0["croft-light"];
-        assert_eq!(light.folder, "agents/light");
-        assert!(light.ours.is_empty());
-        assert_eq!(light.foreign.iter().map(String::as_str).collect::<Vec<_>>(), ["mio", "tokio"]);
-        let ledger = &graph.0["croft-ledger"];
-        assert_eq!(ledger.ours.iter().map(String::as_str).collect::<Vec<_>>(), ["croft-light"]);
-        assert!(ledger.foreign.contains("mio"));
+        assert_eq!(graph.0.keys().collect::<Vec<_>>(), ["croft-ledger", "croft-light"]);
+        assert_eq!(graph.0["croft-light"].folder, "agents/light");
+        assert!(graph.0["croft-light"].ours.is_empty());
+        assert_eq!(graph.0["croft-ledger"].ours.iter().collect::<Vec<_>>(), ["croft-light"]);
+    }
+
+    #[test]
+    fn the_tree_of_a_package_names_everything_that_reaches_it() {
+        let names = packages_of_tree("croft-init v0.1.0 (/r/os/init)\nrustix v1.1.0\ntokio v1.49.0 (*)\n\n");
+        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), ["croft-init", "rustix", "tokio"]);
     }
 }

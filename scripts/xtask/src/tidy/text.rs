@@ -27,21 +27,38 @@ const REGISTRY_HOSTS: [(&str, &str); 7] = [
 /// Written by cargo, and naming its registry there is right.
 const GENERATED: [&str; 1] = ["Cargo.lock"];
 
+/// Directories in which checkouts lie on many machines: naming one says nothing about a machine.
+const COMMON_PARENTS: [&str; 16] = [
+    "/",
+    "/app",
+    "/build",
+    "/builds",
+    "/code",
+    "/data",
+    "/home",
+    "/mnt",
+    "/opt",
+    "/repo",
+    "/root",
+    "/src",
+    "/srv",
+    "/tmp",
+    "/usr",
+    "/workspace",
+];
+
 /// Absolute paths that exist on this machine only.
 pub(super) struct MachinePlaces(Vec<String>);
 
 impl MachinePlaces {
-    /// The checkout, and hidden directories of whoever runs this.
+    /// The checkout, what lies beside it, and hidden directories of whoever runs this.
     pub(super) fn of_this_machine(root: &Path) -> Self {
         let mut places = vec![format!("{}/", root.display())];
         if let Some(home) = env::var_os("HOME").filter(|home| home.len() > 1) {
-            places.push(format!("{}/.", home.display()));
+            places.push(format!("{}/.", home.to_string_lossy()));
         }
-        // The checkout's parent too, unless that is a directory every machine has.
-        if let Some(parent) = root.parent()
-            && !["/", "/usr", "/tmp", "/opt", "/srv", "/home", "/root", "/var", "/mnt"]
-                .iter()
-                .any(|common| parent == Path::new(common))
+        if let Some(parent) =
+            root.parent().filter(|parent| !COMMON_PARENTS.iter().any(|common| *parent == Path::new(common)))
         {
             places.push(format!("{}/", parent.display()));
         }
@@ -72,7 +89,7 @@ pub(super) fn forbidden(file: &str, text: &str, places: &MachinePlaces) -> Vec<F
     findings
 }
 
-/// Is the path there, and not as the tail of a longer one (`/run/overlay/work/` holds `/work/`)?
+/// Is the path there, and not as the tail of a longer one (`/mnt/disk/src/` holds `/src/`)?
 fn contains_path(line: &str, path: &str) -> bool {
     let inside_longer = |at: usize| {
         line[..at].ends_with(|before: char| {
@@ -85,8 +102,10 @@ fn contains_path(line: &str, path: &str) -> bool {
 /// Rules for Rust files.
 pub(super) fn rust(file: &str, text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let tests_only =
-        file.ends_with("/tests.rs") || file.split('/').any(|part| part == "tests" || part == "benches");
+    let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
+    let tests_only = stem == "tests"
+        || stem.ends_with("_tests")
+        || file.split('/').any(|part| part == "tests" || part == "benches");
     if !tests_only {
         let lines = lines_without_tests(text);
         if lines > FILE_LINES_MAX {
@@ -180,7 +199,7 @@ mod tests {
     use super::*;
 
     fn places() -> MachinePlaces {
-        MachinePlaces(vec!["/work/".to_owned(), "/root/.".to_owned()])
+        MachinePlaces(vec!["/checkout/".to_owned(), "/home/ann/.".to_owned()])
     }
 
     fn texts(findings: &[Finding]) -> Vec<String> {
@@ -196,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_machine_path_is_found_and_a_longer_path_with_the_same_tail_is_not() {
-        let text = "cd /work/tree\nupper=/run/overlay/work/x\nHOME=/root\n\"/root/.cargo\"\n$dir/work/\n${dir}/work/\n";
+        let text = "cd /checkout/tree\nupper=/run/overlay/checkout/x\nHOME=/home/ann\n\"/home/ann/.cargo\"\n$dir/checkout/\n${dir}/checkout/\n";
         let found = forbidden("x.sh", text, &places());
         assert_eq!(found.iter().map(|finding| finding.line).collect::<Vec<_>>(), [1, 4]);
     }
@@ -220,7 +239,9 @@ mod tests {
             texts(&found),
             ["a/src/lib.rs:1: opens without a `//!` header that says what the file is for"]
         );
-        assert_eq!(rust("a/src/x/tests.rs", "use super::*;\n"), []);
+        for tests in ["a/src/x/tests.rs", "a/src/x_tests.rs", "tests/it/main.rs"] {
+            assert_eq!(rust(tests, "use super::*;\n"), [], "{tests}");
+        }
     }
 
     #[test]
