@@ -105,6 +105,8 @@ pub enum Event {
         key: PublicKey,
         connected: bool,
     },
+    /// The stream can't begin or can't go on; it is the last event.
+    Failed(Failure),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
