@@ -166,6 +166,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The kernels for the present fragments, source and compiler, in the order of [`Flavor::ALL`]: from
+/// the cache, or built now.
+pub(crate) fn ensure_all() -> Result<Vec<Kernel>> {
+    let options = Options::default();
+    let recipes = Flavor::ALL.iter().map(|flavor| Recipe::read(*flavor, &options));
+    let recipes = recipes.collect::<Result<Vec<_>>>()?;
+    let there = recipes.iter().map(Recipe::result).collect::<Result<Vec<_>>>()?;
+    if there.iter().all(Option::is_some) {
+        return Ok(there.into_iter().flatten().collect());
+    }
+    let built = recipes.iter().map(|recipe| build::build(recipe, &options)).collect();
+    build::remove_work()?;
+    built
+}
+
 /// The kernel for the present fragments, source and compiler, if it was built before.
 pub(crate) fn find(flavor: Flavor, options: &Options) -> Result<Option<Kernel>> {
     Recipe::read(flavor, options)?.result()

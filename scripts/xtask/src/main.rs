@@ -4,7 +4,9 @@
 //! Croft does in the field may live here.
 
 mod check;
+mod image;
 mod kernel;
+mod qemu;
 mod repo;
 mod tidy;
 
@@ -24,6 +26,10 @@ struct Arguments {
 enum Chore {
     /// Build the kernels of the node and of its microVMs from the fragments in kernel-config/.
     Kernel(kernel::Arguments),
+    /// Build the node image with everything that goes into it, and print what each part costs.
+    Image(image::Arguments),
+    /// Boot an image in QEMU with its serial line on the terminal.
+    Qemu(qemu::Arguments),
     /// Check what no compiler checks: crate edges, forbidden words, lengths, reasons.
     Tidy(tidy::Arguments),
     /// Everything a change must pass before it is pushed, except the tests.
@@ -33,6 +39,8 @@ enum Chore {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Kernel(arguments) => kernel::run(&arguments),
+        Chore::Image(arguments) => image::run(&arguments),
+        Chore::Qemu(arguments) => qemu::run(&arguments),
         Chore::Tidy(arguments) => tidy::run(&arguments),
         Chore::Check(arguments) => check::run(&arguments),
     };

@@ -1,0 +1,120 @@
+//! `cargo xtask image`: the node image, with everything that goes into it.
+//!
+//! ```text
+//! VMM chosen -> kernels -> virtiofsd, alioth -> init, node, guest -> assembled -> size table
+//!                 (each from the cache when nothing changed; cargo looks at our own programs itself)
+//! ```
+//!
+//! Must never put programs into an image that were built with the caller's flags.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use croft_image_builder::build::{self, ALIOTH, VIRTIOFSD};
+use croft_image_builder::image::{Image, Recipe};
+use croft_image_builder::initramfs::COMPRESSION_LEVEL;
+use croft_image_builder::vmm::{self, Choice, Surroundings, Wanted};
+use croft_image_builder::{Vmm, image};
+
+use crate::{kernel, repo};
+
+/// Our programs: package, and the name under which the manifests ask for it.
+const OURS: [(&str, &str); 3] = [("croft-init", "init"), ("croft-node", "node"), ("croft-guest", "guest")];
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// auto (cloud-hypervisor where one can be had), cloud-hypervisor, or alioth.
+    #[arg(long, default_value = "auto", value_name = "VMM")]
+    vmm: Wanted,
+    /// Where the image goes [default: target/image/<vmm>].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print where this image is or would be, and build nothing.
+    #[arg(long)]
+    print_path: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let cache = repo::cache()?;
+    let choice = vmm::choose(arguments.vmm, &Surroundings::of_this_machine(&cache))?;
+    let out = arguments.out.clone().unwrap_or_else(|| default_directory(choice.vmm()));
+    if arguments.print_path {
+        println!("{}", out.display());
+        return Ok(());
+    }
+    eprintln!("image: {}", choice.reason());
+    let image = make(&choice, &cache, &out)?;
+    println!("{}", image.sizes.table());
+    println!("{}", out.display());
+    if !image.sizes.within_budget() {
+        bail!("the image is larger than its budget; the table above says what takes the space");
+    }
+    Ok(())
+}
+
+/// Where images are, one directory per VMM.
+pub(crate) fn default_directory(vmm: Vmm) -> PathBuf {
+    repo::root().join("target/image").join(vmm.name())
+}
+
+/// The image that is there; with cloud-hypervisor if there are both.
+pub(crate) fn existing() -> Result<PathBuf> {
+    let directories = [Vmm::CloudHypervisor, Vmm::Alioth].map(default_directory);
+    let found = directories.into_iter().find(|directory| image::open(directory).is_ok());
+    found.context("there is no image yet: run `cargo xtask image`")
+}
+
+/// Builds what is missing and assembles the image in `out`.
+fn make(choice: &Choice, cache: &Path, out: &Path) -> Result<Image> {
+    let mut inputs = BTreeMap::new();
+    let kernels = step("kernels", kernel::ensure_all)?;
+    let [guest, node] = &kernels[..] else { bail!("expected two kernels, there are {}", kernels.len()) };
+    inputs.insert("guest-vmlinux".to_owned(), guest.dir().join("vmlinux"));
+    inputs.insert("guest-bzimage".to_owned(), guest.dir().join("bzImage"));
+    let node_kernel = node.dir().join("bzImage");
+
+    let mut progress = |line: String| eprintln!("image: {line}");
+    inputs.insert("virtiofsd".to_owned(), VIRTIOFSD.install(cache, &mut progress)?);
+    match choice {
+        Choice::CloudHypervisor { binary, .. } => {
+            inputs.insert("cloud-hypervisor".to_owned(), binary.clone());
+        }
+        Choice::Alioth { .. } => {
+            inputs.insert("alioth".to_owned(), ALIOTH.install(cache, &mut progress)?);
+        }
+    }
+
+    let packages = OURS.map(|(package, _)| package);
+    let mut programs = step("init, node, guest", || Ok(build::build_ours(&repo::root(), cache, &packages)?))?;
+    for (package, input) in OURS {
+        let program = programs.remove(package).with_context(|| format!("{package} was not built"))?;
+        inputs.insert(input.to_owned(), program);
+    }
+
+    fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    let release = out.join("release");
+    fs::write(&release, concat!(env!("CARGO_PKG_VERSION"), "\n"))
+        .with_context(|| format!("cannot write {}", release.display()))?;
+    inputs.insert("release".to_owned(), release);
+
+    let recipe = Recipe {
+        vmm: choice.vmm(),
+        manifests: repo::root().join("image/manifests"),
+        inputs,
+        kernel: node_kernel,
+        level: COMPRESSION_LEVEL,
+    };
+    step("assembled", || Ok(recipe.make(out)?))
+}
+
+/// Runs one step and says how long it took.
+fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    let done = work()?;
+    eprintln!("image: {name}: {:.1} s", started.elapsed().as_secs_f32());
+    Ok(done)
+}
