@@ -102,9 +102,10 @@ impl Coverage {
                 changed |= line.state.is_some_and(|state| state != report.state);
             }
         }
-        changed |= self.lines.iter().any(|(id, line)| {
-            line.state.is_some() && !lines.iter().any(|report| report.contract == *id)
-        });
+        changed |= self
+            .lines
+            .iter()
+            .any(|(id, line)| line.state.is_some() && !lines.iter().any(|report| report.contract == *id));
         self.lines.retain(|_, line| line.state.is_some());
         self.changed = changed;
     }
@@ -132,7 +133,10 @@ mod tests {
         coverage.observe(9_000, &all(&[(1, WorkloadState::Failing)]));
         coverage.observe(20_000, &all(&[(1, WorkloadState::Failing)]));
         let (from, until, lines) = coverage.report(|_| true);
-        assert_eq!((from, until, lines[0].ran_ms, lines[0].state), (1_000, 20_000, 6_000, WorkloadState::Failing));
+        assert_eq!(
+            (from, until, lines[0].ran_ms, lines[0].state),
+            (1_000, 20_000, 6_000, WorkloadState::Failing)
+        );
     }
 
     #[test]

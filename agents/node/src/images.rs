@@ -33,11 +33,17 @@ pub enum ImageError {
     Fetch { what: &'static str, hash: Hash, reason: String },
     #[error(transparent)]
     Manifest(#[from] InvalidManifest),
-    #[error("chunk {index} of image {image} is not {hash}: whoever sent it is broken or lies; trying elsewhere")]
+    #[error(
+        "chunk {index} of image {image} is not {hash}: whoever sent it is broken or lies; trying elsewhere"
+    )]
     Chunk { image: Hash, index: usize, hash: Hash },
-    #[error("chunk {index} of image {image} does not unpack to {expected} bytes: the image was built wrongly, build it again")]
+    #[error(
+        "chunk {index} of image {image} does not unpack to {expected} bytes: the image was built wrongly, build it again"
+    )]
     Unpack { image: Hash, index: usize, expected: usize },
-    #[error("the verity root of image {image} does not belong to its bytes: the image was built wrongly, build it again")]
+    #[error(
+        "the verity root of image {image} does not belong to its bytes: the image was built wrongly, build it again"
+    )]
     Root { image: Hash },
     #[error("no space on the data disk for image {image} of {size_bytes} bytes: end contracts or add a disk")]
     Full { image: Hash, size_bytes: u64 },
@@ -184,7 +190,8 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::Io`] when it can't be read.
     pub fn verify(&self, image: &Image) -> Result<bool, ImageError> {
-        let whole = verify_tree(&image.path, &image.manifest.verity).map_err(io_error("read", &image.path))?;
+        let whole =
+            verify_tree(&image.path, &image.manifest.verity).map_err(io_error("read", &image.path))?;
         if !whole {
             fs::remove_file(&image.path).map_err(io_error("remove", &image.path))?;
         }

@@ -105,6 +105,11 @@ pub enum RestartPolicy {
 /// The smallest memory a microVM boots in, with its kernel.
 pub const VM_MEMORY_MIN_BYTES: u64 = 64 << 20;
 
+/// Smaller than this, the node's file system has no room for a journal.
+pub const VOLUME_MIN_BYTES: u64 = 16 << 20;
+/// The largest file on the node's file system.
+pub const VOLUME_MAX_BYTES: u64 = 15 << 40;
+
 /// A workload that can't run as described.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidWorkload {
@@ -126,7 +131,7 @@ pub enum InvalidWorkload {
     ExclusiveTwice { volume: Name },
     #[error("microVM '{vm}' mounts '{path}': use an absolute path without '..', below '/', each once")]
     MountPath { vm: Name, path: String },
-    #[error("volume '{volume}' has {size_bytes} bytes; allowed are 1 MiB to 64 TiB")]
+    #[error("volume '{volume}' has {size_bytes} bytes; allowed are 16 MiB to 15 TiB")]
     VolumeSize { volume: Name, size_bytes: u64 },
     #[error("port {port} is published twice")]
     SamePort { port: PublishedPort },
@@ -154,7 +159,7 @@ impl Workload {
         unique("microVMs", self.vms.iter().map(|v| &v.name))?;
         unique("volumes", self.volumes.iter().map(|v| &v.name))?;
         for volume in &self.volumes {
-            if !((1 << 20)..=(64 << 40)).contains(&volume.size_bytes) {
+            if !(VOLUME_MIN_BYTES..=VOLUME_MAX_BYTES).contains(&volume.size_bytes) {
                 return Err(InvalidWorkload::VolumeSize {
                     volume: volume.name.clone(),
                     size_bytes: volume.size_bytes,

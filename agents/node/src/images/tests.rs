@@ -27,7 +27,7 @@ impl BlobSource for Blobs {
 
 /// `data || tree` of so many data blocks, by the kernel's documentation rather than by the code under test.
 fn verity_file(data_blocks: u64, salt: [u8; 32]) -> (Vec<u8>, Hash) {
-    let data: Vec<u8> = (0..data_blocks * BLOCK_BYTES).map(|i| (i / 7) as u8).collect();
+    let data: Vec<u8> = (0..data_blocks * BLOCK_BYTES).map(|i| (i / 7 + i / 1_000_003) as u8).collect();
     let hash = |block: &[u8]| {
         let mut all = salt.to_vec();
         all.extend_from_slice(block);

@@ -1,0 +1,218 @@
+//! Answers bots that call through a relay: logs to a contract's user, explanations to its parties.
+//!
+//! Who calls is known by the key that TLS inside the relayed stream proved. It must never answer anybody else, show a
+//! secret, or let a caller hold more than a stream.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use croft_microvm::logs::{LogItem, LogStart, Logs, Source, Subscription};
+use croft_protocol::peer::{Explanation, LogLine, NodeRequest, NodeResponse};
+use croft_protocol::{BotId, ContractId, Name, SecretKey, limits};
+use croft_transport::{Listener, Relayed, frame, peer_accept};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
+
+/// Calls at a time; more are hung up.
+const CALLS: usize = 32;
+/// A caller that says nothing for so long is hung up.
+const IDLE: Duration = Duration::from_secs(60);
+/// A caller that takes a frame for longer is hung up.
+const WRITE: Duration = Duration::from_secs(30);
+/// Lines in one frame.
+const LINES_PER_FRAME: usize = 64;
+/// Lines at most when a caller asks for the past.
+const TAIL_LINES: usize = 10_000;
+
+/// What the desk knows of one contract.
+#[derive(Clone)]
+pub struct Entry {
+    pub user: BotId,
+    pub farmer: BotId,
+    pub explanation: Explanation,
+    pub logs: BTreeMap<Name, Logs>,
+}
+
+/// The contracts as the owner tasks describe them.
+#[derive(Clone, Default)]
+pub struct Desk {
+    entries: Arc<Mutex<BTreeMap<ContractId, Entry>>>,
+}
+
+impl Desk {
+    pub fn set(&self, contract: ContractId, entry: Entry) {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(contract, entry);
+    }
+
+    pub fn remove(&self, contract: &ContractId) {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(contract);
+    }
+
+    fn explain(&self, caller: &BotId, contract: &ContractId) -> Result<Explanation, String> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.get(contract).ok_or_else(|| unknown(contract))?;
+        if *caller != entry.user && *caller != entry.farmer {
+            return Err(format!("only the parties of contract {contract} may ask"));
+        }
+        Ok(entry.explanation.clone())
+    }
+
+    fn logs(
+        &self,
+        caller: &BotId,
+        contract: &ContractId,
+        vm: &Name,
+        tail: u32,
+        follow: bool,
+    ) -> Result<Subscription, String> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.get(contract).ok_or_else(|| unknown(contract))?;
+        if *caller != entry.user {
+            return Err(format!("only the user of contract {contract} may read its logs"));
+        }
+        let logs = entry.logs.get(vm).ok_or_else(|| {
+            let names: Vec<&str> = entry.logs.keys().map(Name::as_str).collect();
+            format!("contract {contract} runs no microVM '{vm}' now; it runs: {}", names.join(", "))
+        })?;
+        Ok(logs.subscribe(LogStart::Tail((tail as usize).min(TAIL_LINES)), follow))
+    }
+}
+
+fn unknown(contract: &ContractId) -> String {
+    format!("this node does not know contract {contract}")
+}
+
+/// Answers calls until the listener ends.
+pub async fn serve(mut listener: Listener, key: SecretKey, desk: Desk) {
+    let calls = Arc::new(Semaphore::new(CALLS));
+    while let Some(call) = listener.accept().await {
+        let Ok(permit) = calls.clone().try_acquire_owned() else {
+            tracing::warn!(from = %call.from.short(), "too many calls at a time: hung up");
+            continue;
+        };
+        let (key, desk) = (key.clone(), desk.clone());
+        tokio::spawn(async move {
+            if let Err(error) = answer(call, &key, &desk).await {
+                tracing::debug!(error, "a call ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(call: Relayed, key: &SecretKey, desk: &Desk) -> Result<(), String> {
+    let show = |e: &dyn std::error::Error| crate::ledger::chain_of(e);
+    let (mut stream, caller) = peer_accept(call.stream, key).await.map_err(|e| show(&e))?;
+    let request: NodeRequest = frame::read(&mut stream, "a request", limits::PEER_MESSAGE_BYTES, IDLE)
+        .await
+        .map_err(|e| show(&e))?;
+    let send = |response: NodeResponse| frame::encode("an answer", &response, limits::PEER_MESSAGE_BYTES);
+    match request {
+        NodeRequest::Explain { contract } => {
+            let response = match desk.explain(&caller, &contract) {
+                Ok(explanation) => NodeResponse::Explained(explanation),
+                Err(reason) => NodeResponse::Refused { reason },
+            };
+            let bytes = send(response).map_err(|e| show(&e))?;
+            frame::write_encoded(&mut stream, "an answer", &bytes, WRITE).await.map_err(|e| show(&e))?;
+        }
+        NodeRequest::Logs { contract, vm, tail_lines, follow } => {
+            let mut lines = match desk.logs(&caller, &contract, &vm, tail_lines, follow) {
+                Ok(lines) => lines,
+                Err(reason) => {
+                    let bytes = send(NodeResponse::Refused { reason }).map_err(|e| show(&e))?;
+                    frame::write_encoded(&mut stream, "an answer", &bytes, WRITE)
+                        .await
+                        .map_err(|e| show(&e))?;
+                    let _ = stream.shutdown().await;
+                    return Ok(());
+                }
+            };
+            while let Some(first) = lines.next().await {
+                let mut page = vec![line(first)];
+                let mut bytes = page[0].text.len();
+                // Bounded by what a frame may hold: a line has at most 16 KiB.
+                while page.len() < LINES_PER_FRAME && bytes < limits::PEER_MESSAGE_BYTES / 2 {
+                    let Some(next) = lines.try_next() else { break };
+                    page.push(line(next));
+                    bytes += page[page.len() - 1].text.len();
+                }
+                let bytes = send(NodeResponse::Logs(page)).map_err(|e| show(&e))?;
+                frame::write_encoded(&mut stream, "log lines", &bytes, WRITE).await.map_err(|e| show(&e))?;
+            }
+        }
+    }
+    let _ = stream.shutdown().await;
+    Ok(())
+}
+
+fn line(item: LogItem) -> LogLine {
+    match item {
+        LogItem::Line(line) => LogLine {
+            time_ms: line.time_ms,
+            stderr: line.source != Source::Stdout,
+            text: line.text.to_string(),
+        },
+        LogItem::Skipped(count) => {
+            LogLine { time_ms: 0, stderr: true, text: format!("[{count} lines were dropped here]") }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use croft_microvm::spec::LogLimits;
+    use croft_protocol::record::WorkloadState;
+    use croft_protocol::{Hash, PublicKey};
+
+    fn desk() -> (Desk, ContractId) {
+        let desk = Desk::default();
+        let contract = ContractId(Hash([1; 32]));
+        let logs = Logs::new(&LogLimits::default());
+        logs.push(Source::Stdout, 5, b"one\ntwo\n");
+        desk.set(
+            contract,
+            Entry {
+                user: PublicKey([1; 32]),
+                farmer: PublicKey([2; 32]),
+                explanation: Explanation { state: WorkloadState::Running, steps: vec![], vms: vec![] },
+                logs: BTreeMap::from([(Name::new("web").unwrap(), logs)]),
+            },
+        );
+        (desk, contract)
+    }
+
+    #[tokio::test]
+    async fn the_user_reads_its_logs() {
+        let (desk, contract) = desk();
+        let web = Name::new("web").unwrap();
+        let mut lines = desk.logs(&PublicKey([1; 32]), &contract, &web, 1, false).unwrap();
+        assert_eq!(line(lines.next().await.unwrap()).text, "two");
+        assert!(lines.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn nobody_else_reads_them_and_is_told_why() {
+        let (desk, contract) = desk();
+        let web = Name::new("web").unwrap();
+        for stranger in [PublicKey([2; 32]), PublicKey([3; 32])] {
+            let refusal = desk.logs(&stranger, &contract, &web, 1, false).unwrap_err();
+            assert_eq!(refusal, format!("only the user of contract {contract} may read its logs"));
+        }
+        assert!(desk.explain(&PublicKey([2; 32]), &contract).is_ok(), "the farmer may ask how it is");
+        let refusal = desk.explain(&PublicKey([3; 32]), &contract).unwrap_err();
+        assert_eq!(refusal, format!("only the parties of contract {contract} may ask"));
+    }
+
+    #[tokio::test]
+    async fn a_wrong_name_is_answered_with_the_right_ones() {
+        let (desk, contract) = desk();
+        let db = Name::new("db").unwrap();
+        let refusal = desk.logs(&PublicKey([1; 32]), &contract, &db, 1, false).unwrap_err();
+        assert!(refusal.ends_with("runs no microVM 'db' now; it runs: web"), "{refusal}");
+        let other = ContractId(Hash::ZERO);
+        assert_eq!(desk.explain(&PublicKey([1; 32]), &other).unwrap_err(), unknown(&other));
+    }
+}

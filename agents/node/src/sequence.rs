@@ -1,0 +1,460 @@
+//! The node from its first line to the last: seven stages, then the main loop.
+//!
+//! ```text
+//!   network ─> inventory ─> disks ─> identity ─> ledger ─> register ─> reconcile ─> Running::run
+//! ```
+//! A stage that fails says why and what to do, and the boot goes on wherever it can: a node whose ledger is out of
+//! reach runs what it verified in an earlier boot. Only what makes every later step senseless ends the sequence: no
+//! boot configuration, a damaged key, no place for data. Then init restarts the node, and in the end the machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_hardware::{Inventory, Transport};
+use croft_identity::{DiskKeyStore, NodeIdentity};
+use croft_init::log::Log;
+use croft_init::notify::{Message, Notifier};
+use croft_init::stage::Stage;
+use croft_network::workload::Pool;
+use croft_network::{Network, NetworkStatus, WaitLimits};
+use croft_protocol::boot::BootConfig;
+use croft_protocol::record::HardwareSummary;
+use croft_protocol::{ContractBody, ContractId, Hash};
+use croft_storage::data::{self, Attached, Data, Medium};
+use croft_storage::documents::Documents;
+use croft_transport::Client;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+
+use crate::capacity::{self, Found};
+use crate::images::ImageStore;
+use crate::ledger::{Ledger, chain_of};
+use crate::machines::Machines;
+use crate::networks::Networks;
+use crate::peers::{self, Desk};
+use crate::register::{self, Profile, Unregistered};
+use crate::running::Running;
+use crate::spec::GuestFiles;
+use crate::time::Time;
+use crate::voice::{self, Heard};
+use crate::volumes::Volumes;
+use crate::workload::Context;
+use crate::{contracts, links};
+
+/// Where the image keeps its parts.
+const BOOT_FILE: &str = "/etc/croft/boot.toml";
+const RELEASE_FILE: &str = "/etc/croft/release";
+const GUEST_ELF: &str = "/usr/lib/croft/guest/vmlinux";
+const GUEST_BZIMAGE: &str = "/usr/lib/croft/guest/bzImage";
+const GUEST_INITRAMFS: &str = "/usr/lib/croft/guest/initramfs";
+/// Subnets of contracts: 256 of 254 addresses each.
+const POOL: &str = "10.90.0.0/16";
+/// How long the boot waits for a ledger before it goes on with what it knows.
+const LEDGER_WAIT: Duration = Duration::from_secs(20);
+const REGISTER_WAIT: Duration = Duration::from_secs(30);
+/// What guests may send in one packet when nobody knows the uplink's.
+const MTU_BYTES: u32 = 1500;
+
+/// Why a node can't go on at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    #[error("{BOOT_FILE} can't be read: boot with a configuration from 'croft farm new'")]
+    NoBootConfig(#[source] std::io::Error),
+    #[error(transparent)]
+    BootConfig(#[from] croft_protocol::boot::InvalidBootConfig),
+    #[error(transparent)]
+    Links(#[from] links::LinkError),
+    #[error("the network can't be started")]
+    Network(#[from] croft_network::StartError),
+    #[error(transparent)]
+    Data(#[from] data::AttachError),
+    #[error(transparent)]
+    Key(#[from] croft_identity::KeyError),
+    #[error("the stored contracts can't be opened")]
+    Documents(#[from] croft_storage::documents::OpenDocumentsError),
+    #[error(transparent)]
+    Image(#[from] crate::images::ImageError),
+    #[error(transparent)]
+    Volumes(#[from] crate::volumes::VolumeError),
+    #[error("the transport can't be started")]
+    Client(#[from] croft_transport::ClientError),
+    #[error("the firewall can't be set: nothing may run behind an open door")]
+    Firewall(#[from] crate::networks::NetworkError),
+}
+
+/// A machine that knows its boot configuration and nothing else.
+pub struct Start<'a> {
+    pub log: &'a dyn Log,
+    pub notifier: Option<Notifier>,
+}
+
+impl Start<'_> {
+    /// All stages, then the main loop until SIGTERM.
+    ///
+    /// # Errors
+    /// [`Fatal`]; the failing stage has said it already.
+    pub async fn run(mut self) -> Result<(), Fatal> {
+        let alive = Alive { notifier: self.notifier.take() };
+        alive.beat();
+        let text = std::fs::read_to_string(BOOT_FILE).map_err(Fatal::NoBootConfig)?;
+        let boot = BootConfig::parse(&text)?;
+        let time = Arc::new(Time::default());
+
+        let network = self.network(&boot, &alive).await?;
+        let keep = links::keep_time(time.clone(), boot.clock.ntp.clone(), network.subscribe());
+        tokio::spawn(keep);
+        let inventory = self.inventory();
+        let data = alive.through(self.disks(&inventory)).await?;
+        let identity = self.identity(&data)?;
+        let documents = Documents::open(&data.folder("contracts"))?;
+        let known = kept_contracts(&documents, &boot, &identity);
+
+        let client = Client::new(identity.key(), boot.grid.replicas.clone())?;
+        let ledger = Arc::new(Ledger::new(
+            client.clone(),
+            boot.grid.chain,
+            boot.grid.validators,
+            identity.key().clone(),
+            time.clone(),
+            data.folder("contracts").join(".tip"),
+        ));
+        alive.through(self.ledger(&ledger, &boot, &time, known.len())).await;
+
+        let machines = Machines::open(is_emulated()).await;
+        let (addresses, addresses_seen) = watch::channel(reachable(&boot, &network.status()));
+        let profile = Profile {
+            name: register::name(&boot, &identity.id()),
+            sealing_key: identity.sealing().public(),
+            capacity: capacity::sellable(found(&inventory, &data, &machines)),
+            hardware: summary(&inventory),
+            trust: identity.trust(),
+            addresses: addresses_seen.borrow().clone(),
+            release: release(),
+        };
+        let unregistered = Unregistered {
+            id: identity.id(),
+            join: boot.farm.permission()?,
+            profile,
+            ledger: ledger.clone(),
+            time: time.clone(),
+        };
+        let (heard_sender, mut heard) = mpsc::channel(16);
+        let (say, say_receiver) = mpsc::channel(16);
+        tokio::spawn(voice::speak(unregistered, addresses_seen, say_receiver, heard_sender.clone()));
+        let registered = alive.through(self.register(&mut heard)).await;
+
+        let stage = Stage::Reconcile.begin(self.log);
+        let desk = Desk::default();
+        tokio::spawn(peers::serve(client.listen(), identity.key().clone(), desk.clone()));
+        let (dns, dns_seen) = watch::channel(network.status().dns());
+        tokio::spawn(follow_links(network, boot.clone(), addresses, dns));
+        let vmm = machines.vmm();
+        if let Some(trouble) = machines.trouble() {
+            tracing::error!("no microVM can run here: {trouble}");
+        }
+        let pool = Pool::new(POOL.parse().expect("the pool is a network"), 24).expect("the pool can be cut");
+        let context = Arc::new(Context {
+            node: identity.id(),
+            sealing: identity.sealing().clone(),
+            ledger: ledger.clone(),
+            images: ImageStore::open(&data.folder("cache").join("images"))?,
+            volumes: Volumes::open(&data)?,
+            networks: Networks::open(pool)?,
+            machines,
+            guest: guest_files(vmm),
+            log_dir: PathBuf::from("/run/croft/log"),
+            desk,
+            time: time.clone(),
+            dns: dns_seen,
+            mtu_bytes: MTU_BYTES,
+        });
+        let _ = std::fs::create_dir_all(&context.log_dir);
+        let (known_sender, known_seen) = watch::channel(BTreeSet::new());
+        tokio::spawn(voice::hear(ledger, time, identity.id(), known_seen, heard_sender));
+        let running = Running::new(context, documents, known, registered, say, heard, known_sender);
+        stage.ok(&format!("workloads run on {vmm}"));
+        alive.say(&Message::Ready);
+        running.run(&alive).await;
+        Ok(())
+    }
+
+    async fn network(&self, boot: &BootConfig, alive: &Alive) -> Result<Network, Fatal> {
+        let stage = Stage::Network.begin(self.log);
+        let network = Network::start(links::config(boot)?).await?;
+        match alive.through(network.wait_uplink(WaitLimits::default())).await {
+            Ok(uplink) => {
+                let address = uplink.address().map_or_else(String::new, |a| a.to_string());
+                stage.ok(&format!("{} {address}", uplink.name));
+            }
+            // It goes on trying; a boot never hangs on a cable.
+            Err(error) => {
+                stage.failed(&error);
+            }
+        }
+        Ok(network)
+    }
+
+    fn inventory(&self) -> Inventory {
+        let stage = Stage::Inventory.begin(self.log);
+        let inventory = Inventory::read(Path::new("/"));
+        for finding in &inventory.findings {
+            tracing::debug!(finding, "inventory");
+        }
+        stage.ok(&format!(
+            "{}, {} threads, {} memory, {} disks, {} network cards",
+            inventory.cpu.model.as_deref().unwrap_or("unknown CPU"),
+            inventory.cpu.threads,
+            croft_protocol::units::show_bytes(inventory.memory.total_bytes),
+            inventory.disks.len(),
+            inventory.nics.len()
+        ));
+        inventory
+    }
+
+    async fn disks(&self, inventory: &Inventory) -> Result<Data, Fatal> {
+        let stage = Stage::Disks.begin(self.log);
+        let disks = inventory.disks.clone();
+        let options = data::Options::node(inventory.memory.total_bytes);
+        // Checking a large disk takes minutes: not on a thread that has to answer.
+        let attached = tokio::task::spawn_blocking(move || data::attach(&disks, &options)).await;
+        let Attached { data, disks } = match attached {
+            Ok(attached) => attached?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        for disk in &disks {
+            tracing::info!("disk {disk}");
+        }
+        match &data.medium {
+            Medium::Disk { name, new, .. } => {
+                stage
+                    .ok(&format!("{name} is the data disk{}", if *new { ", freshly formatted" } else { "" }));
+            }
+            Medium::Memory { .. } => {
+                stage.failed_because(
+                    "no usable data disk: identity and volumes are lost at the next boot; add an empty disk",
+                );
+            }
+        }
+        Ok(data)
+    }
+
+    fn identity(&self, data: &Data) -> Result<NodeIdentity, Fatal> {
+        let stage = Stage::Identity.begin(self.log);
+        match NodeIdentity::load_or_create(&DiskKeyStore::new(&data.folder("identity"))) {
+            Ok(identity) => {
+                stage.ok(&format!(
+                    "node {}{}",
+                    identity.id().short(),
+                    if identity.is_new() { ", a new one" } else { "" }
+                ));
+                Ok(identity)
+            }
+            Err(error) => {
+                stage.failed(&error);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Verifies chain and validators by a final header; goes on without one after a while.
+    async fn ledger(&self, ledger: &Ledger, boot: &BootConfig, time: &Time, known: usize) {
+        let stage = Stage::Ledger.begin(self.log);
+        let deadline = Instant::now() + LEDGER_WAIT;
+        loop {
+            let reason = match timeout(LEDGER_WAIT, ledger.tip()).await {
+                Ok(Ok((height, _))) => {
+                    links::agree_with_tip(time);
+                    stage.ok(&format!(
+                        "grid '{}', chain {}, height {height}, certified by the pinned validators",
+                        boot.grid.name,
+                        boot.grid.chain.0.short()
+                    ));
+                    return;
+                }
+                Ok(Err(error)) => chain_of(&error),
+                Err(_) => "no replica answers".to_owned(),
+            };
+            if Instant::now() >= deadline {
+                stage
+                    .failed_because(&format!("{reason}; going on with {known} contracts from the data disk"));
+                return;
+            }
+            stage.waiting(&reason);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn register(&self, heard: &mut mpsc::Receiver<Heard>) -> Option<u64> {
+        let stage = Stage::Register.begin(self.log);
+        let wait = async {
+            while let Some(what) = heard.recv().await {
+                match what {
+                    Heard::Registered { session, height, reported_until_ms } => {
+                        return Some((session, height, reported_until_ms));
+                    }
+                    Heard::NotRegistered { reason } => stage.waiting(&reason),
+                    _ => {}
+                }
+            }
+            None
+        };
+        match timeout(REGISTER_WAIT, wait).await.ok().flatten() {
+            Some((session, height, reported_until_ms)) => {
+                stage.ok(&format!("session {session} at height {height}"));
+                Some(reported_until_ms)
+            }
+            None => {
+                stage.failed_because("not registered yet: it is tried again while known contracts run");
+                None
+            }
+        }
+    }
+}
+
+/// Signs of life for init, from whatever the node is at; never from a timer of their own.
+pub struct Alive {
+    notifier: Option<Notifier>,
+}
+
+impl Alive {
+    /// How often init hears of us.
+    pub const EVERY: Duration = Duration::from_secs(3);
+
+    pub fn beat(&self) {
+        self.say(&Message::Alive);
+    }
+
+    pub fn say(&self, message: &Message) {
+        if let Some(notifier) = &self.notifier
+            && let Err(error) = notifier.send(message)
+        {
+            tracing::debug!(%error, "init was not told");
+        }
+    }
+
+    /// Beats while a stage with limits of its own goes on.
+    pub async fn through<T>(&self, stage: impl Future<Output = T>) -> T {
+        tokio::pin!(stage);
+        let mut beats = tokio::time::interval(Self::EVERY);
+        loop {
+            tokio::select! {
+                result = &mut stage => return result,
+                _ = beats.tick() => self.beat(),
+            }
+        }
+    }
+}
+
+/// Contracts that an earlier boot verified: checked again, because a disk is not to be trusted more than a replica.
+fn kept_contracts(
+    documents: &Documents,
+    boot: &BootConfig,
+    identity: &NodeIdentity,
+) -> BTreeMap<ContractId, ContractBody> {
+    let mut known = BTreeMap::new();
+    let names = documents.list().unwrap_or_default();
+    for name in names {
+        let Ok(id) = name.parse::<ContractId>() else { continue };
+        let body = documents.get(&name).map_err(|error| chain_of(&error)).and_then(|bytes| {
+            contracts::check_kept(&boot.grid.chain, &identity.id(), &id, bytes.as_deref())
+                .map_err(|error| chain_of(&error))
+        });
+        match body {
+            Ok(body) => {
+                known.insert(id, body);
+            }
+            Err(error) => {
+                tracing::warn!(contract = %id, error, "a stored contract is ignored until it is pulled again")
+            }
+        }
+    }
+    known
+}
+
+fn found(inventory: &Inventory, data: &Data, machines: &Machines) -> Found {
+    let disk = match &data.medium {
+        Medium::Disk { name, .. } => inventory.disks.iter().find(|disk| disk.name == *name),
+        Medium::Memory { .. } => None,
+    };
+    let room = croft_storage::capacity::capacity(&data.path).map_or(0, |room| room.total_bytes);
+    Found {
+        threads: inventory.cpu.threads,
+        virtualisation: machines.trouble().is_none(),
+        memory_bytes: inventory.memory.total_bytes,
+        data_bytes: if disk.is_some() { room } else { 0 },
+        // A virtual disk says nothing about what turns beneath it.
+        data_rotational: disk.is_some_and(|disk| disk.rotational && disk.transport != Transport::Virtio),
+    }
+}
+
+fn summary(inventory: &Inventory) -> HardwareSummary {
+    let json = serde_json::to_vec(inventory).unwrap_or_default();
+    let short = |text: Option<&String>| text.map(|t| t.chars().take(64).collect()).unwrap_or_default();
+    HardwareSummary {
+        cpu_model: short(inventory.cpu.model.as_ref()),
+        threads: inventory.cpu.threads,
+        vendor: short(inventory.machine.vendor.as_ref()),
+        product: short(inventory.machine.product.as_ref()),
+        inventory: Hash::of_bytes(&json),
+    }
+}
+
+/// Where published ports are reached: as configured, else the uplink's address.
+fn reachable(boot: &BootConfig, status: &NetworkStatus) -> Vec<String> {
+    if !boot.node.public_addresses.is_empty() {
+        return boot.node.public_addresses.clone();
+    }
+    status
+        .uplink()
+        .and_then(croft_network::LinkStatus::address)
+        .map(|net| vec![net.addr().to_string()])
+        .unwrap_or_default()
+}
+
+/// Keeps what others are told of the links true. Holds the network, which ends with it.
+async fn follow_links(
+    network: Network,
+    boot: BootConfig,
+    addresses: watch::Sender<Vec<String>>,
+    dns: watch::Sender<Vec<IpAddr>>,
+) {
+    let mut changes = network.subscribe();
+    while changes.changed().await.is_ok() {
+        let status = changes.borrow_and_update().clone();
+        let now = reachable(&boot, &status);
+        // No address is no news: the link may be back in a moment.
+        if !now.is_empty() {
+            addresses.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+        }
+        let servers = status.dns();
+        dns.send_if_modified(|known| std::mem::replace(known, servers.clone()) != servers);
+    }
+}
+
+fn guest_files(vmm: &str) -> GuestFiles {
+    let elf = Path::new(GUEST_ELF);
+    let kernel = if vmm == "cloud-hypervisor" && elf.exists() || !Path::new(GUEST_BZIMAGE).exists() {
+        elf.to_owned()
+    } else {
+        PathBuf::from(GUEST_BZIMAGE)
+    };
+    GuestFiles { kernel, initramfs: GUEST_INITRAMFS.into() }
+}
+
+fn release() -> String {
+    std::fs::read_to_string(RELEASE_FILE).map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
+}
+
+/// Whether this machine is itself emulated, by the hypervisor's signature (CPUID leaf 0x40000000).
+fn is_emulated() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
+        [leaf.ebx, leaf.ecx, leaf.edx].iter().flat_map(|word| word.to_le_bytes()).eq(*b"TCGTCGTCGTCG")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}

@@ -1,0 +1,200 @@
+//! The tasks that speak with the ledger, so that the main loop never waits for a network.
+//!
+//! ```text
+//!   hear: follow ──> pull with proofs ──> main loop
+//!   speak: register ──> reports, settlements <── main loop
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_protocol::api::{Concern, Event};
+use croft_protocol::record::ContractReport;
+use croft_protocol::{Command, ContractId, NodeId, Rejection};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::contracts::{self, Pulled};
+use crate::ledger::{BackOff, Ledger, chain_of};
+use crate::links;
+use crate::register::{RegisterError, Registered, Unregistered};
+use crate::time::Time;
+
+/// Everything is pulled again this often, whatever was heard.
+const PULL_EVERY: Duration = Duration::from_secs(60);
+
+/// What the main loop hears.
+#[derive(Debug)]
+pub enum Heard {
+    Pulled(Pulled),
+    /// The ledger knows this boot; reports of earlier ones end here.
+    Registered {
+        session: u64,
+        height: u64,
+        reported_until_ms: u64,
+    },
+    /// Registration failed; it goes on being tried.
+    NotRegistered {
+        reason: String,
+    },
+    /// A report is final until then.
+    Reported {
+        until_ms: u64,
+        contracts: Vec<ContractReport>,
+    },
+    /// A report was not taken.
+    NotReported {
+        reason: String,
+    },
+}
+
+/// What the main loop wants said.
+#[derive(Debug)]
+pub enum Say {
+    Report { from_ms: u64, until_ms: u64, contracts: Vec<ContractReport> },
+    Settle(ContractId),
+}
+
+/// Follows the ledger for ever; sends what it proves of the node's contracts.
+pub async fn hear(
+    ledger: Arc<Ledger>,
+    time: Arc<Time>,
+    node: NodeId,
+    known: watch::Receiver<BTreeSet<ContractId>>,
+    heard: mpsc::Sender<Heard>,
+) {
+    let mut back_off = BackOff::default();
+    loop {
+        let reason = match follow(&ledger, &time, node, &known, &heard, &mut back_off).await {
+            Ok(()) => return,
+            Err(reason) => reason,
+        };
+        let pause = back_off.next();
+        tracing::warn!(
+            reason,
+            pause_ms = pause.as_millis() as u64,
+            "the ledger is out of reach; workloads go on"
+        );
+        sleep(pause).await;
+    }
+}
+
+/// `Ok` when the main loop is gone.
+async fn follow(
+    ledger: &Ledger,
+    time: &Time,
+    node: NodeId,
+    known: &watch::Receiver<BTreeSet<ContractId>>,
+    heard: &mpsc::Sender<Heard>,
+    back_off: &mut BackOff,
+) -> Result<(), String> {
+    // Follow first, then pull: nothing falls between the two.
+    let mut follow = ledger.client().follow(vec![Concern::Node(node)]).await.map_err(|e| chain_of(&e))?;
+    let pull = async || {
+        let ids: Vec<ContractId> = known.borrow().iter().copied().collect();
+        contracts::pull(ledger, &node, ids.into_iter()).await.map_err(|e| chain_of(&e))
+    };
+    let pulled = pull().await?;
+    links::agree_with_tip(time);
+    back_off.reset();
+    if heard.send(Heard::Pulled(pulled)).await.is_err() {
+        return Ok(());
+    }
+    loop {
+        let concerned = match timeout(PULL_EVERY, follow.next()).await {
+            Ok(event) => {
+                let event = event.map_err(|e| chain_of(&e))?;
+                match event.value {
+                    Event::Block { header, records } => {
+                        ledger.accept(&header, event.replica).await.map_err(|e| chain_of(&e))?;
+                        !records.is_empty()
+                    }
+                    Event::Presence { .. } => false,
+                    Event::Failed(failure) => return Err(failure.to_string()),
+                }
+            }
+            Err(_) => true,
+        };
+        if concerned && heard.send(Heard::Pulled(pull().await?)).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Registers, then says what the main loop wants said.
+pub async fn speak(
+    unregistered: Unregistered,
+    mut addresses: watch::Receiver<Vec<String>>,
+    mut say: mpsc::Receiver<Say>,
+    heard: mpsc::Sender<Heard>,
+) {
+    let ledger = unregistered.ledger.clone();
+    let Some(mut registered) = register(unregistered, &heard).await else { return };
+    loop {
+        tokio::select! {
+            what = say.recv() => match what {
+                None => return,
+                Some(Say::Report { from_ms, until_ms, contracts }) => {
+                    if !report(&mut registered, from_ms, until_ms, contracts, &heard).await {
+                        return;
+                    }
+                }
+                Some(Say::Settle(contract)) => {
+                    match ledger.submit(Command::Settle { contract }).await {
+                        Ok(height) => tracing::info!(%contract, height, "contract settled"),
+                        Err(error) => tracing::warn!(%contract, error = %chain_of(&error), "not settled yet"),
+                    }
+                }
+            },
+            changed = addresses.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now = addresses.borrow_and_update().clone();
+                if let Err(error) = registered.set_addresses(now).await {
+                    tracing::warn!(error = %chain_of(&error), "the ledger does not know the new addresses yet");
+                }
+            }
+        }
+    }
+}
+
+async fn register(mut unregistered: Unregistered, heard: &mpsc::Sender<Heard>) -> Option<Registered> {
+    let mut back_off = BackOff::default();
+    loop {
+        match unregistered.register().await {
+            Ok((registered, height)) => {
+                let session = registered.session();
+                let reported_until_ms = registered.reported_until_ms;
+                heard.send(Heard::Registered { session, height, reported_until_ms }).await.ok()?;
+                return Some(registered);
+            }
+            Err((again, error)) => {
+                heard.send(Heard::NotRegistered { reason: chain_of(&error) }).await.ok()?;
+                unregistered = again;
+                sleep(back_off.next()).await;
+            }
+        }
+    }
+}
+
+/// `false` when this node must not speak any more.
+async fn report(
+    registered: &mut Registered,
+    from_ms: u64,
+    until_ms: u64,
+    contracts: Vec<ContractReport>,
+    heard: &mpsc::Sender<Heard>,
+) -> bool {
+    let result = registered.report(from_ms, until_ms, &contracts).await;
+    let what = match result {
+        Ok(until_ms) => Heard::Reported { until_ms, contracts },
+        Err(RegisterError::Refused(rejection @ Rejection::StaleSession { .. })) => {
+            tracing::error!("{rejection}; this machine stops reporting: switch one of the two off");
+            return false;
+        }
+        Err(error) => Heard::NotReported { reason: chain_of(&error) },
+    };
+    heard.send(what).await.is_ok()
+}
