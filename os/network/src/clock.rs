@@ -110,6 +110,7 @@ impl Offset {
         self.0
     }
 
+    #[must_use]
     pub const fn magnitude(self) -> Self {
         Self(self.0.saturating_abs())
     }
@@ -179,7 +180,7 @@ pub fn median(offsets: &mut [Offset]) -> Option<Offset> {
         return Some(*upper);
     }
     let lower = offsets[offsets.len() / 2 - 1];
-    Some(Offset(((i128::from(lower.0) + i128::from(upper.0)) / 2) as i64))
+    Some(Offset(i64::midpoint(lower.0, upper.0)))
 }
 
 /// For the stage line on the console.

@@ -131,6 +131,7 @@ fn is_v4(query: &[u8]) -> bool {
     query[query.len() - 3] == 1
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "of the type that a resolver takes")]
 fn both_families(query: &[u8]) -> Option<Vec<u8>> {
     let question = name("pool.example");
     let v6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];

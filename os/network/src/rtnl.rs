@@ -33,7 +33,7 @@ pub enum NetlinkError {
     #[error("can't open a netlink socket")]
     Open(#[source] std::io::Error),
     #[error("can't {what}")]
-    Request { what: String, source: rtnetlink::Error },
+    Request { what: String, source: std::io::Error },
     #[error("no link {0}")]
     NoLink(String),
 }
@@ -375,7 +375,15 @@ fn failed(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
 }
 
 fn failed_with(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
-    move |source| NetlinkError::Request { what: what(), source }
+    move |error| NetlinkError::Request { what: what(), source: io_error(error) }
+}
+
+/// The kernel's error number, in the words of the C library.
+fn io_error(error: rtnetlink::Error) -> std::io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => std::io::Error::other(other.to_string()),
+    }
 }
 
 fn is(error: &rtnetlink::Error, numbers: &[i32]) -> bool {

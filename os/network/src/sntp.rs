@@ -112,8 +112,9 @@ impl Request {
             stratum => return Err(AnswerError::Stratum(stratum)),
         }
         // 16.16 fixed point seconds.
-        let short =
-            |at: usize| u64::from(u32::from_be_bytes(std::array::from_fn(|i| packet[at + i]))) * 1_000 >> 16;
+        let short = |at: usize| {
+            (u64::from(u32::from_be_bytes(std::array::from_fn(|i| packet[at + i]))) * 1_000) >> 16
+        };
         let root_distance_ms = short(4) / 2 + short(8);
         if u128::from(root_distance_ms) > ROOT_DISTANCE_MAX.as_millis() {
             return Err(AnswerError::RootDistance(root_distance_ms));
@@ -135,7 +136,7 @@ impl Request {
         // ((T2 - T1) + (T3 - T4)) / 2, in 128 bits: a clock without battery is decades off.
         let forth = i128::from(sent.until(received).as_nanos());
         let back = i128::from(sent.after(waited).until(transmitted).as_nanos());
-        let offset = Offset::from_nanos(((forth + back) / 2) as i64);
+        let offset = Offset::from_nanos(i128::midpoint(forth, back) as i64);
         Ok(Sample { offset, round_trip, stratum: packet[1] })
     }
 }
@@ -144,7 +145,7 @@ impl Request {
 fn unix_time(ntp: u64) -> UnixTime {
     let seconds = (ntp >> 32) as i64;
     let era = if seconds & 0x8000_0000 == 0 { 1 << 32 } else { 0 };
-    let nanos = ((ntp & 0xffff_ffff) * 1_000_000_000 >> 32) as i64;
+    let nanos = (((ntp & 0xffff_ffff) * 1_000_000_000) >> 32) as i64;
     UnixTime::from_nanos((seconds + era - NTP_TO_UNIX_S) * 1_000_000_000 + nanos)
 }
 
@@ -289,7 +290,7 @@ mod tests {
     fn ntp(time: UnixTime) -> u64 {
         let nanos = time.as_nanos();
         let seconds = (nanos.div_euclid(1_000_000_000) + NTP_TO_UNIX_S) as u64;
-        (seconds & 0xffff_ffff) << 32 | ((nanos.rem_euclid(1_000_000_000) as u64) << 32) / 1_000_000_000
+        ((seconds & 0xffff_ffff) << 32) | (((nanos.rem_euclid(1_000_000_000) as u64) << 32) / 1_000_000_000)
     }
 
     /// A server `ahead_ms` ahead of us, that answers in the middle of the round trip and takes 10 ms.

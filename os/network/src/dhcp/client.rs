@@ -360,7 +360,7 @@ impl Client {
 
     /// Ends the lease when its time is over, whatever else goes on.
     fn expire(&mut self, now: Time) {
-        if !self.held.as_ref().and_then(|held| held.expire_at).is_some_and(|at| at <= now) {
+        if self.held.as_ref().and_then(|held| held.expire_at).is_none_or(|at| at > now) {
             return;
         }
         self.held = None;
@@ -403,7 +403,10 @@ impl Client {
         let pause = (RETRY_FIRST * (1 << last.attempt.min(6))).min(RETRY_MAX);
         let spread = pause / 4;
         let jitter = spread.mul_f64(self.next_random() as f64 / u64::MAX as f64);
-        Retry { attempt: last.attempt + 1, at: now.saturating_add(pause - spread / 2 + jitter) }
+        Retry {
+            attempt: last.attempt + 1,
+            at: now.saturating_add((pause + jitter).saturating_sub(spread / 2)),
+        }
     }
 
     /// SplitMix64: enough for ids that a server echoes; secrets never come from here.

@@ -238,7 +238,7 @@ fn a_refused_request_starts_over_after_a_growing_pause() {
         let refused = Event::Refused { server: Some(SERVER), message: "no[2J lease".into() };
         assert_eq!(client.poll_event(), Some(refused), "control characters never reach the console");
         let at = client.poll_timeout().unwrap();
-        pauses.push((at - now).as_secs());
+        pauses.push(at.saturating_sub(now).as_secs());
         now = at;
         client.handle_timeout(now);
     }
@@ -283,7 +283,7 @@ fn a_silent_server_is_followed_by_rebinding_and_the_end() {
     assert_eq!(rebinding[0].0, s(3150));
     assert!(renewing.len() >= 4 && rebinding.len() >= 2, "{messages:?}");
     for pair in messages.windows(2) {
-        assert!(pair[1].0 - pair[0].0 >= s(20), "no hail of packets: {messages:?}");
+        assert!(pair[1].0 >= pair[0].0 + s(20), "no hail of packets: {messages:?}");
     }
     assert!(client.lease().is_some());
     let after = run_until(&mut client, s(3600));

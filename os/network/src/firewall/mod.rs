@@ -127,7 +127,7 @@ impl Ruleset {
     }
 
     fn postrouting(&self) -> Chain {
-        let rule = Rule::new([self.from_pool(), to_world()], Action::Masquerade);
+        let rule = Rule::new([self.with_pool_source(), to_world()], Action::Masquerade);
         Chain {
             hook: Hook::Postrouting,
             nat: true,
@@ -146,12 +146,12 @@ impl Ruleset {
         rules.extend(self.refused.iter().map(|net| {
             Rule::new([from_workload(), Match::Network { side: Side::Destination, net: *net }], Action::Drop)
         }));
-        rules.push(Rule::new([from_workload(), self.from_pool()], Action::Accept));
+        rules.push(Rule::new([from_workload(), self.with_pool_source()], Action::Accept));
         rules.push(Rule::new([to_workload(), Match::Redirected], Action::Accept));
         Chain { hook: Hook::Forward, nat: false, priority: 0, accept_by_default: false, rules }
     }
 
-    fn from_pool(&self) -> Match {
+    fn with_pool_source(&self) -> Match {
         Match::Network { side: Side::Source, net: self.pool }
     }
 }

@@ -174,8 +174,8 @@ impl fmt::Display for Match {
                 f.write_str("ct state established,related")
             }
             Self::Redirected => f.write_str("ct status dnat"),
-            Self::Network { side: Side::Source, net } => write!(f, "ip saddr {}", network(net)),
-            Self::Network { side: Side::Destination, net } => write!(f, "ip daddr {}", network(net)),
+            Self::Network { side: Side::Source, net } => write!(f, "ip saddr {}", network(*net)),
+            Self::Network { side: Side::Destination, net } => write!(f, "ip daddr {}", network(*net)),
             Self::Port { protocol, side: Side::Source, port } => write!(f, "{protocol} sport {port}"),
             Self::Port { protocol, side: Side::Destination, port } => write!(f, "{protocol} dport {port}"),
             Self::Icmp(kind) => write!(f, "icmp type {}", icmp_name(*kind)),
@@ -222,7 +222,7 @@ impl fmt::Display for Chain {
     }
 }
 
-fn network(net: &Ipv4Net) -> String {
+fn network(net: Ipv4Net) -> String {
     if net.prefix_len() == 32 { net.addr().to_string() } else { net.trunc().to_string() }
 }
 

@@ -72,8 +72,8 @@ impl DeploymentId {
 
     /// Where the search for a free subnet begins.
     pub(crate) fn pool_seed(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.digest("subnet", "");
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        let digest = self.digest("subnet", "");
+        u64::from_be_bytes(digest.first_chunk().copied().unwrap_or_default())
     }
 
     fn digest(&self, purpose: &str, machine: &str) -> [u8; 32] {

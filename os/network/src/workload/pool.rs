@@ -50,17 +50,17 @@ impl Pool {
         Ok(Self { net, subnet_prefix_len })
     }
 
-    pub fn net(&self) -> Ipv4Net {
+    pub fn net(self) -> Ipv4Net {
         self.net
     }
 
     /// How many deployments fit.
-    pub fn count(&self) -> u32 {
+    pub fn count(self) -> u32 {
         1 << (self.subnet_prefix_len - self.net.prefix_len())
     }
 
     /// The subnet that `address` lies in; `None` outside the pool.
-    pub(crate) fn subnet_of(&self, address: Ipv4Addr) -> Option<Ipv4Net> {
+    pub(crate) fn subnet_of(self, address: Ipv4Addr) -> Option<Ipv4Net> {
         if !self.net.contains(&address) {
             return None;
         }
@@ -68,11 +68,7 @@ impl Pool {
     }
 
     /// A free subnet: the one that the id points to, or the next. The same on every node while few are taken.
-    pub(crate) fn allocate(
-        &self,
-        id: &DeploymentId,
-        taken: &BTreeSet<Ipv4Net>,
-    ) -> Result<Ipv4Net, PoolError> {
+    pub(crate) fn allocate(self, id: &DeploymentId, taken: &BTreeSet<Ipv4Net>) -> Result<Ipv4Net, PoolError> {
         let count = self.count();
         let first = (id.pool_seed() % u64::from(count)) as u32;
         (0..count)
@@ -81,7 +77,7 @@ impl Pool {
             .ok_or(PoolError::Exhausted { pool: self.net, count })
     }
 
-    fn subnet(&self, place: u32) -> Ipv4Net {
+    fn subnet(self, place: u32) -> Ipv4Net {
         let size = 1u32 << (32 - self.subnet_prefix_len);
         Ipv4Net::new_assert((u32::from(self.net.network()) + place * size).into(), self.subnet_prefix_len)
     }
@@ -92,7 +88,7 @@ impl Pool {
     }
 
     /// Guests that fit into a subnet.
-    pub(crate) fn guests(&self) -> u32 {
+    pub(crate) fn guests(self) -> u32 {
         (1 << (32 - self.subnet_prefix_len)) - 3
     }
 

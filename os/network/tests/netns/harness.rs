@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use croft_network::workload::Namespace;
@@ -16,6 +15,7 @@ use ipnet::IpNet;
 use nix::sched::CloneFlags;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Far beyond what anything here takes, even on a busy machine; only a failure waits so long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -198,7 +198,7 @@ pub(crate) fn tool(name: &str, package: &str) -> Option<PathBuf> {
 /// A dnsmasq that serves DHCP (and router advertisements) in a namespace.
 pub(crate) struct Dnsmasq {
     child: Child,
-    lines: Receiver<String>,
+    lines: UnboundedReceiver<String>,
 }
 
 impl Dnsmasq {
@@ -229,7 +229,7 @@ impl Dnsmasq {
             .stderr(Stdio::piped());
         let mut child = namespace.run(move || async move { command.spawn().unwrap() }).await.unwrap();
         let stderr = child.stderr.take().unwrap();
-        let (sender, lines) = channel();
+        let (sender, lines) = unbounded_channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 if sender.send(line).is_err() {
@@ -241,20 +241,23 @@ impl Dnsmasq {
     }
 
     /// Waits for a line of its log that contains `text`.
-    pub(crate) async fn logged(&self, text: &str) -> String {
-        let began = std::time::Instant::now();
+    pub(crate) async fn logged(&mut self, text: &str) -> String {
+        self.logged_any(&[text]).await
+    }
+
+    pub(crate) async fn logged_any(&mut self, texts: &[&str]) -> String {
         let mut seen = Vec::new();
-        while began.elapsed() < PATIENCE {
-            while let Ok(line) = self.lines.try_recv() {
-                if line.contains(text) {
-                    return line;
+        let search = async {
+            while let Some(line) = self.lines.recv().await {
+                if texts.iter().any(|text| line.contains(text)) {
+                    return Some(line);
                 }
                 seen.push(line);
             }
-            // The server is another process: only looking tells.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("dnsmasq never logged {text:?}:\n{}", seen.join("\n"));
+            None
+        };
+        let found = tokio::time::timeout(PATIENCE, search).await.ok().flatten();
+        found.unwrap_or_else(|| panic!("dnsmasq never logged {texts:?}:\n{}", seen.join("\n")))
     }
 }
 
