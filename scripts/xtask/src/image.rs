@@ -42,11 +42,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let cache = repo::cache()?;
     let choice = vmm::choose(arguments.vmm, &Surroundings::of_this_machine(&cache))?;
     let out = arguments.out.clone().unwrap_or_else(|| default_directory(choice.vmm()));
+    eprintln!("image: {}", choice.reason());
     if arguments.print_path {
         println!("{}", out.display());
         return Ok(());
     }
-    eprintln!("image: {}", choice.reason());
     let image = make(&choice, &cache, &out)?;
     println!("{}", image.sizes.table());
     println!("{}", out.display());
@@ -100,6 +100,10 @@ fn make(choice: &Choice, cache: &Path, out: &Path) -> Result<Image> {
     fs::write(&release, concat!(env!("CARGO_PKG_VERSION"), "\n"))
         .with_context(|| format!("cannot write {}", release.display()))?;
     inputs.insert("release".to_owned(), release);
+
+    // For tests that run the parts one by one.
+    let listing: String = inputs.iter().map(|(name, path)| format!("{name}={}\n", path.display())).collect();
+    fs::write(out.join("inputs"), listing).with_context(|| format!("cannot write to {}", out.display()))?;
 
     let recipe = Recipe {
         vmm: choice.vmm(),
