@@ -8,6 +8,7 @@
 //! Must never put programs into an image that were built with the caller's flags.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -102,7 +103,10 @@ fn make(choice: &Choice, cache: &Path, out: &Path) -> Result<Image> {
     inputs.insert("release".to_owned(), release);
 
     // For tests that run the parts one by one.
-    let listing: String = inputs.iter().map(|(name, path)| format!("{name}={}\n", path.display())).collect();
+    let mut listing = String::new();
+    for (name, path) in &inputs {
+        let _ = writeln!(listing, "{name}={}", path.display());
+    }
     fs::write(out.join("inputs"), listing).with_context(|| format!("cannot write to {}", out.display()))?;
 
     let recipe = Recipe {
