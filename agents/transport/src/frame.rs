@@ -135,6 +135,37 @@ where
     }
 }
 
+/// Reads the length of the next frame, for readers whose limit depends on it; [`read_body`] goes on.
+///
+/// # Errors
+/// [`FrameError`].
+pub async fn read_length<R>(stream: &mut R, what: &'static str, within: Duration) -> Result<usize, FrameError>
+where
+    R: AsyncRead + Unpin,
+{
+    let len = tokio::time::timeout(within, read_prefix(stream, what)).await;
+    len.map_err(|_| slow(what, within))??.ok_or(FrameError::Ended { what })
+}
+
+/// Reads a value of `len` bytes after [`read_length`]. The caller has checked that it wants this many.
+///
+/// # Errors
+/// [`FrameError`].
+pub async fn read_body<R, T>(
+    stream: &mut R,
+    what: &'static str,
+    len: usize,
+    within: Duration,
+) -> Result<T, FrameError>
+where
+    R: AsyncRead + Unpin,
+    T: BorshDeserialize,
+{
+    let bytes = tokio::time::timeout(within, read_exactly(stream, what, len)).await;
+    let bytes = bytes.map_err(|_| slow(what, within))??;
+    Ok(croft_protocol::decode(what, &bytes, len)?)
+}
+
 async fn read_bytes<R>(
     stream: &mut R,
     what: &'static str,
@@ -143,23 +174,38 @@ async fn read_bytes<R>(
 where
     R: AsyncRead + Unpin,
 {
-    let io = |source| FrameError::Io { what, source };
+    let Some(len) = read_prefix(stream, what).await? else { return Ok(None) };
+    if len > limit {
+        return Err(DecodeError::TooLarge { what, len, limit }.into());
+    }
+    read_exactly(stream, what, len).await.map(Some)
+}
+
+async fn read_prefix<R>(stream: &mut R, what: &'static str) -> Result<Option<usize>, FrameError>
+where
+    R: AsyncRead + Unpin,
+{
     let mut prefix = [0; 4];
     let mut got = 0;
     while got < prefix.len() {
-        match stream.read(&mut prefix[got..]).await.map_err(io)? {
+        let read = stream.read(&mut prefix[got..]).await;
+        match read.map_err(|source| FrameError::Io { what, source })? {
             0 if got == 0 => return Ok(None),
             0 => return Err(FrameError::Ended { what }),
             n => got += n,
         }
     }
-    let len = u32::from_le_bytes(prefix) as usize;
-    if len > limit {
-        return Err(DecodeError::TooLarge { what, len, limit }.into());
-    }
+    Ok(Some(u32::from_le_bytes(prefix) as usize))
+}
+
+async fn read_exactly<R>(stream: &mut R, what: &'static str, len: usize) -> Result<Vec<u8>, FrameError>
+where
+    R: AsyncRead + Unpin,
+{
     let mut bytes = Vec::with_capacity(len.min(FIRST_ALLOCATION_BYTES));
-    stream.take(len as u64).read_to_end(&mut bytes).await.map_err(io)?;
-    if bytes.len() < len { Err(FrameError::Ended { what }) } else { Ok(Some(bytes)) }
+    let read = stream.take(len as u64).read_to_end(&mut bytes).await;
+    read.map_err(|source| FrameError::Io { what, source })?;
+    if bytes.len() < len { Err(FrameError::Ended { what }) } else { Ok(bytes) }
 }
 
 /// Why a request got no answer.

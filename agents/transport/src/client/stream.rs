@@ -67,6 +67,7 @@ impl Follow {
         let within = Duration::from_millis(FOLLOW_SILENCE_MS);
         let read = frame::read_or_end(&mut self.recv, "an event", limits::RESPONSE_BYTES, within).await;
         let reason = match read {
+            Ok(Some(Event::Failed(failure))) => return Err(ClientError::Failed { replica, failure }),
             Ok(Some(value)) => return Ok(Answer { value, replica }),
             Ok(None) => "it closed it".to_owned(),
             Err(error) => {

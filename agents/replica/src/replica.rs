@@ -1,0 +1,149 @@
+//! A running replica: opens what it needs, starts what runs, and stops it in order.
+//!
+//! ```text
+//!   ReplicaConfig ──start──> Running ──stop──> everything closed, the address free again
+//!                              └─ ended: by a fault of ours
+//! ```
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use croft_protocol::boot::ReplicaAddress;
+use croft_protocol::{Genesis, PublicKey, SecretKey};
+use croft_transport::{BindError, Endpoint};
+use tokio::task::JoinHandle;
+
+use crate::blobs::{BlobQuotas, Blobs};
+use crate::chain::Chain;
+use crate::ordering::solo::{NotAlone, Solo};
+use crate::ordering::wall_clock;
+use crate::server::Server;
+use crate::store::{OpenError, Store};
+
+/// All that a replica is told.
+#[derive(Debug, Clone)]
+pub struct ReplicaConfig {
+    /// Where the ledger and the blobs are.
+    pub dir: PathBuf,
+    /// UDP address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The replica's identity; in solo ordering the validator's key.
+    pub key: SecretKey,
+    pub genesis: Genesis,
+    pub blobs: BlobQuotas,
+}
+
+/// Why a replica does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    NotAlone(#[from] NotAlone),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("can't use the blobs in {path}: check that the folder may be written")]
+    Blobs { path: PathBuf, source: std::io::Error },
+    #[error("the socket has no address")]
+    Address(#[source] std::io::Error),
+}
+
+/// Starts replicas.
+#[derive(Debug)]
+pub struct Replica;
+
+impl Replica {
+    /// Opens the ledger, starts making blocks and answers requests, until [`Running::stop`].
+    ///
+    /// # Errors
+    /// [`StartError`] names the file, address or key, and what to do.
+    pub async fn start(config: ReplicaConfig) -> Result<Running, StartError> {
+        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas } = config;
+        let path = dir.join("blobs");
+        let opened = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || -> Result<_, StartError> {
+                let store = Store::open(&dir, &genesis)?;
+                let blobs =
+                    Blobs::open(path.clone(), quotas).map_err(|source| StartError::Blobs { path, source })?;
+                Ok((store, blobs, genesis))
+            }
+        });
+        let (store, blobs, genesis) = opened.await.map_err(|error| OpenError::Damaged {
+            path,
+            reason: format!("reading it failed in an unforeseen way: {error}"),
+        })??;
+        let endpoint = Endpoint::server(&key, listen)?;
+        let address = endpoint.local_address().map_err(StartError::Address)?;
+        let chain = Arc::new(Chain::new(store));
+        let solo = Arc::new(Solo::start(chain.clone(), key.clone(), wall_clock())?);
+        let server = Server::new(chain.clone(), solo.clone(), Arc::new(blobs));
+        let serving = tokio::spawn(server.run(endpoint.clone()));
+        let height = chain.latest().height();
+        tracing::info!(%address, grid = %genesis.name, height, key = %key.public(), "replica serves");
+        Ok(Running { address, key: key.public(), genesis, endpoint, solo, serving })
+    }
+}
+
+/// A replica that serves. Dropping it stops it without waiting; better call [`Self::stop`].
+#[derive(Debug)]
+#[must_use = "dropping it stops the replica"]
+pub struct Running {
+    address: SocketAddr,
+    key: PublicKey,
+    genesis: Genesis,
+    endpoint: Endpoint,
+    solo: Arc<Solo>,
+    serving: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Running {
+    /// Where it listens: the configured address with the real port.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    #[must_use]
+    pub fn key(&self) -> PublicKey {
+        self.key
+    }
+
+    #[must_use]
+    pub fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// Address and key as clients pin them. The address is the one it listens on, which for `0.0.0.0` is not
+    /// one to connect to from elsewhere.
+    #[must_use]
+    pub fn pin(&self) -> ReplicaAddress {
+        ReplicaAddress { address: self.address, key: self.key }
+    }
+
+    /// Waits until it serves no more by a fault of its own.
+    pub async fn ended(&mut self) {
+        tokio::select! {
+            () = self.solo.ended() => {}
+            _ = &mut self.serving => {}
+        }
+    }
+
+    /// Finishes the block under way, tells everybody, closes the ledger and frees the address.
+    pub async fn stop(mut self) {
+        self.solo.stop().await;
+        self.endpoint.close("the replica stops").await;
+        self.serving.abort();
+        // It was told to end; that it was aborted is what we want.
+        let _ = (&mut self.serving).await;
+        self.endpoint.clone().shut_down("the replica stops").await;
+        tracing::info!(address = %self.address, "replica stopped");
+    }
+}

@@ -1,0 +1,264 @@
+//! The QUIC API: who may connect, what each may ask for, and what each may cost.
+//!
+//! ```text
+//!   Incoming ──limits, handshake──> connection of a key ──stream──> one request, one answer
+//!                                        │                            └─> follow, relay: until it ends
+//!                                        └─ presence, calls
+//! ```
+//! Every message, queue, count and wait has a limit. A peer that is slow or hostile loses its stream or its
+//! connection, and costs nobody else anything. It must never answer with what is not final.
+
+mod answer;
+mod follow;
+mod relay;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_protocol::api::{Event, Failure, Request, Response};
+use croft_protocol::{RecordId, limits};
+use croft_transport::{Connection, Endpoint, FrameError, Incoming, RecvStream, SendStream, frame};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::blobs::Blobs;
+use crate::chain::Chain;
+use crate::ordering::Ordering;
+use crate::presence::{Presence, Present};
+
+/// Connections in all. Each may cost some megabytes of buffers when its peer tries hard.
+const CONNECTIONS: usize = 4_096;
+/// Handshakes at a time: each costs two signatures, which anybody can ask for.
+const HANDSHAKES: usize = 64;
+/// With this many handshakes under way, others must first show that their address is their own.
+const UNVALIDATED_HANDSHAKES: usize = 16;
+/// Requests that read the ledger or the disk at a time: more would only wait for each other.
+const READS: usize = 16;
+/// Frames larger than a request that are read at a time: bounds the memory that blobs take.
+const LARGE_FRAMES: usize = 16;
+/// A request must be there this long after its stream.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// A blob of 2 MiB at 1 Mbit/s takes 17 s.
+const BLOB_TIME: Duration = Duration::from_secs(40);
+/// An answer must be taken in this time.
+const ANSWER_TIME: Duration = Duration::from_secs(40);
+/// How long a read waits for its turn before the replica calls itself busy.
+const TURN_TIME: Duration = Duration::from_secs(5);
+
+/// All that answers come from.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) chain: Arc<Chain>,
+    pub(crate) ordering: Arc<dyn Ordering>,
+    pub(crate) blobs: Arc<Blobs>,
+    pub(crate) presence: Arc<Presence>,
+    reads: Semaphore,
+    large_frames: Semaphore,
+    relays: Arc<relay::Relays>,
+}
+
+impl Server {
+    pub(crate) fn new(chain: Arc<Chain>, ordering: Arc<dyn Ordering>, blobs: Arc<Blobs>) -> Arc<Self> {
+        Arc::new(Self {
+            chain,
+            ordering,
+            blobs,
+            presence: Presence::new(),
+            reads: Semaphore::new(READS),
+            large_frames: Semaphore::new(LARGE_FRAMES),
+            relays: Arc::default(),
+        })
+    }
+
+    /// Serves until the endpoint is closed. Dropping the future ends every connection.
+    pub(crate) async fn run(self: Arc<Self>, endpoint: Endpoint) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                incoming = endpoint.accept() => {
+                    let Some(incoming) = incoming else { break };
+                    if endpoint.open_connections() >= CONNECTIONS {
+                        incoming.refuse();
+                        continue;
+                    }
+                    let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+                        incoming.refuse();
+                        continue;
+                    };
+                    let crowded = HANDSHAKES - handshakes.available_permits() > UNVALIDATED_HANDSHAKES;
+                    if crowded && !incoming.is_validated() {
+                        incoming.demand_validation();
+                        continue;
+                    }
+                    connections.spawn(self.clone().meet(incoming, permit));
+                }
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "serving a connection panicked");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn meet(self: Arc<Self>, incoming: Incoming, permit: tokio::sync::OwnedSemaphorePermit) {
+        let connection = match incoming.finish().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::debug!(cause = crate::chain_of(&error), "handshake failed");
+                return;
+            }
+        };
+        drop(permit);
+        self.serve(connection).await;
+    }
+
+    async fn serve(self: Arc<Self>, connection: Connection) {
+        let present = Arc::new(self.presence.enter(connection.clone()));
+        let follows = Arc::new(Semaphore::new(follow::FOLLOWS_PER_CONNECTION));
+        // The number of streams that one peer may have open is the transport's limit.
+        let mut streams = JoinSet::new();
+        loop {
+            tokio::select! {
+                stream = connection.accept() => {
+                    let Ok((send, recv)) = stream else { break };
+                    let stream = Stream {
+                        server: self.clone(),
+                        connection: connection.clone(),
+                        present: present.clone(),
+                        follows: follows.clone(),
+                    };
+                    streams.spawn(stream.serve(send, recv));
+                }
+                Some(ended) = streams.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, peer = %connection.peer().short(), "a request panicked");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs what blocks, with a bound on how many do so at a time.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let busy = || Failure::Busy { what: format!("{READS} requests are being read for") };
+        let turn = tokio::time::timeout(TURN_TIME, self.reads.acquire()).await;
+        let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => {
+                tracing::error!(%error, "a read panicked");
+                Err(Failure::Storage { reason: "a read failed inside the replica".to_owned() })
+            }
+        }
+    }
+
+    /// Whether the ledger knows a bot of this key.
+    async fn is_bot(&self, key: croft_protocol::PublicKey) -> Result<bool, Failure> {
+        let snapshot = self.chain.latest();
+        self.blocking(move || {
+            let position = snapshot.latest_position(&RecordId::bot(&key)).map_err(answer::failed)?;
+            Ok(position.is_some())
+        })
+        .await
+    }
+
+    /// Whether the ledger knows a bot or a node of this key.
+    async fn is_known(&self, key: croft_protocol::PublicKey) -> Result<bool, Failure> {
+        let snapshot = self.chain.latest();
+        self.blocking(move || {
+            for id in [RecordId::bot(&key), RecordId::node(&key)] {
+                if snapshot.latest_position(&id).map_err(answer::failed)?.is_some() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await
+    }
+}
+
+/// One stream of one connection.
+struct Stream {
+    server: Arc<Server>,
+    connection: Connection,
+    present: Arc<Present>,
+    follows: Arc<Semaphore>,
+}
+
+impl Stream {
+    async fn serve(self, mut send: SendStream, mut recv: RecvStream) {
+        let request = match self.read(&mut recv).await {
+            Ok(request) => request,
+            Err(failure) => return respond(&mut send, Response::Failed(failure)).await,
+        };
+        match request {
+            Request::Follow { concerning } => {
+                let Ok(_turn) = self.follows.clone().try_acquire_owned() else {
+                    let failure = Failure::Quota {
+                        what: format!("{} streams are followed", follow::FOLLOWS_PER_CONNECTION),
+                        remedy: "close some of them".to_owned(),
+                    };
+                    return follow::send(&mut send, &Event::Failed(failure)).await.unwrap_or_default();
+                };
+                follow::run(&self.server, concerning, &mut send).await;
+            }
+            Request::Relay { to } => {
+                let from = self.connection.peer();
+                relay::run(&self.server, from, to, send, recv).await;
+            }
+            Request::Listen => {
+                self.present.listen();
+                respond(&mut send, Response::Listening).await;
+            }
+            request => {
+                let response = self.server.answer(self.connection.peer(), request).await;
+                respond(&mut send, response).await;
+            }
+        }
+    }
+
+    async fn read(&self, recv: &mut RecvStream) -> Result<Request, Failure> {
+        const WHAT: &str = "the request";
+        let malformed = |error: FrameError| Failure::Malformed { reason: error.to_string() };
+        let len = frame::read_length(recv, WHAT, REQUEST_TIME).await.map_err(malformed)?;
+        if len <= limits::REQUEST_BYTES {
+            return frame::read_body(recv, WHAT, len, REQUEST_TIME).await.map_err(malformed);
+        }
+        let limit = limits::BLOB_BYTES + 64;
+        if len > limit {
+            let (got, limit) = (len as u64, limit as u64);
+            return Err(Failure::TooMuch { what: "bytes".to_owned(), got, limit });
+        }
+        // Only a blob is this large; strangers don't get the memory for one.
+        answer::check_may_put(&self.server, self.connection.peer()).await?;
+        let busy = || Failure::Busy { what: format!("{LARGE_FRAMES} blobs are being received") };
+        let turn = tokio::time::timeout(BLOB_TIME, self.server.large_frames.acquire()).await;
+        let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
+        frame::read_body(recv, WHAT, len, BLOB_TIME).await.map_err(malformed)
+    }
+}
+
+/// Sends the one answer. Whoever does not take it has lost it.
+async fn respond(send: &mut SendStream, response: Response) {
+    const WHAT: &str = "the response";
+    let limit = limits::RESPONSE_BYTES;
+    let bytes = match frame::encode(WHAT, &response, limit) {
+        Ok(bytes) => Ok(bytes),
+        Err(FrameError::Oversized { len, limit, .. }) => {
+            let (got, limit) = (len as u64, limit as u64);
+            let failure = Failure::TooMuch { what: "bytes in one answer".to_owned(), got, limit };
+            frame::encode(WHAT, &Response::Failed(failure), limits::RESPONSE_BYTES)
+        }
+        Err(error) => Err(error),
+    };
+    let Ok(bytes) = bytes else { return };
+    if frame::write_encoded(send, WHAT, &bytes, ANSWER_TIME).await.is_ok() {
+        // Fails only when the other end has stopped the stream.
+        let _ = send.finish();
+    }
+}

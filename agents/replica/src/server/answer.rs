@@ -1,0 +1,185 @@
+//! Requests that have one answer.
+
+use std::sync::Arc;
+
+use croft_ledger::check_admission;
+use croft_protocol::api::{Failure, Page, ProvedRecord, Query, Request, Response, Status};
+use croft_protocol::{PublicKey, RecordId, SignedCommand, StateKey, limits};
+
+use super::Server;
+use crate::ordering::Verdict;
+use crate::store::{Snapshot, StoreError};
+
+/// Blobs that one question may be about: what fits into a request.
+const HASHES_PER_QUESTION: usize = 4_000;
+
+/// A ledger that can't be read, as its clients hear of it.
+pub(super) fn failed(error: StoreError) -> Failure {
+    tracing::error!(cause = crate::chain_of(&error), "the ledger can't be read");
+    Failure::Storage { reason: crate::chain_of(&error) }
+}
+
+fn at_most(what: &str, got: usize, limit: usize) -> Result<(), Failure> {
+    if got <= limit {
+        return Ok(());
+    }
+    Err(Failure::TooMuch { what: what.to_owned(), got: got as u64, limit: limit as u64 })
+}
+
+/// Only those may store blobs whom the ledger knows: a stranger could make keys without end.
+pub(super) async fn check_may_put(server: &Server, key: PublicKey) -> Result<(), Failure> {
+    if server.is_bot(key).await? {
+        return Ok(());
+    }
+    Err(Failure::Quota {
+        what: format!("{key} is no bot on this grid and may not store blobs"),
+        remedy: "create it first with 'croft bot new'".to_owned(),
+    })
+}
+
+impl Server {
+    pub(super) async fn answer(&self, peer: PublicKey, request: Request) -> Response {
+        self.try_answer(peer, request).await.unwrap_or_else(Response::Failed)
+    }
+
+    async fn try_answer(&self, peer: PublicKey, request: Request) -> Result<Response, Failure> {
+        match request {
+            Request::Genesis => Ok(Response::Genesis(self.chain.latest().genesis().clone())),
+            Request::Tip => Ok(Response::Header(Box::new(self.chain.latest().tip().clone()))),
+            Request::Header { height } => self.header(height).await,
+            Request::Submit(command) => self.submit(*command).await,
+            Request::Get { keys } => self.get(keys).await,
+            Request::Range { first, count } => {
+                self.records(count, move |snapshot, count| snapshot.range(first, count)).await
+            }
+            Request::History { id, first_version, count } => {
+                self.records(count, move |s, count| s.history(&id, first_version, count)).await
+            }
+            Request::Query { query, after, count } => self.query(query, after, count).await,
+            Request::HasBlobs { hashes } => {
+                at_most("blobs", hashes.len(), HASHES_PER_QUESTION)?;
+                Ok(Response::Blobs(self.blobs.has(&hashes)))
+            }
+            Request::GetBlob { hash } => {
+                let blobs = self.blobs.clone();
+                self.blocking(move || blobs.get(&hash)).await.map(Response::Blob)
+            }
+            Request::PutBlob { bytes } => {
+                check_may_put(self, peer).await?;
+                let blobs = self.blobs.clone();
+                let hash = self.blocking(move || blobs.put(peer, &bytes)).await?;
+                Ok(Response::BlobStored { hash })
+            }
+            Request::Presence { keys } => {
+                at_most("keys", keys.len(), limits::KEYS_PER_GET)?;
+                let present = keys.iter().map(|key| self.presence.is_connected(key));
+                Ok(Response::Presence(present.collect()))
+            }
+            Request::Status => Ok(Response::Status(Box::new(self.status()))),
+            Request::Follow { .. } | Request::Listen | Request::Relay { .. } => {
+                Err(Failure::Malformed { reason: "this request has no single answer".to_owned() })
+            }
+        }
+    }
+
+    async fn header(&self, height: u64) -> Result<Response, Failure> {
+        let snapshot = self.chain.latest();
+        let header = self.blocking(move || snapshot.header(height).map_err(failed)).await?;
+        let header = header.ok_or_else(|| Failure::NotFound { what: format!("header {height}") })?;
+        Ok(Response::Header(Box::new(header)))
+    }
+
+    /// Checks what is cheap, then waits until the command is final or rejected.
+    async fn submit(&self, command: SignedCommand) -> Result<Response, Failure> {
+        let snapshot = self.chain.latest();
+        let command = self
+            .blocking(move || {
+                let header = snapshot.tip().header;
+                let verdict = check_admission(&*snapshot, &header.chain, header.height + 1, &command)
+                    .map_err(|error| failed(StoreError::State(error)))?;
+                Ok(verdict.map(|()| command))
+            })
+            .await?;
+        let verdict = match command {
+            Err(rejection) => Verdict::Rejected(rejection),
+            Ok(command) => match self.ordering.enqueue(command) {
+                Err(verdict) => verdict,
+                Ok(receiver) => receiver
+                    .await
+                    .unwrap_or_else(|_| Verdict::Failed(Failure::Busy { what: "it is stopping".to_owned() })),
+            },
+        };
+        match verdict {
+            Verdict::Final { height, records } => Ok(Response::Final { height, records }),
+            Verdict::Rejected(rejection) => Ok(Response::Rejected(rejection)),
+            Verdict::Failed(failure) => Err(failure),
+        }
+    }
+
+    async fn get(&self, keys: Vec<StateKey>) -> Result<Response, Failure> {
+        at_most("keys", keys.len(), limits::KEYS_PER_GET)?;
+        let snapshot = self.chain.latest();
+        self.blocking(move || {
+            let mut values = Vec::with_capacity(keys.len());
+            let mut bytes = 0;
+            for key in &keys {
+                let proved = snapshot.prove(key).map_err(failed)?;
+                bytes += proved.value.as_ref().map_or(0, Vec::len) + proved.proof.len();
+                // Before the next one is read: a page of the largest contracts would be 24 MiB.
+                at_most("bytes in one answer", bytes, limits::RESPONSE_BYTES)?;
+                values.push(proved);
+            }
+            Ok(Response::Values { tip: Box::new(snapshot.tip().clone()), values })
+        })
+        .await
+    }
+
+    async fn records(
+        &self,
+        count: u32,
+        read: impl FnOnce(&Snapshot, usize) -> Result<Vec<ProvedRecord>, StoreError> + Send + 'static,
+    ) -> Result<Response, Failure> {
+        at_most("records", count as usize, limits::RECORDS_PER_PAGE)?;
+        let snapshot = self.chain.latest();
+        self.blocking(move || {
+            let records = read(&snapshot, count as usize).map_err(failed)?;
+            Ok(Response::Records { tip: Box::new(snapshot.tip().clone()), records })
+        })
+        .await
+    }
+
+    async fn query(&self, query: Query, after: Option<RecordId>, count: u32) -> Result<Response, Failure> {
+        at_most("records", count as usize, limits::RECORDS_PER_PAGE)?;
+        if let Query::Nodes { country: Some(country), .. } = &query
+            && country.len() != 2
+        {
+            let reason = "a country has two letters, such as be".to_owned();
+            return Err(Failure::Malformed { reason });
+        }
+        let snapshot = self.chain.latest();
+        self.blocking(move || {
+            let found = snapshot.query(&query, after.as_ref(), count as usize).map_err(failed)?;
+            let found =
+                found.ok_or_else(|| Failure::NotFound { what: format!("{after:?} to go on after") })?;
+            let height = snapshot.height();
+            Ok(Response::Found(Page { height, records: found.records, next: found.next }))
+        })
+        .await
+    }
+
+    fn status(&self) -> Status {
+        let snapshot: Arc<Snapshot> = self.chain.latest();
+        let signed = snapshot.tip();
+        Status {
+            name: snapshot.genesis().name.clone(),
+            chain: signed.header.chain,
+            height: signed.header.height,
+            time_ms: signed.header.time_ms,
+            records: signed.header.log_size,
+            validators: signed.validators.clone(),
+            connections: u32::try_from(self.presence.connections()).unwrap_or(u32::MAX),
+            waiting: self.ordering.waiting(),
+            blob_bytes: self.blobs.total_bytes(),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Is the file what it should be? A quick check at every start, a whole one on demand.
+
+use std::path::Path;
+
+use croft_ledger::{log_tree, state_map};
+use croft_protocol::{ChainId, Hash, Header, RecordId, SignedHeader, StateKey, encode};
+use redb::{Database, ReadableDatabase};
+
+use super::snapshot::{Snapshot, identify};
+use super::tables::FORMAT;
+use super::{OpenError, StoreError};
+
+/// Records at the end of the log that are checked at every start: those of the last blocks.
+const CHECKED_RECORDS: u64 = 256;
+
+/// What a whole check looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditReport {
+    pub headers: u64,
+    pub records: u64,
+    pub values: u64,
+}
+
+/// Version, chain, and everything around the tip.
+pub(super) fn check_open(path: &Path, database: &Database, chain: &ChainId) -> Result<Snapshot, OpenError> {
+    let damaged = |error: StoreError| match error {
+        StoreError::Damaged { what } => OpenError::Damaged { path: path.to_owned(), reason: what },
+        StoreError::Io(source) => match *source {
+            redb::Error::TableDoesNotExist(table) => OpenError::Damaged {
+                path: path.to_owned(),
+                reason: format!("its table '{table}' is missing: it is no ledger"),
+            },
+            redb::Error::Corrupted(reason) => OpenError::Damaged { path: path.to_owned(), reason },
+            source => OpenError::Io { path: path.to_owned(), source: Box::new(source) },
+        },
+        other => OpenError::Damaged { path: path.to_owned(), reason: other.to_string() },
+    };
+    let transaction = database.begin_read().map_err(|e| damaged(e.into()))?;
+    let (format, found) = identify(&transaction).map_err(damaged)?;
+    if format != FORMAT {
+        return Err(OpenError::Format { path: path.to_owned(), found: format, expected: FORMAT });
+    }
+    if found != *chain {
+        return Err(OpenError::WrongChain { path: path.to_owned(), found, expected: *chain });
+    }
+    let snapshot = Snapshot::new(&transaction).map_err(damaged)?;
+    check_tip(&snapshot, chain).map_err(damaged)?;
+    Ok(snapshot)
+}
+
+fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<(), StoreError> {
+    if holds { Ok(()) } else { Err(StoreError::Damaged { what: what() }) }
+}
+
+fn check_tip(snapshot: &Snapshot, chain: &ChainId) -> Result<(), StoreError> {
+    let header = snapshot.tip().header;
+    check_certificate(snapshot.tip(), chain)?;
+    let (headers, records) = snapshot.counts()?;
+    expect(headers == header.height + 1, || format!("it has {headers} headers at height {}", header.height))?;
+    expect(records == header.log_size, || format!("it has {records} of {} records", header.log_size))?;
+    check_link(snapshot, &header)?;
+    expect(snapshot.map_head().root == header.state_root, || {
+        "the state map is not that of the newest header".to_owned()
+    })?;
+    let root = log_tree::root(snapshot, header.log_size)?;
+    expect(root == header.log_root, || "the log is not that of the newest header".to_owned())?;
+    for position in header.log_size.saturating_sub(CHECKED_RECORDS)..header.log_size {
+        check_record(snapshot, position)?;
+    }
+    check_value(snapshot, &StateKey::Supply)?;
+    check_value(snapshot, &StateKey::Record(RecordId::validators()))
+}
+
+/// The header before names this one's past.
+fn check_link(snapshot: &Snapshot, header: &Header) -> Result<(), StoreError> {
+    let prev = match header.height.checked_sub(1) {
+        None => Hash::ZERO,
+        Some(height) => match snapshot.header(height)? {
+            Some(signed) => signed.header.hash(),
+            None => return Err(StoreError::damaged(format!("header {height} is missing"))),
+        },
+    };
+    expect(header.prev == prev, || format!("header {} does not follow the one before", header.height))
+}
+
+fn check_certificate(signed: &SignedHeader, chain: &ChainId) -> Result<(), StoreError> {
+    let height = signed.header.height;
+    expect(signed.header.chain == *chain, || format!("header {height} is of another chain"))?;
+    croft_light::verify_certificate(signed).map_err(|error| StoreError::damaged(error.to_string()))
+}
+
+/// The record is the one that the log commits to.
+fn check_record(snapshot: &Snapshot, position: u64) -> Result<(), StoreError> {
+    let bytes = snapshot.record_bytes(position)?;
+    let bytes = bytes.ok_or_else(|| StoreError::damaged(format!("record {position} is missing")))?;
+    let leaf = log_tree::NodeAt { level: 0, index: position };
+    let known = log_tree::LogNodes::log_node(snapshot, leaf)?;
+    expect(known == Some(log_tree::leaf_hash(&bytes)), || {
+        format!("record {position} is not the one that the log commits to")
+    })
+}
+
+/// The value is the one that the state map commits to.
+fn check_value(snapshot: &Snapshot, key: &StateKey) -> Result<(), StoreError> {
+    let value = snapshot.value(key)?;
+    expect(value.is_some(), || format!("{key:?} is missing"))?;
+    state_map::prove(snapshot, snapshot.map_head(), key, value)
+        .map(|_| ())
+        .map_err(|e| StoreError::damaged(e.to_string()))
+}
+
+/// Everything in the file against the roots of its tip.
+pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport, StoreError> {
+    check_tip(snapshot, chain)?;
+    let tip = snapshot.tip().header;
+    let mut log_size = 0;
+    for height in 0..=tip.height {
+        let signed = snapshot.header(height)?;
+        let signed = signed.ok_or_else(|| StoreError::damaged(format!("header {height} is missing")))?;
+        check_certificate(&signed, chain)?;
+        check_link(snapshot, &signed.header)?;
+        expect(signed.header.log_size >= log_size, || format!("the log shrinks at header {height}"))?;
+        log_size = signed.header.log_size;
+    }
+    for position in 0..tip.log_size {
+        check_record(snapshot, position)?;
+        check_chain_of_versions(snapshot, position)?;
+    }
+    let mut values = 0;
+    snapshot.each_value(|key, value| {
+        values += 1;
+        state_map::prove(snapshot, snapshot.map_head(), &key, Some(value))
+            .map(|_| ())
+            .map_err(|e| StoreError::damaged(e.to_string()))
+    })?;
+    Ok(AuditReport { headers: tip.height + 1, records: tip.log_size, values })
+}
+
+/// A record names its predecessor; the latest of its kind is what the state map commits to.
+fn check_chain_of_versions(snapshot: &Snapshot, position: u64) -> Result<(), StoreError> {
+    let Some(record) = snapshot.record_at(position)? else {
+        return Err(StoreError::damaged(format!("record {position} is missing")));
+    };
+    let id = record.id;
+    expect(snapshot.position(&id, record.version)? == Some(position), || {
+        format!("version {} of {id:?} is not where it should be", record.version)
+    })?;
+    let prev = match record.version {
+        1 => None,
+        version => match snapshot.position(&id, version - 1)? {
+            Some(position) => snapshot.record_bytes(position)?.map(|bytes| Hash::of_bytes(&bytes)),
+            None => return Err(StoreError::damaged(format!("version {} of {id:?} is missing", version - 1))),
+        },
+    };
+    expect(record.prev == prev, || {
+        format!("version {} of {id:?} does not name the one before", record.version)
+    })?;
+    if snapshot.latest_position(&id)? == Some(position) {
+        state_map::prove(snapshot, snapshot.map_head(), &StateKey::Record(id), Some(encode(&record)))
+            .map_err(|e| StoreError::damaged(e.to_string()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! One block, one transaction.
+//!
+//! It must never write part of a block: every table changes in the same durable transaction, and a block
+//! that does not follow the stored one is refused before anything is written.
+
+use std::collections::BTreeMap;
+
+use croft_ledger::log_tree::NodeAt;
+use croft_ledger::{BlockContext, InvalidGenesis, assemble, execute_genesis};
+use croft_protocol::{Genesis, Hash, RecordId, StateKey, encode};
+use redb::{Database, ReadableTable, WriteTransaction};
+
+use super::snapshot::Snapshot;
+use super::tables::{
+    FORMAT, HEADERS, INDEX, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT, META_GENESIS,
+    META_MAP, META_TIP, RECORDS, STATE, VERSIONS, version_key,
+};
+use super::{Block, SignGenesis, StoreError, index};
+
+/// Stale nodes removed along with a small block: a heartbeat has time for it.
+const PRUNED_IN_QUIET: usize = 4_096;
+/// Stale nodes removed along with a large block while few are left: commits come first.
+const PRUNED_IN_LOAD: usize = 64;
+/// A block with more writes than this is a large one.
+const QUIET_WRITES: usize = 200;
+/// More stale nodes than this are removed as fast as they come, so that the file stays bounded.
+const STALE_NODES: u64 = 500_000;
+
+pub(super) enum GenesisError {
+    Invalid(InvalidGenesis),
+    Store(StoreError),
+}
+
+/// Executes and certifies the genesis.
+pub(super) fn genesis_block(genesis: &Genesis, sign: &SignGenesis<'_>) -> Result<Block, GenesisError> {
+    let outcome = execute_genesis(genesis).map_err(GenesisError::Invalid)?;
+    let (no_log, no_map) = (BTreeMap::<NodeAt, Hash>::new(), BTreeMap::<Vec<u8>, Vec<u8>>::new());
+    let before = assemble::Before::Genesis(genesis);
+    let assembled = assemble::assemble(before, BlockContext::genesis(genesis), &outcome, &no_log, &no_map)
+        .map_err(|e| GenesisError::Store(e.into()))?;
+    let signed = sign(assembled.header);
+    Ok(Block { signed, outcome, log: assembled.log, map: assembled.map })
+}
+
+/// Writes the first block of a new file.
+pub(super) fn write_first(database: &Database, genesis: &Genesis, block: &Block) -> Result<(), StoreError> {
+    let transaction = database.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        if meta.get(META_FORMAT)?.is_some() {
+            return Err(StoreError::Unfit { what: "there is a ledger in this file already".to_owned() });
+        }
+        meta.insert(META_FORMAT, FORMAT.to_le_bytes().as_slice())?;
+        meta.insert(META_CHAIN, encode(&genesis.chain_id()).as_slice())?;
+        meta.insert(META_GENESIS, encode(genesis).as_slice())?;
+    }
+    write_tables(&transaction, block, 0)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Writes a block on top of what `before` shows.
+pub(super) fn write_block(database: &Database, before: &Snapshot, block: &Block) -> Result<(), StoreError> {
+    check_follows(before, block)?;
+    let budget = if block.outcome.writes.len() <= QUIET_WRITES {
+        PRUNED_IN_QUIET
+    } else if before.stale_nodes()? > STALE_NODES {
+        2 * block.map.stale.len()
+    } else {
+        PRUNED_IN_LOAD
+    };
+    let transaction = database.begin_write()?;
+    write_tables(&transaction, block, budget)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn check_follows(before: &Snapshot, block: &Block) -> Result<(), StoreError> {
+    let (old, new) = (&before.tip().header, &block.signed.header);
+    let rules = [
+        (new.chain == old.chain, "it is of another chain"),
+        (new.height == old.height + 1, "its height is not the next"),
+        (new.prev == old.hash(), "it names another header as the previous one"),
+        (new.time_ms > old.time_ms, "its time is not later"),
+        (new.validators == old.next_validators, "it is certified by other validators"),
+        (new.log_size == old.log_size + block.outcome.records.len() as u64, "its log has another size"),
+        (new.log_root == block.log.head.root && new.log_size == block.log.head.size, "its log root is wrong"),
+        (new.state_root == block.map.head.root, "its state root is wrong"),
+        (block.signed.certificate.header == new.hash(), "its certificate is for another header"),
+    ];
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, what)) => Err(StoreError::Unfit { what: (*what).to_owned() }),
+        None => Ok(()),
+    }
+}
+
+fn write_tables(transaction: &WriteTransaction, block: &Block, prune: usize) -> Result<(), StoreError> {
+    let header = &block.signed.header;
+    let first = header.log_size - block.outcome.records.len() as u64;
+    write_records(transaction, block, first)?;
+    write_state(transaction, block)?;
+    write_nodes(transaction, block, prune)?;
+    index::update(transaction, block)?;
+    transaction.open_table(HEADERS)?.insert(header.height, encode(&block.signed).as_slice())?;
+    let mut meta = transaction.open_table(META)?;
+    meta.insert(META_TIP, header.height.to_le_bytes().as_slice())?;
+    meta.insert(META_MAP, encode(&block.map.head).as_slice())?;
+    Ok(())
+}
+
+fn write_records(transaction: &WriteTransaction, block: &Block, first: u64) -> Result<(), StoreError> {
+    let mut records = transaction.open_table(RECORDS)?;
+    let mut versions = transaction.open_table(VERSIONS)?;
+    for (position, record) in (first..).zip(&block.outcome.records) {
+        let known = records.insert(position, encode(record).as_slice())?.is_some();
+        let key = version_key(&record.id, record.version);
+        if known || versions.insert(key.as_slice(), position)?.is_some() {
+            let what = format!("version {} of {:?} is stored already", record.version, record.id);
+            return Err(StoreError::Unfit { what });
+        }
+    }
+    Ok(())
+}
+
+fn write_state(transaction: &WriteTransaction, block: &Block) -> Result<(), StoreError> {
+    // The latest version of a record is its state: it must be the same bytes, or proofs would fail.
+    let latest: BTreeMap<RecordId, &croft_protocol::Record> =
+        block.outcome.records.iter().map(|record| (record.id, record)).collect();
+    let mut state = transaction.open_table(STATE)?;
+    // Opened so that it exists from the first block on.
+    transaction.open_table(INDEX)?;
+    for (key, value) in &block.outcome.writes {
+        match (key, value) {
+            (StateKey::Record(id), value) => {
+                let record = latest.get(id).map(|record| encode(*record));
+                if record.is_none() || record != *value {
+                    let what = format!("the state of {id:?} is not its newest record");
+                    return Err(StoreError::Unfit { what });
+                }
+            }
+            (key, Some(value)) => {
+                state.insert(encode(key).as_slice(), value.as_slice())?;
+            }
+            (key, None) => {
+                state.remove(encode(key).as_slice())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_nodes(transaction: &WriteTransaction, block: &Block, prune: usize) -> Result<(), StoreError> {
+    let mut log_nodes = transaction.open_table(LOG_NODES)?;
+    for (at, hash) in &block.log.nodes {
+        log_nodes.insert((at.level, at.index), &hash.0)?;
+    }
+    let mut map_nodes = transaction.open_table(MAP_NODES)?;
+    for (key, node) in &block.map.nodes {
+        map_nodes.insert(key.as_slice(), node.as_slice())?;
+    }
+    // Readers keep their own view of the file, so what is stale now may go now; it only takes time.
+    let mut stale = transaction.open_table(MAP_STALE)?;
+    for _ in 0..prune {
+        let Some((_, key)) = stale.pop_first()? else { break };
+        map_nodes.remove(key.value())?;
+    }
+    let height = block.signed.header.height;
+    for (n, key) in (0u32..).zip(&block.map.stale) {
+        stale.insert((height, n), key.as_slice())?;
+    }
+    Ok(())
+}
