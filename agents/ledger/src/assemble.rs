@@ -118,3 +118,6 @@ pub fn with_signatures(
     let certificate = Certificate { height: header.height, round, header: header.hash(), signatures };
     SignedHeader { header, certificate, validators }
 }
+
+#[cfg(test)]
+mod tests;

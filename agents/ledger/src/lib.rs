@@ -31,3 +31,6 @@ pub use block::{
 pub use invariants::{BrokenInvariant, check_invariants};
 pub use memory::MemoryLedger;
 pub use state::{StateError, StateRead, StateReadExt};
+
+#[cfg(test)]
+mod model_tests;

@@ -3,6 +3,8 @@
 //! It executes, assembles and proves with the same functions as a replica. It panics where a replica would
 //! stop: its store never fails, so what fails is the state machine.
 
+mod scenario;
+
 use std::collections::BTreeMap;
 
 use croft_protocol::api::{ProvedRecord, ProvedValue};
@@ -19,6 +21,8 @@ use crate::invariants::check_invariants;
 use crate::log_tree::{self, NodeAt};
 use crate::state::{StateError, StateRead, StateReadExt};
 use crate::state_map::{self, MapHead};
+
+pub use scenario::{ALLOWANCE, START_MS, Scenario, key, name};
 
 /// A whole grid in one value.
 #[derive(Debug, Clone)]
@@ -193,6 +197,12 @@ impl MemoryLedger {
     #[must_use]
     pub fn state(&self) -> &BTreeMap<StateKey, Vec<u8>> {
         &self.state
+    }
+
+    /// The nodes of the log and of the map.
+    #[must_use]
+    pub fn nodes(&self) -> (&BTreeMap<NodeAt, Hash>, &BTreeMap<Vec<u8>, Vec<u8>>) {
+        (&self.log_nodes, &self.map_nodes)
     }
 
     /// A value, or its absence, with a proof against the tip.

@@ -408,3 +408,6 @@ fn waited_too_long(body: &ContractBody, now_ms: u64) -> bool {
 fn missing(what: &str, node: &NodeId) -> StateError {
     StateError::corrupt(&StateKey::Capacity(*node), format_args!("a registered node has no {what}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -145,3 +145,6 @@ fn claim_name<T: borsh::BorshSerialize>(
     work.put(key, holder);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,3 +159,6 @@ fn next_state(now: ContractState, reported: WorkloadState) -> ContractState {
 fn no_good(reason: String) -> Stop {
     Rejection::Report { reason }.into()
 }
+
+#[cfg(test)]
+mod tests;

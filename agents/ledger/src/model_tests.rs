@@ -1,0 +1,323 @@
+//! Random histories against a model that is too simple to be wrong: balances, sold CPU, and what each contract
+//! has been paid. The ledger in memory checks every invariant after each block by itself.
+
+use std::collections::BTreeMap;
+
+use croft_protocol::contract::{Approver, PublishedPort, Transport};
+use croft_protocol::record::WorkloadState;
+use croft_protocol::{
+    Capacity, Command, ContractId, ContractState, Grains, Rate, Rejection, SecretKey, limits,
+};
+use proptest::prelude::*;
+
+use crate::memory::{ALLOWANCE, Scenario, name};
+use crate::state::StateReadExt;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Transfer { from: usize, to: usize, amount: u64 },
+    Agree { slot: usize, cpu: u64, rate: u64, duration_s: u64, port: Option<u16>, waits: bool },
+    Approve { slot: usize, approve: bool },
+    Close { slot: usize, by: usize },
+    Settle { slot: usize },
+    Report { covers_ms: u64, percent: u64, state: WorkloadState },
+    Resize { cpu: u64 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let slot = 0_usize..4;
+    let state = prop::sample::select(vec![
+        WorkloadState::Preparing,
+        WorkloadState::Running,
+        WorkloadState::Failing,
+        WorkloadState::Refused,
+        WorkloadState::Finished,
+    ]);
+    prop_oneof![
+        1 => (0_usize..3, 0_usize..3, 0_u64..400_000)
+            .prop_map(|(from, to, amount)| Op::Transfer { from, to, amount }),
+        4 => (slot.clone(), 0_u64..5000, 0_u64..500, 1_u64..2000, prop::option::of(1_u16..3), any::<bool>())
+            .prop_map(|(slot, cpu, rate, duration_s, port, waits)| {
+                Op::Agree { slot, cpu, rate, duration_s, port, waits }
+            }),
+        2 => (slot.clone(), prop::bool::weighted(0.8)).prop_map(|(slot, approve)| Op::Approve { slot, approve }),
+        1 => (slot.clone(), 0_usize..3).prop_map(|(slot, by)| Op::Close { slot, by }),
+        1 => slot.prop_map(|slot| Op::Settle { slot }),
+        4 => (0_u64..1_500_000, 0_u64..=100, state)
+            .prop_map(|(covers_ms, percent, state)| Op::Report { covers_ms, percent, state }),
+        1 => (0_u64..9000).prop_map(|cpu| Op::Resize { cpu }),
+    ]
+}
+
+#[derive(Debug, Clone)]
+struct Contract {
+    id: ContractId,
+    cpu: u64,
+    port: Option<u16>,
+    rate: u64,
+    duration_ms: u64,
+    agreed_ms: u64,
+    /// `None` while it waits for its approver.
+    starts_ms: Option<u64>,
+    covered_ms: u64,
+    covered_until_ms: u64,
+    paid: u64,
+}
+
+impl Contract {
+    fn deposit(&self) -> u64 {
+        self.rate * self.duration_ms / 1000
+    }
+
+    fn expires_ms(&self) -> Option<u64> {
+        self.starts_ms.map(|start| start + self.duration_ms)
+    }
+}
+
+/// Bots by number: 0 the user, 1 the farmer, 2 the approver.
+struct Model {
+    balances: [u64; 3],
+    cpu: u64,
+    /// The running contract in each slot.
+    running: BTreeMap<usize, Contract>,
+    last: BTreeMap<usize, ContractId>,
+    reported_ms: u64,
+}
+
+impl Model {
+    fn used(&self) -> u64 {
+        self.running.values().map(|contract| contract.cpu).sum()
+    }
+
+    fn end(&mut self, slot: usize) {
+        let contract = self.running.remove(&slot).unwrap();
+        self.balances[0] += contract.deposit() - contract.paid;
+    }
+
+    fn report(&mut self, from_ms: u64, until_ms: u64, ran_ms: u64, now_ms: u64) {
+        self.reported_ms = until_ms;
+        let mut over = Vec::new();
+        for (slot, contract) in &mut self.running {
+            let (Some(start), Some(expires)) = (contract.starts_ms, contract.expires_ms()) else { continue };
+            let from = from_ms.max(start).max(contract.covered_until_ms);
+            let until = until_ms.min(expires);
+            contract.covered_ms += ran_ms.min(until.saturating_sub(from));
+            contract.covered_until_ms = contract.covered_until_ms.max(until);
+            let owed = contract.rate * contract.covered_ms / 1000;
+            self.balances[1] += owed - contract.paid;
+            contract.paid = owed;
+            if now_ms >= expires {
+                over.push(*slot);
+            }
+        }
+        for slot in over {
+            self.end(slot);
+        }
+    }
+}
+
+struct World {
+    scenario: Scenario,
+    model: Model,
+    nonce: u8,
+}
+
+impl World {
+    fn key(&self, bot: usize) -> SecretKey {
+        [&self.scenario.user, &self.scenario.farmer, &self.scenario.other][bot].clone()
+    }
+
+    fn submit(&mut self, at_ms: u64, key: &SecretKey, command: Command) -> Result<(), Rejection> {
+        self.scenario.ledger.submit_at(at_ms, key, command).map(|_| ())
+    }
+
+    /// Does it to both; says whether the model and the ledger expect and find success.
+    fn step(&mut self, now_ms: u64, op: &Op) -> (bool, Result<(), Rejection>) {
+        match *op {
+            Op::Transfer { from, to, amount } => self.transfer(now_ms, from, to, amount),
+            Op::Agree { .. } => self.agree(now_ms, op),
+            Op::Approve { slot, approve } => self.approve(now_ms, slot, approve),
+            Op::Close { slot, by } => self.close(now_ms, slot, by),
+            Op::Settle { slot } => self.settle(now_ms, slot),
+            Op::Report { covers_ms, percent, state } => self.report(now_ms, covers_ms, percent, state),
+            Op::Resize { cpu } => {
+                let mut node = self.scenario.node_body();
+                node.capacity.cpu_millis = cpu;
+                self.model.cpu = cpu;
+                let key = self.scenario.node.clone();
+                (true, self.submit(now_ms, &key, Command::RegisterNode { node, join: None }))
+            }
+        }
+    }
+
+    fn transfer(
+        &mut self,
+        now_ms: u64,
+        from: usize,
+        to: usize,
+        amount: u64,
+    ) -> (bool, Result<(), Rejection>) {
+        let expected = from != to && amount > 0 && self.model.balances[from] >= amount;
+        if expected {
+            self.model.balances[from] -= amount;
+            self.model.balances[to] += amount;
+        }
+        let to = self.key(to).public();
+        let command = Command::Transfer { to, amount: Grains(amount), memo: String::new() };
+        (expected, self.submit(now_ms, &self.key(from), command))
+    }
+
+    fn agree(&mut self, now_ms: u64, op: &Op) -> (bool, Result<(), Rejection>) {
+        let Op::Agree { slot, cpu, rate, duration_s, port, waits } = *op else { unreachable!() };
+        let node = self.scenario.node_id();
+        let mut terms = self.scenario.terms("web");
+        self.nonce = self.nonce.wrapping_add(1);
+        terms.nonce = [self.nonce; 16];
+        terms.name = name(&format!("slot-{slot}"));
+        terms.expires_ms = now_ms;
+        terms.resources = Capacity { cpu_millis: cpu, memory_bytes: 1 << 20, ..Capacity::default() };
+        (terms.rate, terms.duration_s) = (Rate(rate), duration_s);
+        terms.ports =
+            port.iter().map(|port| PublishedPort { transport: Transport::Tcp, port: *port }).collect();
+        terms.capacity_version = self.scenario.ledger.capacity(&node).unwrap().unwrap().version;
+        if waits {
+            terms.quorum.threshold = 1;
+            let bot = self.scenario.other.public();
+            terms.quorum.approvers = vec![Approver { bot, weight: 1, required: false }];
+        }
+        let contract = Contract {
+            id: terms.id(),
+            cpu,
+            port,
+            rate,
+            duration_ms: duration_s * 1000,
+            agreed_ms: now_ms,
+            starts_ms: (!waits).then_some(now_ms),
+            covered_ms: 0,
+            covered_until_ms: if waits { 0 } else { now_ms },
+            paid: 0,
+        };
+        let model = &mut self.model;
+        let expected = cpu > 0
+            && model.used() + cpu <= model.cpu
+            && !model.running.contains_key(&slot)
+            && (port.is_none() || model.running.values().all(|other| other.port != port))
+            && model.balances[0] >= contract.deposit();
+        if expected {
+            model.balances[0] -= contract.deposit();
+            model.last.insert(slot, contract.id);
+            model.running.insert(slot, contract);
+        }
+        let command = Command::Agree(Box::new(self.scenario.sign(terms)));
+        (expected, self.submit(now_ms, &self.key(0), command))
+    }
+
+    fn contract(&self, slot: usize) -> ContractId {
+        self.model.last.get(&slot).copied().unwrap_or(ContractId(croft_protocol::Hash::ZERO))
+    }
+
+    fn approve(&mut self, now_ms: u64, slot: usize, approve: bool) -> (bool, Result<(), Rejection>) {
+        let command = Command::Approve { contract: self.contract(slot), approve };
+        let waiting = self.model.running.get_mut(&slot).filter(|contract| contract.starts_ms.is_none());
+        let expected = waiting.is_some();
+        if let Some(contract) = waiting {
+            if approve && now_ms < contract.agreed_ms + contract.duration_ms {
+                contract.starts_ms = Some(now_ms);
+                contract.covered_until_ms = now_ms;
+            } else {
+                self.model.end(slot);
+            }
+        }
+        (expected, self.submit(now_ms, &self.key(2), command))
+    }
+
+    fn close(&mut self, now_ms: u64, slot: usize, by: usize) -> (bool, Result<(), Rejection>) {
+        let command = Command::Close { contract: self.contract(slot) };
+        let expected = by < 2 && self.model.running.contains_key(&slot);
+        if expected {
+            self.model.end(slot);
+        }
+        (expected, self.submit(now_ms, &self.key(by), command))
+    }
+
+    fn settle(&mut self, now_ms: u64, slot: usize) -> (bool, Result<(), Rejection>) {
+        let command = Command::Settle { contract: self.contract(slot) };
+        let running = self.model.running.get(&slot).cloned();
+        let due =
+            |contract: &Contract| contract.starts_ms.unwrap_or(contract.agreed_ms) + contract.duration_ms;
+        if running.as_ref().is_some_and(|contract| now_ms >= due(contract)) {
+            self.model.end(slot);
+        }
+        (running.is_some(), self.submit(now_ms, &self.key(2), command))
+    }
+
+    fn report(
+        &mut self,
+        now_ms: u64,
+        covers_ms: u64,
+        percent: u64,
+        state: WorkloadState,
+    ) -> (bool, Result<(), Rejection>) {
+        let from_ms = (now_ms - covers_ms.min(limits::REPORT_COVERS_MS)).max(self.model.reported_ms);
+        let ran_ms = (now_ms - from_ms) * percent / 100;
+        // What waits for its approver must not have run, so it is left out.
+        let lines = self.model.running.values().filter(|contract| contract.starts_ms.is_some());
+        let lines = lines.map(|contract| (contract.id, state, ran_ms)).collect();
+        let report = self.scenario.report_body(from_ms, now_ms, lines);
+        self.model.report(from_ms, now_ms, ran_ms, now_ms);
+        let node = self.scenario.node.clone();
+        (true, self.submit(now_ms, &node, Command::Report(report)))
+    }
+
+    fn compare(&self) -> Result<(), TestCaseError> {
+        for (bot, balance) in self.model.balances.iter().enumerate() {
+            prop_assert_eq!(self.scenario.balance(&self.key(bot)), Grains(*balance), "bot {}", bot);
+        }
+        let node = self.scenario.node_id();
+        let books = self.scenario.ledger.capacity(&node).unwrap().unwrap();
+        prop_assert_eq!(books.used.cpu_millis, self.model.used());
+        prop_assert_eq!(books.total.cpu_millis, self.model.cpu);
+        for contract in self.model.running.values() {
+            let (body, escrow) = (self.scenario.contract(&contract.id), self.scenario.escrow(&contract.id));
+            prop_assert_eq!(body.expires_ms(), contract.expires_ms());
+            prop_assert_eq!(body.state.may_run(), contract.starts_ms.is_some());
+            prop_assert_eq!(escrow.paid, Grains(contract.paid));
+            prop_assert_eq!(escrow.held(), Grains(contract.deposit() - contract.paid));
+        }
+        for (slot, id) in &self.model.last {
+            let ended = matches!(self.scenario.contract(id).state, ContractState::Ended(_));
+            prop_assert_eq!(ended, !self.model.running.contains_key(slot));
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        ..ProptestConfig::with_cases(32)
+    })]
+
+    #[test]
+    fn random_histories_are_those_of_the_model(
+        ops in prop::collection::vec((1_u64..900_000, op()), 1..40),
+    ) {
+        let scenario = Scenario::new();
+        let model = Model {
+            balances: [ALLOWANCE.0; 3],
+            cpu: scenario.node_body().capacity.cpu_millis,
+            running: BTreeMap::new(),
+            last: BTreeMap::new(),
+            reported_ms: 0,
+        };
+        let mut now_ms = scenario.now_ms();
+        let mut world = World { scenario, model, nonce: 0 };
+        for (after_ms, op) in ops {
+            now_ms += after_ms;
+            let (expected, found) = world.step(now_ms, &op);
+            prop_assert_eq!(found.is_ok(), expected, "{:?}: {:?}", op, found);
+            world.compare()?;
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Golden vectors: one value of each signed or hashed type, its exact bytes, and what is hashed or signed of it.
+//!
+//! A vector that changes means that every id, hash and signature of every grid changes with it: old ledgers can
+//! no longer be verified. Then the domain's version must change too, and nodes must know both.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use croft_protocol::command::{Join, SignedJoin};
+use croft_protocol::contract::{Approver, PublishedPort, Quorum, Transport};
+use croft_protocol::header::{Allocation, Validator};
+use croft_protocol::image::{Chunk, ImageConfig, ImageManifest, Verity};
+use croft_protocol::keys::Domain;
+use croft_protocol::record::{
+    ApprovalBody, BotBody, ContractReport, FarmBody, HardwareSummary, NodeBody, ReportBody, TransferBody,
+    TrustClass, WorkloadState,
+};
+use croft_protocol::state::{Account, NodeContracts};
+use croft_protocol::{
+    Body, Capacity, Certificate, ChainId, Command, CommandBody, ContractBody, ContractId, ContractState,
+    EndReason, Escrow, FarmId, Genesis, Grains, Hash, Header, Name, NodeCapacity, PriceList, PublicKey, Rate,
+    Record, RecordId, SecretKey, SignedCommand, SignedHeader, SignedTerms, StateKey, Terms, ValidatorSet,
+};
+
+const GOLDEN: &str = include_str!("golden.txt");
+const CHAIN: ChainId = ChainId(Hash([0xc0; 32]));
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn key(n: u8) -> SecretKey {
+    SecretKey::from_seed(&[n; 32])
+}
+
+fn public(n: u8) -> PublicKey {
+    key(n).public()
+}
+
+fn capacity() -> Capacity {
+    Capacity {
+        cpu_millis: 1500,
+        memory_bytes: 2 << 30,
+        ssd_bytes: 3 << 30,
+        hdd_bytes: 4 << 30,
+        public_addresses: 5,
+    }
+}
+
+fn terms() -> Terms {
+    Terms {
+        name: name("web"),
+        user: public(1),
+        farmer: public(2),
+        farm: FarmId::new(&public(2), &name("green")),
+        node: public(3),
+        resources: capacity(),
+        ports: vec![
+            PublishedPort { transport: Transport::Tcp, port: 80 },
+            PublishedPort { transport: Transport::Udp, port: 53 },
+        ],
+        rate: Rate(7),
+        duration_s: 3600,
+        grace_s: 60,
+        capacity_version: 9,
+        quorum: Quorum {
+            threshold: 1,
+            approvers: vec![Approver { bot: public(4), weight: 1, required: true }],
+        },
+        sealed: b"sealed".to_vec(),
+        expires_ms: 1_700_000_000_000,
+        nonce: *b"0123456789abcdef",
+    }
+}
+
+fn signed_terms() -> SignedTerms {
+    let terms = terms();
+    let (user, farmer) =
+        (key(1).sign(Domain::TERMS, &CHAIN, &terms), key(2).sign(Domain::TERMS, &CHAIN, &terms));
+    SignedTerms { terms, user, farmer }
+}
+
+fn join() -> SignedJoin {
+    let farm = FarmId::new(&public(2), &name("green"));
+    let join = Join { farm, expires_ms: 1_700_000_000_000, nonce: [1; 16] };
+    SignedJoin { signature: key(2).sign(Domain::JOIN, &CHAIN, &join), join }
+}
+
+fn node() -> NodeBody {
+    NodeBody {
+        farm: FarmId::new(&public(2), &name("green")),
+        name: name("n1"),
+        sealing_key: [6; 32],
+        capacity: capacity(),
+        hardware: HardwareSummary {
+            cpu_model: "cpu".to_owned(),
+            threads: 8,
+            vendor: "vendor".to_owned(),
+            product: "product".to_owned(),
+            inventory: Hash([7; 32]),
+        },
+        trust: TrustClass::Sealed,
+        addresses: vec!["192.0.2.1".to_owned()],
+        release: "0.1.0".to_owned(),
+        session: 11,
+    }
+}
+
+fn report() -> ReportBody {
+    ReportBody {
+        node: public(3),
+        session: 11,
+        from_ms: 1000,
+        until_ms: 2000,
+        contracts: vec![ContractReport {
+            contract: ContractId(Hash([8; 32])),
+            state: WorkloadState::Failing,
+            ran_ms: 900,
+            detail: "detail".to_owned(),
+        }],
+    }
+}
+
+fn commands() -> [(&'static str, Command); 10] {
+    let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
+    let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
+    let country = "be".to_owned();
+    [
+        ("command/create-bot", Command::CreateBot(BotBody { name: name("alice") })),
+        ("command/create-farm", Command::CreateFarm { name: name("green"), country, prices }),
+        ("command/set-prices", Command::SetPrices { farm, prices }),
+        ("command/register-node", Command::RegisterNode { node: node(), join: Some(join()) }),
+        ("command/agree", Command::Agree(Box::new(signed_terms()))),
+        ("command/approve", Command::Approve { contract, approve: true }),
+        ("command/close", Command::Close { contract }),
+        ("command/settle", Command::Settle { contract }),
+        ("command/report", Command::Report(report())),
+        (
+            "command/transfer",
+            Command::Transfer { to: public(1), amount: Grains(5), memo: "thanks".to_owned() },
+        ),
+    ]
+}
+
+fn signed_command() -> SignedCommand {
+    let body = CommandBody {
+        chain: CHAIN,
+        author: public(1),
+        sequence: 3,
+        expires_height: 1000,
+        command: Command::Close { contract: ContractId(Hash([8; 32])) },
+    };
+    SignedCommand::sign(body, &key(1))
+}
+
+fn validators() -> ValidatorSet {
+    let mut validators = [Validator { key: public(101), power: 1 }, Validator { key: public(102), power: 2 }];
+    validators.sort_by_key(|validator| validator.key);
+    ValidatorSet { validators: validators.to_vec() }
+}
+
+fn genesis() -> Genesis {
+    Genesis {
+        name: name("grid"),
+        time_ms: 1_700_000_000_000,
+        validators: validators(),
+        allocations: vec![Allocation { name: name("alice"), bot: public(1), grains: Grains(1_000_000) }],
+    }
+}
+
+fn header() -> SignedHeader {
+    let header = Header {
+        chain: CHAIN,
+        height: 5,
+        time_ms: 1_700_000_000_000,
+        prev: Hash([1; 32]),
+        log_root: Hash([2; 32]),
+        log_size: 12,
+        state_root: Hash([3; 32]),
+        validators: validators().hash(),
+        next_validators: Hash([4; 32]),
+    };
+    let hash = header.hash();
+    let signatures =
+        [101, 102].map(|n| (public(n), Certificate::sign(&key(n), &CHAIN, 5, 1, &hash))).to_vec();
+    let certificate = Certificate { height: 5, round: 1, header: hash, signatures };
+    SignedHeader { header, certificate, validators: validators() }
+}
+
+fn records() -> Vec<(&'static str, Record)> {
+    let contract = ContractBody {
+        signed: signed_terms(),
+        state: ContractState::Ended(EndReason::Expired),
+        agreed_ms: 1,
+        starts_ms: 2,
+        ended_ms: 3,
+    };
+    let farm = FarmBody {
+        owner: public(2),
+        name: name("green"),
+        country: "be".to_owned(),
+        prices: PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 },
+    };
+    let id = contract.signed.terms.id();
+    let approval = ApprovalBody { contract: id, approver: public(4), approved: true };
+    let transfer =
+        TransferBody { from: public(1), to: public(2), amount: Grains(5), memo: "memo".to_owned() };
+    let farm_id = FarmId::new(&public(2), &name("green"));
+    [
+        ("record/bot", RecordId::bot(&public(1)), Body::Bot(BotBody { name: name("alice") })),
+        ("record/farm", RecordId::farm(&farm_id), Body::Farm(farm)),
+        ("record/node", RecordId::node(&public(3)), Body::Node(node())),
+        ("record/contract", RecordId::contract(&id), Body::Contract(Box::new(contract))),
+        ("record/approval", RecordId::approval(&id, &public(4)), Body::Approval(approval)),
+        ("record/report", RecordId::report(&public(3)), Body::Report(report())),
+        ("record/transfer", RecordId::transfer(&public(1), 3), Body::Transfer(transfer)),
+        ("record/validators", RecordId::validators(), Body::Validators(validators())),
+    ]
+    .map(|(what, id, body)| {
+        let prev = Some(Hash([5; 32]));
+        (what, Record { id, version: 2, prev, body, author: public(1), height: 6, time_ms: 7 })
+    })
+    .to_vec()
+}
+
+fn manifest() -> ImageManifest {
+    ImageManifest {
+        version: 1,
+        verity: Verity { data_blocks: 2, root: Hash([1; 32]), salt: [2; 32] },
+        size_bytes: 3 * 4096,
+        chunks: vec![Chunk { hash: Hash([3; 32]), compressed_bytes: 100 }],
+        config: ImageConfig {
+            entrypoint: vec!["/bin/web".to_owned()],
+            cmd: vec!["--help".to_owned()],
+            env: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
+            user: "www".to_owned(),
+            working_dir: "/srv".to_owned(),
+            stop_signal: "SIGQUIT".to_owned(),
+            exposed_ports: vec!["80/tcp".to_owned()],
+        },
+        source: Hash([4; 32]),
+    }
+}
+
+fn state_keys() -> [(&'static str, StateKey); 11] {
+    let contract = ContractId(Hash([8; 32]));
+    let port = PublishedPort { transport: Transport::Udp, port: 53 };
+    [
+        ("state-key/record", StateKey::Record(RecordId::contract(&contract))),
+        ("state-key/account", StateKey::Account(public(1))),
+        ("state-key/bot-name", StateKey::BotName(name("alice"))),
+        ("state-key/farm-name", StateKey::FarmName(name("green"))),
+        ("state-key/node-name", StateKey::NodeName(Hash([9; 32]), name("n1"))),
+        ("state-key/contract-name", StateKey::ContractName(public(1), name("web"))),
+        ("state-key/capacity", StateKey::Capacity(public(3))),
+        ("state-key/node-contracts", StateKey::NodeContracts(public(3))),
+        ("state-key/port", StateKey::Port(public(3), port)),
+        ("state-key/escrow", StateKey::Escrow(contract)),
+        ("state-key/supply", StateKey::Supply),
+    ]
+}
+
+/// Everything, with its bytes in hex. Values are checked to come back from their bytes.
+fn vectors() -> BTreeMap<String, String> {
+    fn add<T>(into: &mut BTreeMap<String, String>, what: &str, value: &T)
+    where
+        T: BorshSerialize + BorshDeserialize + PartialEq + std::fmt::Debug,
+    {
+        let bytes = croft_protocol::encode(value);
+        let back: T = croft_protocol::decode("golden vector", &bytes, 1 << 20).unwrap();
+        assert_eq!(back, *value, "{what} comes back from its bytes");
+        assert!(into.insert(what.to_owned(), hex::encode(bytes)).is_none(), "{what} twice");
+    }
+    let mut all = BTreeMap::new();
+    let into = &mut all;
+    for (what, command) in commands() {
+        add(into, what, &command);
+    }
+    for (what, record) in records() {
+        add(into, what, &record);
+        add(into, &format!("{what}/hash"), &record.hash());
+        add(into, &format!("{what}/id"), &record.id.id);
+    }
+    for (what, key) in state_keys() {
+        add(into, what, &key);
+        add(into, &format!("{what}/hash"), &key.hash());
+    }
+    add(into, "signed-command", &signed_command());
+    add(into, "signed-command/hash", &signed_command().hash());
+    add(into, "terms", &terms());
+    add(into, "terms/id", &terms().id().0);
+    add(into, "signed-terms", &signed_terms());
+    add(into, "join", &join());
+    add(into, "farm/id", &FarmId::new(&public(2), &name("green")).0);
+    add(into, "genesis", &genesis());
+    add(into, "genesis/chain-id", &genesis().chain_id().0);
+    add(into, "validators", &validators());
+    add(into, "validators/hash", &validators().hash());
+    add(into, "header", &header().header);
+    add(into, "header/hash", &header().header.hash());
+    add(into, "certificate", &header().certificate);
+    add(into, "signed-header", &header());
+    add(into, "manifest", &manifest());
+    add(into, "manifest/hash", &manifest().hash());
+    add(into, "value/account", &Account { balance: Grains(5), next_sequence: 3 });
+    add(into, "value/capacity", &NodeCapacity { version: 3, total: capacity(), used: Capacity::default() });
+    let contracts = vec![ContractId(Hash([1; 32])), ContractId(Hash([2; 32]))];
+    add(into, "value/node-contracts", &NodeContracts { contracts });
+    let escrow = Escrow {
+        deposit: Grains(1),
+        paid: Grains(2),
+        refunded: Grains(3),
+        covered_ms: 4,
+        covered_until_ms: 5,
+    };
+    add(into, "value/escrow", &escrow);
+    all
+}
+
+fn golden() -> BTreeMap<String, String> {
+    let lines = GOLDEN.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (what, hex) = line.split_once(' ').expect("a line is a name, a space and hex digits");
+            (what.to_owned(), hex.to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn no_encoding_hash_or_signature_has_changed() {
+    let (ours, golden) = (vectors(), golden());
+    let names: BTreeSet<_> = ours.keys().chain(golden.keys()).collect();
+    let mut changed = String::new();
+    for what in names {
+        let (now, before) = (ours.get(what), golden.get(what));
+        if now != before {
+            let now = now.map_or("(gone)", String::as_str);
+            changed.push_str(&format!("{what} {now}\n"));
+        }
+    }
+    assert!(
+        changed.is_empty(),
+        "these differ from tests/golden.txt; if that is meant, change their domains' versions, then the file:\n{changed}"
+    );
+}
+
+#[test]
+fn the_golden_signatures_are_good() {
+    signed_command().verify().unwrap();
+    signed_terms().verify(&CHAIN).unwrap();
+    let SignedJoin { join, signature } = join();
+    public(2).verify(Domain::JOIN, &CHAIN, &join, &signature).unwrap();
+    let certificate = header().certificate;
+    for (key, signature) in &certificate.signatures {
+        key.verify(Domain::CERTIFICATE, &CHAIN, &certificate.signed_value(), signature).unwrap();
+    }
+}
+
+#[test]
+fn no_two_state_keys_share_a_leaf() {
+    let leaves: BTreeSet<_> = state_keys().iter().map(|(_, key)| key.hash()).collect();
+    assert_eq!(leaves.len(), state_keys().len());
+}
