@@ -155,7 +155,7 @@ impl ImageStore {
                 .filter(|plain| plain.len() == expected)
                 .ok_or(ImageError::Unpack { image: hash, index, expected })?;
             file.write_all_at(&plain, index as u64 * limits::CHUNK_BYTES as u64).map_err(full)?;
-            if (index + 1 - done) % SYNC_CHUNKS == 0 {
+            if (index + 1 - done).is_multiple_of(SYNC_CHUNKS) {
                 file.sync_data().map_err(full)?;
                 done = index + 1;
                 write_whole(&self.path(hash, "progress"), &(done as u64).to_le_bytes())?;
@@ -189,7 +189,7 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`ImageError::Io`] when it can't be read.
-    pub fn verify(&self, image: &Image) -> Result<bool, ImageError> {
+    pub fn verify(image: &Image) -> Result<bool, ImageError> {
         let whole =
             verify_tree(&image.path, &image.manifest.verity).map_err(io_error("read", &image.path))?;
         if !whole {

@@ -76,12 +76,12 @@ impl Ledger {
     ) -> Self {
         let mut light = LightClient::new(chain, validators);
         // What an earlier boot saw binds this one; its age does not matter.
-        if let Some(tip) = std::fs::read(&tip_file).ok().and_then(|bytes| {
-            croft_protocol::decode::<SignedHeader>("tip", &bytes, limits::RESPONSE_BYTES).ok()
-        }) {
-            if let Err(error) = light.accept_tip(&tip, None) {
-                tracing::warn!(%error, "the header of an earlier boot does not belong to this grid: ignored");
-            }
+        let kept = std::fs::read(&tip_file).ok();
+        let kept = kept.and_then(|bytes| croft_protocol::decode("tip", &bytes, limits::RESPONSE_BYTES).ok());
+        if let Some(tip) = kept
+            && let Err(error) = light.accept_tip(&tip, None)
+        {
+            tracing::warn!(%error, "the header of an earlier boot does not belong to this grid: ignored");
         }
         Self { client, light: Mutex::new(light), chain, key, time, tip_file, submitting: Mutex::new(()) }
     }

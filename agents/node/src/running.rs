@@ -206,6 +206,12 @@ impl Running {
             return;
         }
         tracing::info!(contract = %id, "contract {}: the grace period is over, its data is deleted", body.signed.terms.name);
+        match self.context.in_use.release(&id, &self.context.images) {
+            Ok(freed) => tracing::debug!(freed, "images that nobody needs are gone"),
+            Err(error) => {
+                tracing::warn!(error = %chain_of(&error), "images that nobody needs are still there");
+            }
+        }
         self.known.remove(&id);
         self.settling.remove(&id);
         self.known_ids.send_replace(self.known.keys().copied().collect());

@@ -41,7 +41,7 @@ use crate::spec::GuestFiles;
 use crate::time::Time;
 use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
-use crate::workload::Context;
+use crate::workload::{Context, InUse};
 use crate::{contracts, links};
 
 /// Where the image keeps its parts.
@@ -161,6 +161,7 @@ impl Start<'_> {
             sealing: identity.sealing().clone(),
             ledger: ledger.clone(),
             images: ImageStore::open(&data.folder("cache").join("images"))?,
+            in_use: InUse::default(),
             volumes: Volumes::open(&data)?,
             networks: Networks::open(pool)?,
             machines,
@@ -301,16 +302,13 @@ impl Start<'_> {
             }
             None
         };
-        match timeout(REGISTER_WAIT, wait).await.ok().flatten() {
-            Some((session, height, reported_until_ms)) => {
-                stage.ok(&format!("session {session} at height {height}"));
-                Some(reported_until_ms)
-            }
-            None => {
-                stage.failed_because("not registered yet: it is tried again while known contracts run");
-                None
-            }
+        if let Some((session, height, reported_until_ms)) = timeout(REGISTER_WAIT, wait).await.ok().flatten()
+        {
+            stage.ok(&format!("session {session} at height {height}"));
+            return Some(reported_until_ms);
         }
+        stage.failed_because("not registered yet: it is tried again while known contracts run");
+        None
     }
 }
 
@@ -367,7 +365,7 @@ fn kept_contracts(
                 known.insert(id, body);
             }
             Err(error) => {
-                tracing::warn!(contract = %id, error, "a stored contract is ignored until it is pulled again")
+                tracing::warn!(contract = %id, error, "a stored contract is ignored until it is pulled again");
             }
         }
     }

@@ -84,6 +84,17 @@ pub struct GuestFiles {
     pub initramfs: PathBuf,
 }
 
+/// What the node adds to a workload.
+#[derive(Debug, Clone)]
+pub struct Surroundings<'a> {
+    pub place: Place,
+    pub files: &'a GuestFiles,
+    /// The microVMs of the contract by name.
+    pub neighbours: &'a [(String, Ipv4Addr)],
+    pub log_dir: &'a Path,
+    pub now_ms: u64,
+}
+
 /// Name of a microVM on its node: no two contracts share one.
 #[must_use]
 pub fn vm_id(contract: &ContractId, index: usize) -> VmId {
@@ -91,8 +102,7 @@ pub fn vm_id(contract: &ContractId, index: usize) -> VmId {
     VmId::new(text).expect("hex digits and a number are a name")
 }
 
-/// The microVM of index `index`. `volume_path` says where the node keeps a volume, `neighbours` names the other
-/// microVMs of the contract.
+/// The microVM of index `index`. `volume_path` says where the node keeps a volume.
 ///
 /// # Errors
 /// [`WorkloadError`] names the microVM and what can't be done.
@@ -101,13 +111,10 @@ pub fn vm_spec(
     workload: &Workload,
     index: usize,
     image: &Image,
-    place: &Place,
-    files: &GuestFiles,
+    around: &Surroundings<'_>,
     volume_path: impl Fn(&workload::Volume) -> PathBuf,
-    neighbours: &[(String, Ipv4Addr)],
-    log_dir: &Path,
-    now_ms: u64,
 ) -> Result<VmSpec, WorkloadError> {
+    let Surroundings { place, files, neighbours, log_dir, now_ms } = around;
     let vm = &workload.vms[index];
     let name = vm.name.to_string();
     let id = vm_id(contract, index);
@@ -168,7 +175,7 @@ pub fn vm_spec(
             network: network(place, neighbours),
             files: Vec::new(),
             health: health(vm),
-            now_ms,
+            now_ms: *now_ms,
         },
         restart: match vm.restart {
             workload::RestartPolicy::Always => RestartPolicy::Always(Backoff::default()),

@@ -9,10 +9,10 @@
 //! ```
 //! It must never delete a volume, nor run a workload that differs from the contract.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use croft_guest::wire::Step as GuestStep;
@@ -31,7 +31,7 @@ use crate::ledger::{BackOff, Ledger, chain_of};
 use crate::machines::{Machine, Machines};
 use crate::networks::{self, Networks};
 use crate::peers::{Desk, Entry};
-use crate::spec::{self, GuestFiles, Place, WorkloadError};
+use crate::spec::{self, GuestFiles, Place, Surroundings, WorkloadError};
 use crate::time::Time;
 use crate::volumes::Volumes;
 
@@ -46,6 +46,8 @@ pub struct Context {
     pub sealing: SealingKey,
     pub ledger: Arc<Ledger>,
     pub images: ImageStore,
+    /// Images of contracts that run: the others may go.
+    pub in_use: InUse,
     pub volumes: Volumes,
     pub networks: Networks,
     pub machines: Machines,
@@ -56,6 +58,30 @@ pub struct Context {
     /// Resolvers that guests use.
     pub dns: watch::Receiver<Vec<IpAddr>>,
     pub mtu_bytes: u32,
+}
+
+/// Which contract needs which images.
+#[derive(Default)]
+pub struct InUse(Mutex<BTreeMap<ContractId, BTreeSet<Hash>>>);
+
+impl InUse {
+    fn add(&self, contract: ContractId, images: impl Iterator<Item = Hash>) {
+        self.lock().insert(contract, images.collect());
+    }
+
+    /// The contract is gone: images that nobody else needs go too. Returns the bytes freed.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`]; the images stay.
+    pub fn release(&self, contract: &ContractId, images: &ImageStore) -> Result<u64, ImageError> {
+        let mut needed = self.lock();
+        needed.remove(contract);
+        images.remove_unused(|hash| needed.values().any(|set| set.contains(&hash)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ContractId, BTreeSet<Hash>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a task tells the main loop.
@@ -216,6 +242,7 @@ impl Keeper {
             .open(context.ledger.chain(), &context.node, sealed)
             .map_err(WorkloadError::from)?;
         let workload = spec::open(&plain, &self.body)?;
+        context.in_use.add(self.id, workload.vms.iter().map(|vm| vm.image));
         let mut images = Vec::new();
         for vm in &workload.vms {
             if let Some(image) = context.images.get(vm.image) {
@@ -276,18 +303,16 @@ impl Keeper {
             .collect();
         let mut machines = Vec::new();
         for (index, image) in images.iter().enumerate() {
-            let spec = spec::vm_spec(
-                &self.id,
-                workload,
-                index,
-                image,
-                &self.place(&network, index),
-                &context.guest,
-                |volume| context.volumes.path(&self.id, volume),
-                &neighbours,
-                &context.log_dir,
-                context.time.now_ms(),
-            )?;
+            let surroundings = Surroundings {
+                place: self.place(&network, index),
+                files: &context.guest,
+                neighbours: &neighbours,
+                log_dir: &context.log_dir,
+                now_ms: context.time.now_ms(),
+            };
+            let spec = spec::vm_spec(&self.id, workload, index, image, &surroundings, |volume| {
+                context.volumes.path(&self.id, volume)
+            })?;
             machines.push(context.machines.start(spec)?);
         }
         self.logs = workload
@@ -329,10 +354,10 @@ impl Keeper {
     /// Follows the microVMs until they are told to stop, or one can't go on.
     async fn watch(&mut self, workload: &Workload, images: &[Image], mut machines: Vec<Machine>) -> End {
         let end = loop {
-            let statuses: Vec<VmStatus> = machines.iter_mut().map(|machine| machine.status()).collect();
+            let statuses: Vec<VmStatus> = machines.iter_mut().map(Machine::status).collect();
             self.describe(workload, &statuses);
             if let Some(index) = damaged_root(&statuses)
-                && matches!(self.context.images.verify(&images[index]), Ok(false))
+                && matches!(ImageStore::verify(&images[index]), Ok(false))
             {
                 break End::Failed(format!(
                     "image {} was damaged on the disk: it is fetched again",

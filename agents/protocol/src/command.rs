@@ -12,6 +12,10 @@ use crate::{BotId, Grains, Hash, Name, NodeId, PriceList, PublicKey, SecretKey, 
 
 /// Everything that can change the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "commands are few and short-lived, and boxes would be part of every match"
+)]
 pub enum Command {
     /// The author becomes a bot with a name. Once per key.
     CreateBot(BotBody),

@@ -93,7 +93,7 @@ impl ImageManifest {
             return inconsistent(format!("{} chunks", manifest.chunks.len()));
         }
         let blocks = manifest.size_bytes / BLOCK_BYTES;
-        if manifest.size_bytes % BLOCK_BYTES != 0
+        if !manifest.size_bytes.is_multiple_of(BLOCK_BYTES)
             || manifest.verity.data_blocks == 0
             || blocks <= manifest.verity.data_blocks
         {

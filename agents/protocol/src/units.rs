@@ -30,7 +30,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, InvalidAmount> {
         _ => return Err(error()),
     };
     match number.checked_mul(1 << shift) {
-        Some(bytes) if bytes > 0 && bytes <= i64::MAX as u64 => Ok(bytes),
+        Some(bytes) if bytes > 0 && i64::try_from(bytes).is_ok() => Ok(bytes),
         _ => Err(error()),
     }
 }

@@ -184,7 +184,7 @@ impl Workload {
         }
         if vm.memory_bytes < VM_MEMORY_MIN_BYTES
             || vm.memory_bytes > 64 << 40
-            || vm.memory_bytes % (1 << 20) != 0
+            || !vm.memory_bytes.is_multiple_of(1 << 20)
         {
             return bounds("bytes of memory", vm.memory_bytes, "whole MiB from 64 MiB to 64 TiB");
         }

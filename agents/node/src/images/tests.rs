@@ -82,7 +82,7 @@ async fn an_image_is_fetched_verified_and_kept() {
     assert!(store.get(hash).is_none());
     let image = store.fetch(hash, &blobs, |_, _| {}).await.unwrap();
     assert_eq!(fs::read(&image.path).unwrap(), file);
-    assert!(store.verify(&image).unwrap());
+    assert!(ImageStore::verify(&image).unwrap());
     let asked = blobs.asked.lock().unwrap().len();
     store.fetch(hash, &blobs, |_, _| {}).await.unwrap();
     assert_eq!(blobs.asked.lock().unwrap().len(), asked, "a kept image is not fetched again");
@@ -150,7 +150,7 @@ async fn a_missing_chunk_is_tried_again_from_where_it_stopped() {
     blobs.asked.lock().unwrap().clear();
     let image = store.fetch(hash, &blobs, |_, _| {}).await.unwrap();
     assert!(!blobs.asked.lock().unwrap().contains(&manifest.chunks[0].hash), "the first chunks were kept");
-    assert!(store.verify(&image).unwrap());
+    assert!(ImageStore::verify(&image).unwrap());
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn damage_on_the_disk_is_found_and_the_file_removed() {
     let image = store.fetch(hash, &blobs, |_, _| {}).await.unwrap();
     let on_disk = OpenOptions::new().write(true).open(&image.path).unwrap();
     on_disk.write_all_at(&[0xff], 150 * BLOCK_BYTES + 17).unwrap();
-    assert!(!store.verify(&image).unwrap());
+    assert!(!ImageStore::verify(&image).unwrap());
     assert!(store.get(hash).is_none());
 }
 

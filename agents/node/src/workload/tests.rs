@@ -35,8 +35,8 @@ fn status(phase: Phase, last_end: Option<EndCause>) -> VmStatus {
     }
 }
 
-fn exited(code: u8) -> Option<EndCause> {
-    Some(EndCause::Exited { exit: Exit::Code(code), out_of_memory: false })
+fn exited(code: u8) -> EndCause {
+    EndCause::Exited { exit: Exit::Code(code), out_of_memory: false }
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_workload_runs_when_each_of_its_vms_runs() {
 #[test]
 fn a_vm_that_backs_off_makes_the_workload_fail_with_its_reason() {
     let vms = [vm(RestartPolicy::Always)];
-    let (state, detail) = judge(&vms, &[status(Phase::BackingOff, exited(3))]);
+    let (state, detail) = judge(&vms, &[status(Phase::BackingOff, Some(exited(3)))]);
     assert_eq!(state, WorkloadState::Failing);
     assert_eq!(detail, "microVM 'web': the entry point ended with exit code 3");
 }
@@ -59,15 +59,15 @@ fn a_vm_that_backs_off_makes_the_workload_fail_with_its_reason() {
 #[test]
 fn a_restart_is_not_a_new_start() {
     let vms = [vm(RestartPolicy::Always)];
-    let restarting = VmStatus { restarts: 1, ..status(Phase::Starting, exited(1)) };
+    let restarting = VmStatus { restarts: 1, ..status(Phase::Starting, Some(exited(1))) };
     assert_eq!(judge(&vms, &[restarting]).0, WorkloadState::Failing);
 }
 
 #[test]
 fn a_job_that_ended_well_is_finished() {
     let vms = [vm(RestartPolicy::Never)];
-    assert_eq!(judge(&vms, &[status(Phase::Ended, exited(0))]).0, WorkloadState::Finished);
-    assert_eq!(judge(&vms, &[status(Phase::Ended, exited(1))]).0, WorkloadState::Failing);
+    assert_eq!(judge(&vms, &[status(Phase::Ended, Some(exited(0)))]).0, WorkloadState::Finished);
+    assert_eq!(judge(&vms, &[status(Phase::Ended, Some(exited(1)))]).0, WorkloadState::Failing);
 }
 
 #[test]
@@ -90,5 +90,5 @@ fn a_root_that_cannot_be_read_points_at_the_image() {
         damaged_root(&[status(Phase::Running, None), status(Phase::BackingOff, Some(failed))]),
         Some(1)
     );
-    assert_eq!(damaged_root(&[status(Phase::BackingOff, exited(1))]), None);
+    assert_eq!(damaged_root(&[status(Phase::BackingOff, Some(exited(1)))]), None);
 }
