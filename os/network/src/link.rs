@@ -19,7 +19,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{LinkConfig, LinkMode};
 use crate::dhcp::socket::DhcpSocket;
@@ -31,6 +31,8 @@ use crate::sysctl::{self, SysctlError};
 
 /// Before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// A socket on a link that is down fails at once; the news of that comes a moment later.
+const SOCKET_PAUSE: Duration = Duration::from_millis(200);
 /// Metric of the first link that gets a default route; each later one is one worse, so the first stays the uplink.
 const METRIC_FIRST: u32 = 100;
 
@@ -153,6 +155,7 @@ impl LinkTask {
                     // The link went down under us; opened anew when it is up.
                     tracing::debug!(link = self.name, %error, "dhcp socket failed");
                     progress.socket = None;
+                    sleep(SOCKET_PAUSE).await;
                 }
                 Wakeup::Orphaned => return,
             }
@@ -371,8 +374,9 @@ impl LinkTask {
     }
 
     async fn wait(&mut self, progress: &Progress) -> Wakeup {
+        // After a failure the client's deadline may lie in the past, out of reach: only the pause counts then.
         let timeout = progress.client.poll_timeout().map(|at| progress.origin + at);
-        let next = timeout.into_iter().chain(progress.retry_at).min();
+        let next = progress.retry_at.or(timeout);
         let timer = async {
             match next {
                 Some(at) => sleep_until(at).await,
