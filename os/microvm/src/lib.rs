@@ -52,8 +52,8 @@ use vmm::Vmm;
 const QUEUE: usize = 8;
 /// What a Unix socket's path may have, without the NUL (unix(7)).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
-/// Longest that is added to the directory of a VM.
-const LONGEST_SOCKET_NAME_BYTES: usize = 48;
+/// Longest that is added to the runtime directory: the name of a VM and `/run/vsock.sock_1024`.
+const LONGEST_SOCKET_BYTES: usize = 1 + 40 + 20;
 
 /// An error with its sources, for one line of a log or a message.
 pub fn error_chain(error: &dyn Error) -> String {
@@ -76,7 +76,7 @@ pub enum OpenError {
     NoKvm { source: io::Error },
     #[error("can't make the runtime directory {path}")]
     RuntimeDirectory { path: PathBuf, source: io::Error },
-    #[error("the runtime directory {path} is too long for sockets below it")]
+    #[error("the runtime directory {path} is too long for sockets below it: use at most 46 bytes")]
     LongPath { path: PathBuf },
     #[error("control groups can't be used")]
     Cgroup(#[from] CgroupError),
@@ -111,7 +111,7 @@ impl Microvms {
             kvm.map_err(|source| OpenError::NoKvm { source })?;
         }
         let path = settings.runtime_dir.clone();
-        if path.as_os_str().len() + LONGEST_SOCKET_NAME_BYTES + 42 > MAX_SOCKET_PATH_BYTES {
+        if path.as_os_str().len() + LONGEST_SOCKET_BYTES > MAX_SOCKET_PATH_BYTES {
             return Err(OpenError::LongPath { path });
         }
         fs::create_dir_all(&path).map_err(|source| OpenError::RuntimeDirectory { path, source })?;

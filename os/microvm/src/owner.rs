@@ -67,14 +67,23 @@ pub(crate) struct Owner {
     pub(crate) status: watch::Sender<VmStatus>,
 }
 
-/// The queue, with the end of all handles turned into a command.
+/// The queue, with the end of all handles turned into one last command.
 #[derive(Debug)]
-pub(crate) struct Commands(mpsc::Receiver<Command>);
+pub(crate) struct Commands {
+    queue: mpsc::Receiver<Command>,
+    abandoned: bool,
+}
 
 impl Commands {
     /// Cancel-safe.
     async fn next(&mut self) -> Command {
-        self.0.recv().await.unwrap_or(Command::Stop { grace: ABANDONED_GRACE })
+        if self.abandoned {
+            return std::future::pending().await;
+        }
+        self.queue.recv().await.unwrap_or_else(|| {
+            self.abandoned = true;
+            Command::Stop { grace: ABANDONED_GRACE }
+        })
     }
 }
 
@@ -94,8 +103,8 @@ impl Ending {
 
 impl Owner {
     /// Runs the VM until it ends for good.
-    pub(crate) async fn run(self, commands: mpsc::Receiver<Command>, release: Release) {
-        let mut commands = Commands(commands);
+    pub(crate) async fn run(self, queue: mpsc::Receiver<Command>, release: Release) {
+        let mut commands = Commands { queue, abandoned: false };
         let mut history = RestartHistory::default();
         let cause = loop {
             let (cause, ran) = self.live(&mut commands).await;
@@ -104,15 +113,18 @@ impl Owner {
                 break cause;
             };
             self.status.send_modify(|status| {
+                status.phase = Phase::BackingOff;
+                status.since_ms = wall_ms();
                 status.last_end = Some(cause.clone());
                 status.backoff = Some(delay);
             });
-            self.enter(Phase::BackingOff);
             tokio::select! {
                 () = sleep_until(Instant::now() + delay) => {}
                 Command::Stop { .. } = commands.next() => break EndCause::Stopped,
             }
             self.status.send_modify(|status| {
+                status.phase = Phase::Preparing;
+                status.since_ms = wall_ms();
                 status.restarts += 1;
                 status.backoff = None;
                 status.health.clear();
@@ -122,8 +134,11 @@ impl Owner {
         self.console.close();
         // Before the status, so that whoever waits for the end can start it again at once.
         drop(release);
-        self.status.send_modify(|status| status.last_end = Some(cause));
-        self.enter(Phase::Ended);
+        self.status.send_modify(|status| {
+            status.phase = Phase::Ended;
+            status.since_ms = wall_ms();
+            status.last_end = Some(cause);
+        });
     }
 
     fn note(&self, cause: &EndCause) {
@@ -160,7 +175,6 @@ impl Owner {
         started: &mut Option<Instant>,
     ) -> Result<Ending, Ending> {
         let began = Instant::now();
-        self.enter(Phase::Preparing);
         Preparing { owner: self, life }.run()?;
         self.enter(Phase::Starting);
         Starting { owner: self, life, began }.run(commands).await?;

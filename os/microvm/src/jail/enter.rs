@@ -10,7 +10,7 @@ use std::process::Command;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, setgroups, sethostname, setresgid, setresuid};
@@ -120,6 +120,8 @@ fn monitor(
 
 fn become_program(spec: &JailSpec, ask: OwnedFd, answer: OwnedFd) -> Result<Infallible, JailError> {
     mounts::seal(spec.proc)?;
+    // Before the change of user: only root may raise them.
+    set_limits(spec.open_files).map_err(|error| JailError::step("setting limits", error))?;
     match spec.user {
         JailUser::Plain { id } => {
             drop((ask, answer));
@@ -138,10 +140,6 @@ fn become_program(spec: &JailSpec, ask: OwnedFd, answer: OwnedFd) -> Result<Infa
     // After the change of user, which clears it. The monitor is the parent.
     prctl::set_pdeathsig(Signal::SIGKILL)
         .map_err(|error| JailError::step("tying life to the monitor", error))?;
-    let limits = [(Resource::RLIMIT_NOFILE, spec.open_files), (Resource::RLIMIT_CORE, 0)];
-    for (resource, limit) in limits {
-        setrlimit(resource, limit, limit).map_err(|error| JailError::step("setting limits", error))?;
-    }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     prctl::set_no_new_privs().map_err(|error| JailError::step("giving up new privileges", error))?;
     restrict(spec.may_unshare)?;
@@ -149,6 +147,18 @@ fn become_program(spec: &JailSpec, ask: OwnedFd, answer: OwnedFd) -> Result<Infa
     // A new process group would cost a call; exec also restores SIGPIPE.
     let error = Command::new(&spec.program).args(&spec.arguments).env_clear().envs(environment).exec();
     Err(JailError::Execute { program: spec.program.clone(), source: error })
+}
+
+fn set_limits(open_files: u64) -> Result<(), nix::errno::Errno> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    match setrlimit(Resource::RLIMIT_NOFILE, open_files, open_files) {
+        // Even root may lack the capability to raise it, in a container: then what there is has to do.
+        Err(nix::errno::Errno::EPERM) => {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        }
+        result => result,
+    }
 }
 
 /// Changes all ids; from root to anybody else this drops every capability.

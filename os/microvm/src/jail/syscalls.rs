@@ -87,9 +87,10 @@ mod ioctls {
         libc::ifreq
     );
     nix::ioctl_write_int!(tun_set_owner, b'T', 204);
+    nix::ioctl_write_int!(tun_set_group, b'T', 206);
 }
 
-/// Lets `user` attach to the persistent tap `name`. `tun` is an open `/dev/net/tun`.
+/// Lets `user`, with the group of the same number, attach to the persistent tap `name`. `tun` is an open `/dev/net/tun`.
 pub(super) fn give_tap(tun: &impl AsFd, name: &str, user: u32) -> io::Result<()> {
     let mut interface = [0; libc::IFNAMSIZ];
     for (to, from) in interface.iter_mut().zip(name.bytes()) {
@@ -104,6 +105,8 @@ pub(super) fn give_tap(tun: &impl AsFd, name: &str, user: u32) -> io::Result<()>
     unsafe {
         ioctls::tun_set_iff(fd, &raw const request)?;
         ioctls::tun_set_owner(fd, libc::c_ulong::from(user))?;
+        // Whoever made the tap may have named a group, which then has to fit too.
+        ioctls::tun_set_group(fd, libc::c_ulong::from(user))?;
     }
     Ok(())
 }

@@ -160,8 +160,8 @@ impl Life {
             owner.logs.clone(),
             owner.settings.limits.guest_silence,
         )?);
-        for share in &owner.spec.shares {
-            self.start_virtiofsd(owner, share)?;
+        for (position, share) in owner.spec.shares.iter().enumerate() {
+            self.start_virtiofsd(owner, position, share)?;
         }
         self.start_vmm(owner)
     }
@@ -215,10 +215,10 @@ impl Life {
         })
     }
 
-    fn start_virtiofsd(&mut self, owner: &Owner, share: &Share) -> Result<(), PrepareError> {
+    fn start_virtiofsd(&mut self, owner: &Owner, position: usize, share: &Share) -> Result<(), PrepareError> {
         let settings = &owner.settings;
         let vmm_user = settings.users.vmm(owner.slot);
-        let input = self.listen(&share_socket(&share.tag), Some(vmm_user))?;
+        let input = self.listen(&share_socket(position), Some(vmm_user))?;
         let name = format!("virtiofsd-{}", share.tag);
         let mut jail = self.jail(owner, &name)?;
         let first = settings.users.share(owner.slot);
@@ -243,10 +243,11 @@ impl Life {
             "--seccomp=kill",
             // They would need a capability of the host.
             "--inode-file-handles=never",
+            // The jail has set it.
+            "--rlimit-nofile=0",
             "--log-level=warn",
         ];
         jail.arguments = flags.map(str::to_owned).to_vec();
-        jail.arguments.push(format!("--rlimit-nofile={SHARE_OPEN_FILES}"));
         if share.readonly {
             jail.arguments.push("--readonly".to_owned());
         }
@@ -352,11 +353,11 @@ impl Life {
                     Some(event) => return LifeEvent::Guest(event),
                     None => self.link_closed = true,
                 },
-                command = commands.next() => return LifeEvent::Command(command),
                 Some((kind, ended)) = self.ends.recv() => {
                     self.running.retain(|running| *running != kind);
                     return LifeEvent::Ended(kind, ended);
                 }
+                command = commands.next() => return LifeEvent::Command(command),
             }
         }
     }
@@ -433,8 +434,9 @@ async fn next_of_guest(link: &mut Option<GuestLink>) -> Option<GuestEvent> {
     }
 }
 
-fn share_socket(tag: &str) -> String {
-    format!("fs-{tag}.sock")
+/// By position: tags would make paths too long for sockets.
+fn share_socket(position: usize) -> String {
+    format!("fs{position}.sock")
 }
 
 fn disk_path(position: usize) -> PathBuf {
@@ -455,6 +457,10 @@ fn machine(owner: &Owner, kernel_format: KernelFormat) -> Machine {
         readonly: disk.readonly,
     });
     let run = Path::new(IN_JAIL_RUN);
+    let shares = spec.shares.iter().enumerate().map(|(position, share)| MachineShare {
+        tag: share.tag.clone(),
+        socket: run.join(share_socket(position)),
+    });
     Machine {
         vcpus: spec.vcpus,
         memory_bytes: spec.memory_bytes,
@@ -463,11 +469,7 @@ fn machine(owner: &Owner, kernel_format: KernelFormat) -> Machine {
         initramfs: IN_JAIL_INITRAMFS.into(),
         command_line: kernel_command_line(&spec.root, owner.settings.emulated),
         disks: std::iter::once(root).chain(disks).collect(),
-        shares: spec
-            .shares
-            .iter()
-            .map(|share| MachineShare { tag: share.tag.clone(), socket: run.join(share_socket(&share.tag)) })
-            .collect(),
+        shares: shares.collect(),
         nics: spec.nics.iter().map(|nic| MachineNic { tap: nic.tap.clone(), mac: nic.mac_text() }).collect(),
         vsock: run.join("vsock.sock"),
         console: run.join("console"),
