@@ -1,0 +1,183 @@
+//! One module for each thing that `croft` does. They get a [`Context`] and say what happened through its
+//! terminal; none of them reads the command line or exits.
+
+mod bot;
+mod contracts;
+mod deploy;
+mod explain;
+mod farm;
+mod grid;
+mod history;
+mod image;
+mod logs;
+mod ps;
+mod serve;
+mod show;
+mod stop;
+mod wallet;
+
+use croft_protocol::boot::GridPin;
+use croft_protocol::{BotId, Name, SecretKey};
+use tokio::sync::watch;
+
+use crate::exit::Failure;
+use crate::grid::Grid;
+use crate::home::{Home, HomeError};
+use crate::plan::{Action, Environment, Plan};
+use crate::terminal::{Progress, Silent, Terminal};
+
+/// Tells long-running commands that they should end.
+#[derive(Debug, Clone)]
+pub struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    /// A stop and the sender that brings it about.
+    #[must_use]
+    pub fn new() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// Waits until it is time. Never, if the sender is gone.
+    pub async fn wait(&mut self) {
+        if self.0.wait_for(|stop| *stop).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What every command has.
+pub(crate) struct Context<'a> {
+    pub(crate) home: Home,
+    pub(crate) terminal: &'a mut Terminal,
+    pub(crate) environment: &'a dyn Environment,
+    pub(crate) stop: Stop,
+    grid: Option<Name>,
+    bot: Option<Name>,
+    quiet: bool,
+}
+
+/// The bot that acts, on a grid.
+pub(crate) struct Acting {
+    pub(crate) name: Name,
+    pub(crate) key: SecretKey,
+    pub(crate) grid: Grid,
+}
+
+impl Acting {
+    pub(crate) fn id(&self) -> BotId {
+        self.key.public()
+    }
+
+    /// Fails with the remedy if the bot has a key here but is nobody on the ledger.
+    pub(crate) async fn must_be_registered(&self) -> Result<(), Failure> {
+        if self.grid.bot(self.id()).await?.is_some() {
+            return Ok(());
+        }
+        Err(Failure::not_found(CommandError::NotRegistered {
+            bot: self.name.clone(),
+            grid: self.grid.name().clone(),
+        }))
+    }
+}
+
+/// What several commands have to say.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error(
+        "bot '{bot}' has a key here, but is not on grid '{grid}': register it with 'croft bot new {bot}'"
+    )]
+    NotRegistered { bot: Name, grid: Name },
+    #[error("there is no bot '{bot}' on grid '{grid}'")]
+    NoBot { bot: Name, grid: Name },
+    #[error("there is no farm '{farm}' on grid '{grid}'")]
+    NoFarm { farm: Name, grid: Name },
+    #[error("farm '{farm}' has no node '{node}': 'croft farm nodes {farm}' lists them")]
+    NoNode { farm: Name, node: Name },
+    #[error("bot '{bot}' has no contract '{contract}' on grid '{grid}': 'croft ps --all' lists them")]
+    NoContract { contract: Name, bot: Name, grid: Name },
+}
+
+impl Context<'_> {
+    /// The grid that was chosen.
+    pub(crate) fn pin(&self) -> Result<GridPin, Failure> {
+        Ok(self.home.grid(self.grid.as_ref())?)
+    }
+
+    /// The bot that was chosen, and the grid.
+    pub(crate) fn acting(&self) -> Result<Acting, Failure> {
+        let pin = self.pin()?;
+        let (name, key) = self.home.acting_bot(self.bot.as_ref())?;
+        let grid = Grid::open(&self.home, pin, &key)?;
+        Ok(Acting { name, key, grid })
+    }
+
+    /// The grid, asked by whoever there is: some key is needed to connect, none to read.
+    pub(crate) fn reading_grid(&self) -> Result<Grid, Failure> {
+        let pin = self.pin()?;
+        let key = match self.home.acting_bot(self.bot.as_ref()) {
+            Ok((_, key)) => key,
+            Err(HomeError::NoDefaultBot { .. }) => SecretKey::generate().map_err(HomeError::Randomness)?,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Grid::open(&self.home, pin, &key)?)
+    }
+
+    /// Where progress goes.
+    pub(crate) fn progress(&mut self) -> Box<dyn Progress + '_> {
+        if self.quiet { Box::new(Silent) } else { Box::new(&mut *self.terminal) }
+    }
+
+    pub(crate) fn note(&mut self, text: &str) {
+        self.progress().note(text);
+    }
+}
+
+impl From<HomeError> for Failure {
+    fn from(error: HomeError) -> Self {
+        match error {
+            HomeError::NoBot { .. }
+            | HomeError::NoDefaultBot { .. }
+            | HomeError::NoGrid { .. }
+            | HomeError::NoDefaultGrid { .. }
+            | HomeError::NoImage { .. } => Self::not_found(error),
+            _ => Self::failed(error),
+        }
+    }
+}
+
+/// Carries out a plan.
+///
+/// # Errors
+/// [`Failure`] with its exit code; nothing was said yet.
+pub async fn run(
+    plan: Plan,
+    terminal: &mut Terminal,
+    environment: &dyn Environment,
+    stop: Stop,
+) -> Result<(), Failure> {
+    let Plan { home, grid, bot, json: _, quiet, action } = plan;
+    let mut context = Context { home, terminal, environment, stop, grid, bot, quiet };
+    let c = &mut context;
+    match action {
+        Action::GridInit(flags) => grid::init(c, &flags),
+        Action::GridUp(flags) => grid::up(c, &flags).await,
+        Action::GridStatus => grid::status(c).await,
+        Action::GridJoin { pin } => grid::join(c, &pin),
+        Action::BotNew { name, grains } => bot::new(c, &name, grains).await,
+        Action::BotShow { name } => bot::show(c, name).await,
+        Action::WalletShow => wallet::show(c).await,
+        Action::WalletSend { to, amount, memo } => wallet::send(c, &to, amount, memo).await,
+        Action::FarmNew(farm) => farm::new(c, farm).await,
+        Action::FarmNodes { name, all } => farm::nodes(c, name, all).await,
+        Action::FarmServe { names } => serve::serve(c, &names).await,
+        Action::ImageBuild { layout, name, scratch } => image::build(c, &layout, &name, scratch),
+        Action::ImageList => image::list(c),
+        Action::Deploy(flags) => deploy::deploy(c, &flags).await,
+        Action::Ps { all } => ps::ps(c, all).await,
+        Action::Logs { contract, vm, follow, tail } => logs::logs(c, &contract, vm, follow, tail).await,
+        Action::Explain { name } => explain::explain(c, &name).await,
+        Action::Stop { name } => stop::stop(c, &name).await,
+        Action::History(subject) => history::history(c, &subject).await,
+    }
+}

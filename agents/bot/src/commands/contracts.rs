@@ -1,0 +1,56 @@
+//! Finding a bot's contracts: searched for where a search is enough, proved always.
+
+use croft_protocol::api::Query;
+use croft_protocol::{BotId, ContractId, Kind, Name};
+
+use super::{Acting, CommandError};
+use crate::exit::Failure;
+use crate::grid::{Contract, Grid, GridError};
+
+/// A user's contracts, running ones first, newest first. A replica may hide some; none is made up.
+pub(super) async fn of_user(acting: &Acting, ended: bool) -> Result<Vec<Contract>, GridError> {
+    let me = acting.id();
+    let query = Query::Contracts { user: Some(me), farmer: None, node: None, ended };
+    let mut ids: Vec<ContractId> = acting
+        .grid
+        .find_unproved(&query)
+        .await?
+        .into_iter()
+        .filter(|id| id.kind == Kind::Contract)
+        .map(|id| ContractId(id.id))
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let mut contracts = acting.grid.contracts(&ids).await?;
+    contracts.retain(|c| c.body.signed.terms.user == me && (ended || c.body.ended_ms == 0));
+    contracts.sort_by_key(|c| (c.body.ended_ms > 0, std::cmp::Reverse(c.body.agreed_ms), c.id));
+    Ok(contracts)
+}
+
+/// The running contract of this name; `None` is proved.
+pub(super) async fn running(grid: &Grid, user: BotId, name: &Name) -> Result<Option<Contract>, GridError> {
+    match grid.contract_named(user, name).await? {
+        Some(id) => grid.contract(id).await,
+        None => Ok(None),
+    }
+}
+
+/// The running contract of this name, else the one that ended last.
+pub(super) async fn any(acting: &Acting, name: &Name) -> Result<Contract, Failure> {
+    if let Some(contract) = running(&acting.grid, acting.id(), name).await? {
+        return Ok(contract);
+    }
+    let all = of_user(acting, true).await?;
+    all.into_iter()
+        .filter(|c| c.body.signed.terms.name == *name)
+        .max_by_key(|c| c.body.ended_ms)
+        .ok_or_else(|| no_contract(acting, name))
+}
+
+pub(super) fn no_contract(acting: &Acting, name: &Name) -> Failure {
+    Failure::not_found(CommandError::NoContract {
+        contract: name.clone(),
+        bot: acting.name.clone(),
+        grid: acting.grid.name().clone(),
+    })
+}

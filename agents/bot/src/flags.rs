@@ -1,0 +1,534 @@
+//! The command line as people type it. [`crate::plan`] turns it into one validated value before anything is
+//! touched; nothing here looks at files, the network or the clock.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use croft_protocol::{Grains, Name, units};
+
+/// Printed below every help text of the whole program.
+const AFTER_HELP: &str = "\
+Environment:
+  CROFT_HOME   the home directory, as --home
+  CROFT_GRID   the grid, as --grid
+  CROFT_BOT    the acting bot, as --bot
+  RUST_LOG     what to log to stderr, such as debug
+
+Exit codes:
+  0  done
+  1  failed
+  2  the command line or a file that you wrote is wrong
+  3  the ledger, a farmer or a node refused
+  4  what you named does not exist, or no node fits
+  5  a replica, a node or a farmer's bot can't be reached
+
+With --json the result is one JSON document on stdout ('logs', 'farm serve' and 'grid up': one object per
+line), and an error is one object {\"error\": {\"exit\", \"message\", \"remedy\"?}} on stderr. Times are
+milliseconds since 1970 UTC in fields that end with _ms; amounts are whole grains; ids and hashes are hex.
+
+Example, from nothing to a web server:
+  croft grid init demo && croft grid up &
+  croft bot new bob --grains 1000000 && croft farm new attic --country be --bot bob
+  croft farm serve --bot bob &          # and boot a machine with the boot.toml that 'farm new' wrote
+  croft bot new alice --grains 1000000
+  croft image build ./nginx-oci:latest --name nginx
+  croft deploy web.toml --bot alice";
+
+/// Compute and storage of a grid, from anyone who has some to anyone who needs some.
+#[derive(Debug, Parser)]
+#[command(name = "croft", version, after_long_help = AFTER_HELP, after_help = "See 'croft --help' for exit codes and an example.", max_term_width = 110)]
+pub struct Flags {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Where keys, grids and images are [default: $CROFT_HOME, else ~/.croft]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// The grid [default: $CROFT_GRID, else the home's default]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub grid: Option<Name>,
+    /// The bot that acts [default: $CROFT_BOT, else the home's default]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub bot: Option<Name>,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress on stderr
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make, run and look at a grid
+    #[command(subcommand)]
+    Grid(GridCommand),
+    /// Bots: identities with a wallet
+    #[command(subcommand)]
+    Bot(BotCommand),
+    /// Grains: what there is, what is held, sending some
+    #[command(subcommand)]
+    Wallet(WalletCommand),
+    /// Farms and their machines
+    #[command(subcommand)]
+    Farm(FarmCommand),
+    /// Images that microVMs start from
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Run a workload: find a node, agree with its farmer, pay, wait until it runs
+    Deploy(DeployFlags),
+    /// Contracts of the bot
+    Ps(PsFlags),
+    /// Output of a microVM
+    Logs(LogsFlags),
+    /// Where a contract stands, why, and what to do
+    Explain(ContractFlags),
+    /// End a contract; what was not used is refunded
+    Stop(StopFlags),
+    /// Every version of a record, verified
+    History(HistoryFlags),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GridCommand {
+    /// Make a new grid: genesis, validator key, treasury and pin
+    #[command(after_help = "\
+Example:
+  croft grid init demo --listen 127.0.0.1:4600 --treasury 1000000000000
+
+JSON: {grid, chain, validators, replica, listen, dir, treasury: {bot, id, grains}}")]
+    Init(GridInitFlags),
+    /// Run this grid's replica until it is interrupted
+    #[command(after_help = "\
+Example:
+  croft grid up            # prints 'ready: grid demo …' on stdout once it answers
+
+JSON: one line {ready: true, grid, chain, replica, listen, height}")]
+    Up(GridUpFlags),
+    /// Height, validators and age of the newest block, verified
+    #[command(after_help = "\
+Example:
+  croft grid status --json
+
+JSON: {grid, chain, height, header, time_ms, age_ms, records, validators: [{key, power}],
+       replica, replicas, connections, waiting, blob_bytes}")]
+    Status,
+    /// Trust a grid that somebody else runs
+    #[command(after_help = "\
+Example:
+  croft grid join demo-pin.toml      # the pin.toml of a home that has the grid, or of its owner
+
+JSON: {grid, chain, validators, replicas}")]
+    Join {
+        /// A pin: name, chain, validators and replicas as TOML
+        #[arg(value_name = "FILE")]
+        pin: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct GridInitFlags {
+    /// What it is called
+    pub name: Name,
+    /// Where the ledger is kept [default: in the home]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// UDP address of its replica
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4600")]
+    pub listen: SocketAddr,
+    /// All grains there will ever be; they belong to the treasury bot
+    #[arg(long, value_name = "GRAINS", default_value = "1000000000000", value_parser = parse_grains)]
+    pub treasury: Grains,
+    /// Name of the treasury bot
+    #[arg(long, value_name = "NAME", default_value = "treasury")]
+    pub treasury_bot: Name,
+}
+
+#[derive(Debug, Args)]
+pub struct GridUpFlags {
+    /// Where the ledger is kept, if 'grid init' was told so
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Another UDP address than at 'grid init'
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BotCommand {
+    /// Make a bot: a key in this home and a name on the ledger
+    #[command(after_help = "\
+Example:
+  croft bot new alice --grains 1000000
+
+If it was interrupted, running it again finishes the work.
+JSON: {bot, id, grid, balance}")]
+    New {
+        /// What it is called, by everybody on the grid
+        name: Name,
+        /// Grains from the treasury, whose key must be in this home
+        #[arg(long, value_name = "GRAINS", value_parser = parse_grains)]
+        grains: Option<Grains>,
+    },
+    /// Identity and wallet of a bot, as the ledger has them
+    #[command(after_help = "\
+Example:
+  croft bot show alice
+
+JSON: {bot, id, grid, registered, own, balance, next_sequence}")]
+    Show {
+        /// Which [default: the acting bot]
+        name: Option<Name>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum WalletCommand {
+    /// Balance, what contracts hold, and transfers
+    #[command(after_help = "\
+Example:
+  croft wallet show --bot alice
+
+JSON: {bot, id, balance, held, transfers: [{height, time_ms, from, to, amount, memo}]}")]
+    Show,
+    /// Give grains to another bot
+    #[command(after_help = "\
+Example:
+  croft wallet send bob 5000 --memo 'for the cake'
+
+JSON: {from, to, amount, memo, height, balance}")]
+    Send {
+        /// Name of the bot that gets them
+        to: Name,
+        /// How many
+        #[arg(value_parser = parse_grains)]
+        amount: Grains,
+        /// A word with it; everybody can read it
+        #[arg(long, default_value = "")]
+        memo: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum FarmCommand {
+    /// Open a farm and write what its machines need to boot
+    #[command(after_help = "\
+Example:
+  croft farm new attic --country be --bot bob
+  croft farm new attic --country be --bot bob --replica-address 10.0.2.2:4600 \\
+      --public-address 127.0.0.1 --boot-config boot.toml      # for a machine in QEMU
+
+The boot configuration holds a permission to join: whoever has it can add machines to the farm until it
+expires. For a farm that exists, only a new boot configuration is written.
+JSON: {farm, id, owner, country, prices, created, boot_config, join_expires_ms}")]
+    New(FarmNewFlags),
+    /// The machines of a farm
+    #[command(after_help = "\
+Example:
+  croft farm nodes attic
+
+JSON: {nodes: [{node, id, farm, country, online, trust, release, capacity_version, total, used, free,
+       contracts, addresses, cpu_model, threads, vendor, product, session, height}]}
+'online' is what the replica says; everything else is proved.")]
+    Nodes {
+        /// Which farm [default: all of the acting bot]
+        name: Option<Name>,
+        /// Every farm of the grid
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
+    /// Answer users' proposals at the farm's prices, until interrupted
+    #[command(after_help = "\
+Example:
+  croft farm serve --bot bob
+
+Stays connected and signs what fits: right farm, price, free capacity and ports. Each decision is one line.
+JSON, one object per line: {time_ms, event: \"serving\", bot, farms} and then
+      {time_ms, event: \"signed\" | \"refused\" | \"failed\", user, contract?, name?, node?, price?, reason?}")]
+    Serve {
+        /// Which farms [default: all of the acting bot]
+        names: Vec<Name>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct FarmNewFlags {
+    /// What it is called
+    pub name: Name,
+    /// Where it is: two letters of ISO 3166-1, such as be
+    #[arg(long, value_name = "CODE")]
+    pub country: String,
+    /// Grains per second for one CPU
+    #[arg(long, value_name = "GRAINS", default_value_t = 100)]
+    pub price_cpu: u64,
+    /// Grains per second for one GiB of memory
+    #[arg(long, value_name = "GRAINS", default_value_t = 50)]
+    pub price_memory: u64,
+    /// Grains per second for one GiB of SSD
+    #[arg(long, value_name = "GRAINS", default_value_t = 1)]
+    pub price_ssd: u64,
+    /// Grains per second for one GiB of rotating disk
+    #[arg(long, value_name = "GRAINS", default_value_t = 1)]
+    pub price_hdd: u64,
+    /// Where to write the boot configuration [default: farms/NAME/boot.toml in the home]
+    #[arg(long, value_name = "FILE")]
+    pub boot_config: Option<PathBuf>,
+    /// A replica's address as the machine must reach it; one for each replica of the grid, in their order
+    #[arg(long, value_name = "ADDRESS")]
+    pub replica_address: Vec<SocketAddr>,
+    /// How others reach ports that the machine publishes [default: the addresses of its uplink]
+    #[arg(long, value_name = "HOST")]
+    pub public_address: Vec<String>,
+    /// What the machine is called [default: made from its key]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<Name>,
+    /// How long machines may join with it
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = parse_seconds)]
+    pub valid: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Make a workload image from an OCI image
+    #[command(after_help = "\
+Example:
+  skopeo copy docker://docker.io/library/nginx:stable oci:nginx-oci:stable
+  croft image build nginx-oci:stable --name nginx
+
+Needs mkfs.erofs (package erofs-utils); without root also fakeroot, to keep owners and modes.
+The same OCI image gives the same manifest.
+JSON: {name, manifest, source, tag, size_bytes, stored_bytes, content_bytes, files, chunks,
+       verity: {data_blocks, root, salt}, config: {entrypoint, cmd, env, user, working_dir, stop_signal,
+       exposed_ports}, notes, tool}")]
+    Build(ImageBuildFlags),
+    /// Images of this home
+    #[command(after_help = "\
+Example:
+  croft image list
+
+JSON: {images: [{name, manifest, source, layout, tag, size_bytes, stored_bytes, files, built_ms, tool}]}")]
+    List,
+}
+
+#[derive(Debug, Args)]
+pub struct ImageBuildFlags {
+    /// An OCI image layout: DIR or DIR:TAG
+    #[arg(value_name = "OCI_LAYOUT[:TAG]")]
+    pub layout: String,
+    /// What deploy files call it
+    #[arg(long)]
+    pub name: Name,
+    /// Where to unpack; needs about twice the image's size [default: tmp in the home]
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = concat!("\
+Example:
+  croft deploy web.toml --dry-run      # what it would cost, and where
+  croft deploy web.toml
+
+The cheapest node that fits is taken. Its farmer signs, the price for the whole duration goes into escrow,
+and you pay for the time in which the node reports that it runs; the rest is refunded at the end.
+
+JSON: {name, contract, node, node_id, farm, country, state, height, rate, price, duration_s, ports, images,
+       excluded: [{node, farm, reasons}], dry_run}
+      ports: [{published, transport, urls}]
+
+"), after_help = "See 'croft deploy --help' for the format of the deploy file.")]
+pub struct DeployFlags {
+    /// The deploy file
+    #[arg(value_name = "FILE", default_value = "croft.toml")]
+    pub file: PathBuf,
+    /// Show price and choice, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Return as soon as the contract is on the ledger
+    #[arg(long)]
+    pub detach: bool,
+    /// How long to wait until it runs
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_seconds, conflicts_with = "detach")]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  croft ps --all
+
+JSON: {contracts: [{name, contract, state, reason?, node, node_id, farm, online, ports: [{published,
+       transport, urls}], agreed_ms, starts_ms, expires_ms, ended_ms, rate, price, paid, held, refunded,
+       covered_ms, height}]}
+'online' is what the replica says; everything else is proved.")]
+pub struct PsFlags {
+    /// Ended ones too
+    #[arg(long, short)]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  croft logs web --follow
+  croft logs shop/db --tail 20
+
+JSON, one object per line: {time_ms, stderr, text}")]
+pub struct LogsFlags {
+    /// The contract, and the microVM if it has several
+    #[arg(value_name = "NAME[/VM]")]
+    pub target: String,
+    /// Go on as it comes
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last lines
+    #[arg(long, short = 'n', value_name = "LINES", default_value_t = 200)]
+    pub tail: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  croft explain web
+
+JSON: {name, contract, state, reason?, states: [{state, version, height, time_ms, hash}], escrow, rate, price,
+       node: {node, id, farm, online, addresses}, report: {state, detail, height, time_ms, ran_ms}?,
+       explanation: {state, steps, vms}?, explanation_error?, advice: [text]}")]
+pub struct ContractFlags {
+    /// The contract; an ended one too
+    pub name: Name,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  croft stop web
+
+JSON: {name, contract, state, reason, height, price, paid, refunded, balance, data_kept_until_ms}")]
+pub struct StopFlags {
+    /// The contract
+    pub name: Name,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  croft history web
+  croft history alice --kind bot
+
+JSON: {kind, name, id, verified: true, tip_height, versions: [{version, height, time_ms, author, author_name?,
+       prev, hash, what, body}]}
+Each version was proved to be in the log and to name the one before it, and the last to be the latest.")]
+pub struct HistoryFlags {
+    /// What it is called; contracts are the acting bot's, nodes are FARM/NODE
+    pub name: String,
+    /// What it is
+    #[arg(long, value_enum, default_value_t = HistoryKind::Contract)]
+    pub kind: HistoryKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HistoryKind {
+    Contract,
+    Bot,
+    Farm,
+    Node,
+    /// What a node reported
+    Report,
+}
+
+impl Flags {
+    /// Parses a command line; clap's own error says what is wrong, or is the help text.
+    pub fn parse_line(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        use clap::{CommandFactory as _, FromArgMatches as _};
+        let mut command = Self::command().mut_subcommand("deploy", |deploy| {
+            let text = deploy.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            deploy.after_long_help(text + crate::deploy_file::FORMAT)
+        });
+        Self::from_arg_matches(&command.try_get_matches_from_mut(args)?).map_err(|e| e.format(&mut command))
+    }
+}
+
+fn parse_grains(text: &str) -> Result<Grains, String> {
+    // As we print them: groups of three digits.
+    let digits: String = text.chars().filter(|c| *c != ' ' && *c != '_').collect();
+    digits
+        .parse()
+        .map(Grains)
+        .map_err(|_| "not a number of grains: write a whole number, such as 1000000".to_owned())
+}
+
+fn parse_seconds(text: &str) -> Result<u64, String> {
+    units::parse_seconds(text).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Flags, clap::Error> {
+        Flags::parse_line(std::iter::once("croft").chain(line.split_whitespace()).map(OsString::from))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Flags::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example_and_documents_its_json() {
+        fn visit(command: &clap::Command) {
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(visit);
+                return;
+            }
+            let help = [command.get_after_help(), command.get_after_long_help()]
+                .into_iter()
+                .flatten()
+                .map(ToString::to_string)
+                .collect::<String>();
+            assert!(help.contains("Example"), "{} has no example", command.get_name());
+            assert!(help.contains("JSON"), "{} does not document its JSON", command.get_name());
+        }
+        visit(&Flags::command());
+    }
+
+    #[test]
+    fn the_deploy_files_format_is_in_its_help() {
+        let help = parse("deploy --help").unwrap_err().to_string();
+        assert!(help.contains("[vm.web]") && help.contains("--dry-run"), "{help}");
+    }
+
+    #[test]
+    fn exit_codes_are_in_the_help() {
+        let help = parse("--help").unwrap_err().to_string();
+        for code in ["0  done", "2  the command line", "3  the ledger", "4  what you named", "5  a replica"] {
+            assert!(help.contains(code), "{help}");
+        }
+    }
+
+    #[test]
+    fn a_bad_name_or_amount_is_a_usage_error_that_says_how_to_write_it() {
+        let error = parse("bot new Alice").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("'Alice' is not a name: use 1 to 32 of a-z"), "{error}");
+        let error = parse("wallet send bob lots").unwrap_err();
+        assert!(error.to_string().contains("write a whole number, such as 1000000"), "{error}");
+    }
+
+    #[test]
+    fn grains_may_be_written_as_they_are_printed() {
+        assert_eq!(parse_grains("1_250_000"), Ok(Grains(1_250_000)));
+        assert_eq!(parse_grains("1 250 000"), Ok(Grains(1_250_000)));
+        assert!(parse_grains("-1").is_err());
+    }
+}

@@ -1,0 +1,311 @@
+//! What is to be done: one validated value, made from the command line and the environment before anything
+//! is touched. A combination that makes no sense ends here, as a usage error.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use croft_protocol::{Name, PriceList};
+
+use crate::exit::Failure;
+use crate::flags::{
+    BotCommand, Command, Common, DeployFlags, FarmCommand, FarmNewFlags, Flags, GridCommand, GridInitFlags,
+    GridUpFlags, HistoryKind, ImageCommand, WalletCommand,
+};
+use crate::home::Home;
+use crate::image::LayoutRef;
+
+/// The environment, so that tests need not change their own.
+pub trait Environment {
+    fn variable(&self, name: &str) -> Option<OsString>;
+}
+
+/// The process's own.
+pub struct ProcessEnvironment;
+
+impl Environment for ProcessEnvironment {
+    fn variable(&self, name: &str) -> Option<OsString> {
+        std::env::var_os(name)
+    }
+}
+
+#[derive(Debug)]
+pub struct Plan {
+    pub home: Home,
+    pub grid: Option<Name>,
+    pub bot: Option<Name>,
+    pub json: bool,
+    pub quiet: bool,
+    pub action: Action,
+}
+
+#[derive(Debug)]
+pub enum Action {
+    GridInit(GridInitFlags),
+    GridUp(GridUpFlags),
+    GridStatus,
+    GridJoin { pin: PathBuf },
+    BotNew { name: Name, grains: Option<croft_protocol::Grains> },
+    BotShow { name: Option<Name> },
+    WalletShow,
+    WalletSend { to: Name, amount: croft_protocol::Grains, memo: String },
+    FarmNew(FarmNew),
+    FarmNodes { name: Option<Name>, all: bool },
+    FarmServe { names: Vec<Name> },
+    ImageBuild { layout: LayoutRef, name: Name, scratch: Option<PathBuf> },
+    ImageList,
+    Deploy(DeployFlags),
+    Ps { all: bool },
+    Logs { contract: Name, vm: Option<Name>, follow: bool, tail: u32 },
+    Explain { name: Name },
+    Stop { name: Name },
+    History(Subject),
+}
+
+impl Action {
+    /// Whether it goes on until a signal, and ends in order when one comes.
+    #[must_use]
+    pub fn ends_by_signal(&self) -> bool {
+        matches!(self, Self::GridUp(_) | Self::FarmServe { .. } | Self::Logs { follow: true, .. })
+    }
+}
+
+#[derive(Debug)]
+pub struct FarmNew {
+    pub name: Name,
+    pub country: String,
+    pub prices: PriceList,
+    pub boot_config: Option<PathBuf>,
+    pub replica_addresses: Vec<std::net::SocketAddr>,
+    pub public_addresses: Vec<String>,
+    pub node_name: Option<Name>,
+    pub valid_s: u64,
+}
+
+/// What a history is of.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Subject {
+    Contract(Name),
+    Bot(Name),
+    Farm(Name),
+    Node { farm: Name, node: Name },
+    Report { farm: Name, node: Name },
+}
+
+/// A command line that can't be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("there is neither --home nor CROFT_HOME nor HOME: say where keys and images are with --home DIR")]
+    NoHome,
+    #[error("{variable} is set to something that is no name")]
+    Variable { variable: &'static str, source: croft_protocol::name::InvalidName },
+    #[error("'{country}' is not a country: use two lower-case letters of ISO 3166-1, such as be")]
+    Country { country: String },
+    #[error("public address '{address}' is neither a host name nor an IP address")]
+    PublicAddress { address: String },
+    #[error("a permission to join is valid for at most 366d: renew it with 'croft farm new'")]
+    Valid,
+    #[error("'{text}' is not {what}: write {example}")]
+    Target { text: String, what: &'static str, example: &'static str },
+    #[error("'{what}' is no name")]
+    Name { what: String, source: croft_protocol::name::InvalidName },
+}
+
+impl Plan {
+    /// Checks a command line.
+    pub fn new(flags: Flags, environment: &dyn Environment) -> Result<Self, Failure> {
+        Self::check(flags, environment).map_err(Failure::usage)
+    }
+
+    fn check(flags: Flags, environment: &dyn Environment) -> Result<Self, PlanError> {
+        let Flags { common: Common { home, grid, bot, json, quiet }, command } = flags;
+        let home = home
+            .or_else(|| non_empty(environment.variable("CROFT_HOME")).map(PathBuf::from))
+            .or_else(|| non_empty(environment.variable("HOME")).map(|h| PathBuf::from(h).join(".croft")))
+            .ok_or(PlanError::NoHome)?;
+        Ok(Self {
+            home: Home::new(&home),
+            grid: name_or_variable(grid, "CROFT_GRID", environment)?,
+            bot: name_or_variable(bot, "CROFT_BOT", environment)?,
+            json,
+            quiet,
+            action: action(command)?,
+        })
+    }
+}
+
+fn non_empty(value: Option<OsString>) -> Option<OsString> {
+    value.filter(|v| !v.is_empty())
+}
+
+fn name_or_variable(
+    given: Option<Name>,
+    variable: &'static str,
+    environment: &dyn Environment,
+) -> Result<Option<Name>, PlanError> {
+    if given.is_some() {
+        return Ok(given);
+    }
+    non_empty(environment.variable(variable))
+        .map(|text| Name::new(&text.to_string_lossy()))
+        .transpose()
+        .map_err(|source| PlanError::Variable { variable, source })
+}
+
+fn action(command: Command) -> Result<Action, PlanError> {
+    Ok(match command {
+        Command::Grid(GridCommand::Init(flags)) => Action::GridInit(flags),
+        Command::Grid(GridCommand::Up(flags)) => Action::GridUp(flags),
+        Command::Grid(GridCommand::Status) => Action::GridStatus,
+        Command::Grid(GridCommand::Join { pin }) => Action::GridJoin { pin },
+        Command::Bot(BotCommand::New { name, grains }) => Action::BotNew { name, grains },
+        Command::Bot(BotCommand::Show { name }) => Action::BotShow { name },
+        Command::Wallet(WalletCommand::Show) => Action::WalletShow,
+        Command::Wallet(WalletCommand::Send { to, amount, memo }) => Action::WalletSend { to, amount, memo },
+        Command::Farm(FarmCommand::New(flags)) => Action::FarmNew(farm_new(flags)?),
+        Command::Farm(FarmCommand::Nodes { name, all }) => Action::FarmNodes { name, all },
+        Command::Farm(FarmCommand::Serve { names }) => Action::FarmServe { names },
+        Command::Image(ImageCommand::Build(flags)) => Action::ImageBuild {
+            layout: LayoutRef::parse(&flags.layout),
+            name: flags.name,
+            scratch: flags.scratch,
+        },
+        Command::Image(ImageCommand::List) => Action::ImageList,
+        Command::Deploy(flags) => Action::Deploy(flags),
+        Command::Ps(flags) => Action::Ps { all: flags.all },
+        Command::Logs(flags) => {
+            let (contract, vm) = match flags.target.split_once('/') {
+                Some((contract, vm)) => (name(contract)?, Some(name(vm)?)),
+                None => (name(&flags.target)?, None),
+            };
+            Action::Logs { contract, vm, follow: flags.follow, tail: flags.tail }
+        }
+        Command::Explain(flags) => Action::Explain { name: flags.name },
+        Command::Stop(flags) => Action::Stop { name: flags.name },
+        Command::History(flags) => Action::History(subject(flags.kind, &flags.name)?),
+    })
+}
+
+fn name(text: &str) -> Result<Name, PlanError> {
+    Name::new(text).map_err(|source| PlanError::Name { what: text.chars().take(80).collect(), source })
+}
+
+fn subject(kind: HistoryKind, text: &str) -> Result<Subject, PlanError> {
+    let farm_and_node = || {
+        let (farm, node) = text.split_once('/').ok_or_else(|| PlanError::Target {
+            text: text.chars().take(80).collect(),
+            what: "a node",
+            example: "FARM/NODE",
+        })?;
+        Ok((name(farm)?, name(node)?))
+    };
+    Ok(match kind {
+        HistoryKind::Contract => Subject::Contract(name(text)?),
+        HistoryKind::Bot => Subject::Bot(name(text)?),
+        HistoryKind::Farm => Subject::Farm(name(text)?),
+        HistoryKind::Node => {
+            let (farm, node) = farm_and_node()?;
+            Subject::Node { farm, node }
+        }
+        HistoryKind::Report => {
+            let (farm, node) = farm_and_node()?;
+            Subject::Report { farm, node }
+        }
+    })
+}
+
+fn farm_new(flags: FarmNewFlags) -> Result<FarmNew, PlanError> {
+    if flags.country.len() != 2 || !flags.country.bytes().all(|b| b.is_ascii_lowercase()) {
+        return Err(PlanError::Country { country: flags.country });
+    }
+    for address in &flags.public_address {
+        let host = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b':';
+        if address.is_empty() || address.len() > 253 || !address.bytes().all(host) {
+            return Err(PlanError::PublicAddress { address: address.clone() });
+        }
+    }
+    if flags.valid > 366 * 86_400 {
+        return Err(PlanError::Valid);
+    }
+    Ok(FarmNew {
+        name: flags.name,
+        country: flags.country,
+        prices: PriceList {
+            cpu: flags.price_cpu,
+            memory_gib: flags.price_memory,
+            ssd_gib: flags.price_ssd,
+            hdd_gib: flags.price_hdd,
+        },
+        boot_config: flags.boot_config,
+        replica_addresses: flags.replica_address,
+        public_addresses: flags.public_address,
+        node_name: flags.node_name,
+        valid_s: flags.valid,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+
+    struct Variables(BTreeMap<&'static str, &'static str>);
+
+    impl Environment for Variables {
+        fn variable(&self, name: &str) -> Option<OsString> {
+            self.0.get(name).map(OsString::from)
+        }
+    }
+
+    fn plan(line: &str, variables: &[(&'static str, &'static str)]) -> Result<Plan, String> {
+        let args = std::iter::once("croft").chain(line.split_whitespace()).map(OsString::from);
+        let flags = Flags::parse_line(args).unwrap();
+        let environment = Variables(variables.iter().copied().collect());
+        Plan::new(flags, &environment).map_err(|e| {
+            assert_eq!(e.exit, crate::exit::Exit::Usage);
+            e.message()
+        })
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_and_that_beats_the_default() {
+        let p = plan("ps", &[("HOME", "/h")]).unwrap();
+        assert_eq!(p.home.root(), Path::new("/h/.croft"));
+        assert_eq!(p.bot, None);
+        let p = plan("ps", &[("HOME", "/h"), ("CROFT_HOME", "/c"), ("CROFT_BOT", "bob")]).unwrap();
+        assert_eq!((p.home.root(), p.bot.unwrap().as_str()), (Path::new("/c"), "bob"));
+        let p = plan("ps --home /f --bot alice", &[("CROFT_HOME", "/c"), ("CROFT_BOT", "bob")]).unwrap();
+        assert_eq!((p.home.root(), p.bot.unwrap().as_str()), (Path::new("/f"), "alice"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_before_anything_is_touched() {
+        for (line, variables, says) in [
+            ("ps", &[][..], "say where keys and images are with --home DIR"),
+            (
+                "ps",
+                &[("HOME", "/h"), ("CROFT_BOT", "B!")],
+                "CROFT_BOT is set to something that is no name: 'B!'",
+            ),
+            ("farm new a --country Belgium --home /h", &[], "'Belgium' is not a country"),
+            ("farm new a --country be --public-address a/b --home /h", &[], "neither a host name nor an IP"),
+            ("farm new a --country be --valid 400d --home /h", &[], "valid for at most 366d"),
+            ("history n --kind node --home /h", &[], "'n' is not a node: write FARM/NODE"),
+            ("logs web/DB --home /h", &[], "'DB' is no name"),
+        ] {
+            let error = plan(line, variables).unwrap_err();
+            assert!(error.contains(says), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_log_target_names_a_contract_and_perhaps_a_microvm() {
+        let Action::Logs { contract, vm, tail, .. } =
+            plan("logs shop/db -n 5 --home /h", &[]).unwrap().action
+        else {
+            panic!()
+        };
+        assert_eq!((contract.as_str(), vm.unwrap().as_str(), tail), ("shop", "db", 5));
+    }
+}
