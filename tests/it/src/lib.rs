@@ -1,1 +1,8 @@
-//! Tests that need processes: boot, lifecycle, replica
+//! Everything that needs processes: a grid of real parts on one machine, for the demo, the end-to-end tests and the
+//! benchmarks. Traffic stays on loopback. It must never leave a process behind, nor stop one that it did not start.
+
+pub mod grid;
+pub mod http;
+pub mod oci;
+pub mod scene;
+pub mod table;

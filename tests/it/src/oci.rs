@@ -71,14 +71,18 @@ pub fn nginx_layout(dir: &Path) -> Result<PathBuf> {
 /// The machine's own package sources of the base suite, so that no host's name stands in our tree.
 fn apt_sources() -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let lists = fs::read_dir("/etc/apt/sources.list.d").map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
-    let all: Vec<PathBuf> = std::iter::once(PathBuf::from("/etc/apt/sources.list")).chain::<Vec<PathBuf>>(lists).collect();
+    let lists = fs::read_dir("/etc/apt/sources.list.d")
+        .map(|d| d.flatten().map(|e| e.path()).collect())
+        .unwrap_or_default();
+    let all: Vec<PathBuf> =
+        std::iter::once(PathBuf::from("/etc/apt/sources.list")).chain::<Vec<PathBuf>>(lists).collect();
     for path in all {
         let known = path.extension().is_some_and(|e| e == "list" || e == "sources");
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let base = text.lines().filter(|l| !l.trim_start().starts_with('#')).any(|line| {
-            line.split_whitespace().any(|word| word == "bookworm")
-        });
+        let base = text
+            .lines()
+            .filter(|l| !l.trim_start().starts_with('#'))
+            .any(|line| line.split_whitespace().any(|word| word == "bookworm"));
         if known && base {
             found.push(path);
         }
@@ -93,7 +97,11 @@ fn run(command: &mut Command) -> Result<()> {
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
         let last: Vec<&str> = words.lines().rev().take(5).collect();
-        bail!("{program} failed ({}): {}", output.status, last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        bail!(
+            "{program} failed ({}): {}",
+            output.status,
+            last.into_iter().rev().collect::<Vec<_>>().join("\n")
+        );
     }
     Ok(())
 }

@@ -1,0 +1,98 @@
+//! `scripts/demo` after its set-up: a grid on this machine, a deployed nginx that answers, a power cut, the end.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use croft_it::grid::images;
+use croft_it::scene::Scene;
+
+const USAGE: &str = "usage: demo [--keep] [--vmm cloud-hypervisor|alioth]
+  --keep      leave the grid up until Ctrl-C, and say how to use it
+  --vmm NAME  the image to boot; default: the one with cloud-hypervisor, else alioth";
+
+struct Options {
+    keep: bool,
+    vmm: Option<String>,
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options { keep: false, vmm: None };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--keep" => options.keep = true,
+            "--vmm" => options.vmm = Some(arguments.next().context(USAGE)?),
+            "--help" | "-h" => {
+                println!("{USAGE}");
+                std::process::exit(0);
+            }
+            other => bail!("unknown argument '{other}'\n{USAGE}"),
+        }
+    }
+    Ok(options)
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\ndemo failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let options = options()?;
+    let started = Instant::now();
+    let mut say = |text: &str| {
+        println!("[{:>5.1} s] {text}", started.elapsed().as_secs_f64());
+        let _ = std::io::stdout().flush();
+    };
+    let mut images = images()?;
+    if let Some(wanted) = &options.vmm {
+        images.retain(|(vmm, _)| vmm == wanted);
+    }
+    let (vmm, image) =
+        images.into_iter().next().context("there is no image with that VMM: run 'cargo xtask image'")?;
+    say(&format!("node image with {vmm}: {}", image.display()));
+    let dir = tempfile::tempdir().context("a directory for the grid")?;
+    let cache = std::env::var_os("CROFT_DEMO_CACHE").map_or_else(|| dir.path().to_owned(), PathBuf::from);
+
+    let mut scene = Scene::begin(dir.path(), &image, &mut say).await?;
+    scene.deploy(&cache, &mut say).await?;
+    scene.show(&["--bot", "alice", "ps"], &mut say).await?;
+    scene.show(&["--bot", "alice", "logs", "web", "--tail", "5"], &mut say).await?;
+    scene.show(&["--bot", "alice", "explain", "web"], &mut say).await?;
+    scene.write("written before the power cut\n").await?;
+    scene.power_cut(&mut say).await?;
+    scene.read("written before the power cut\n").await?;
+    say("both volumes still hold what was written");
+    if options.keep {
+        keep(&scene).await?;
+    }
+    scene.stop(&mut say).await?;
+    scene.show(&["--bot", "farmer", "farm", "nodes"], &mut say).await?;
+    scene.show(&["--bot", "alice", "history", "web"], &mut say).await?;
+    let Scene { grid, mut node, table, .. } = scene;
+    say("switching the machine off");
+    node.powerdown(std::time::Duration::from_secs(120)).await.context("the machine ends in order")?;
+    grid.stop().await?;
+    println!("\nWhat happened, with {vmm}:\n{}", table.show());
+    Ok(())
+}
+
+async fn keep(scene: &Scene) -> Result<()> {
+    println!(
+        "\nThe grid stays up. From another terminal:\n  curl http://{}/\n  {} --bot alice ps\n  {} --bot alice logs web --follow\n\
+         Press Ctrl-C here to go on to the end.",
+        scene.web(),
+        scene.grid.shown_command(),
+        scene.grid.shown_command(),
+    );
+    tokio::signal::ctrl_c().await.context("waiting for Ctrl-C")
+}

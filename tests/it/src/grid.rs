@@ -1,0 +1,292 @@
+//! A grid on one machine: a ledger, a farmer's bot, a user's bot, each its own process, and nodes in QEMU.
+
+use std::ffi::OsStr;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use croft_qemu_harness::{Boot, Forward, Machine, Profile};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+/// The port of the node, and of this machine, on which the workload is published.
+pub const WEB_PORT: u16 = 18_080;
+/// Any single croft command.
+const COMMAND: Duration = Duration::from_secs(300);
+/// A process that serves says that it is ready within this.
+const READY: Duration = Duration::from_secs(60);
+
+/// A process that is ended with its handle.
+struct Service {
+    name: &'static str,
+    child: Child,
+}
+
+impl Service {
+    async fn start(name: &'static str, mut command: Command, ready: &str, log: &Path) -> Result<Self> {
+        let stderr = std::fs::File::create(log).with_context(|| format!("can't write {}", log.display()))?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("can't start {name}"))?;
+        let mut lines = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
+        let wait = async {
+            while let Some(line) = lines.next_line().await? {
+                if line.contains(ready) {
+                    return Ok(());
+                }
+            }
+            bail!("{name} ended before it was ready: {}", std::fs::read_to_string(log).unwrap_or_default())
+        };
+        timeout(READY, wait).await.with_context(|| format!("{name} was not ready within {READY:?}"))??;
+        // Goes on reading, so that the process never waits for a full pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Ok(Self { name, child })
+    }
+
+    /// SIGTERM, and a moment to end in order.
+    async fn stop(mut self) -> Result<()> {
+        if let Some(pid) = self.child.id() {
+            let pid = pid.to_string();
+            std::process::Command::new("kill").args(["-TERM", &pid]).status()?;
+            let ended = timeout(Duration::from_secs(20), self.child.wait()).await;
+            ended.with_context(|| format!("{} does not end on SIGTERM", self.name))??;
+        }
+        Ok(())
+    }
+}
+
+/// A grid under construction and in use.
+pub struct Grid {
+    dir: PathBuf,
+    croft: PathBuf,
+    replica_port: u16,
+    ledger: Option<Service>,
+    farmer: Option<Service>,
+}
+
+impl Grid {
+    /// A new grid called `demo` below `dir`, with its ledger running.
+    ///
+    /// # Errors
+    /// Names the step that failed.
+    pub async fn start(dir: &Path) -> Result<Self> {
+        let croft = binary("croft")?;
+        std::fs::create_dir_all(dir)?;
+        let replica_port = free_udp_port()?;
+        let mut grid = Self { dir: dir.to_owned(), croft, replica_port, ledger: None, farmer: None };
+        grid.croft(["grid", "init", "demo", "--listen", &format!("127.0.0.1:{replica_port}")]).await?;
+        grid.start_ledger().await?;
+        Ok(grid)
+    }
+
+    /// Starts the ledger's process.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub async fn start_ledger(&mut self) -> Result<()> {
+        let mut command = self.command();
+        command.args(["grid", "up"]);
+        let log = self.dir.join("ledger.log");
+        self.ledger = Some(Service::start("croft grid up", command, "ready", &log).await?);
+        Ok(())
+    }
+
+    /// Ends the ledger's process in order.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop_ledger(&mut self) -> Result<()> {
+        match self.ledger.take() {
+            Some(ledger) => ledger.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// A farm called `alpha` of a bot called `farmer`, whose process answers proposals.
+    ///
+    /// # Errors
+    /// Names the command that failed.
+    pub async fn farm(&mut self) -> Result<()> {
+        self.croft(["bot", "new", "farmer", "--grains", "1000000"]).await?;
+        let replica = format!("10.0.2.2:{}", self.replica_port);
+        let boot = self.boot_file();
+        let boot = boot.to_str().context("a path in UTF-8")?;
+        self.croft([
+            "--bot",
+            "farmer",
+            "farm",
+            "new",
+            "alpha",
+            "--country",
+            "be",
+            "--boot-config",
+            boot,
+            "--replica-address",
+            &replica,
+            "--public-address",
+            "127.0.0.1",
+            "--node-name",
+            "n1",
+        ])
+        .await?;
+        let mut command = self.command();
+        command.args(["--bot", "farmer", "farm", "serve"]);
+        let log = self.dir.join("farmer.log");
+        self.farmer = Some(Service::start("croft farm serve", command, "serves", &log).await?);
+        Ok(())
+    }
+
+    fn boot_file(&self) -> PathBuf {
+        self.dir.join("boot.toml")
+    }
+
+    /// The boot configuration of the farm's nodes.
+    ///
+    /// # Errors
+    /// Before [`Self::farm`].
+    pub fn boot_config(&self) -> Result<String> {
+        std::fs::read_to_string(self.boot_file()).context("the farm's boot configuration")
+    }
+
+    /// What [`Self::boot_node`] boots, to be changed by a test.
+    ///
+    /// # Errors
+    /// When there is no such profile, or no farm yet.
+    pub fn node(&self, image: &Path, boot_toml: &str) -> Result<Boot> {
+        let boot = Boot::image(Profile::named("standard")?, image, self.dir.join("node"))
+            .boot_file(boot_toml)
+            .lifetime(Duration::from_secs(3600))
+            .forward(Forward::tcp(WEB_PORT).at_host_port(WEB_PORT));
+        Ok(boot)
+    }
+
+    /// Boots the farm's node from an image directory, with its data disk.
+    ///
+    /// # Errors
+    /// When QEMU does not start.
+    pub async fn boot_node(&self, image: &Path) -> Result<Machine> {
+        Ok(self.node(image, &self.boot_config()?)?.start().await?)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.croft);
+        command.arg("--home").arg(self.dir.join("home")).kill_on_drop(true);
+        command
+    }
+
+    /// The start of every croft command for this grid, for people.
+    #[must_use]
+    pub fn shown_command(&self) -> String {
+        format!("{} --home {}", self.croft.display(), self.dir.join("home").display())
+    }
+
+    /// Where everything of this grid lies.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Runs a croft command; its standard output.
+    ///
+    /// # Errors
+    /// The command's own message, when it fails.
+    pub async fn croft<I, S>(&self, arguments: I) -> Result<String>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let (code, stdout, stderr) = self.try_croft(arguments).await?;
+        ensure!(code == 0, "croft failed with exit code {code}: {}", stderr.trim());
+        Ok(stdout)
+    }
+
+    /// Runs a croft command that may fail: exit code, standard output, standard error.
+    ///
+    /// # Errors
+    /// When it can't be started or does not end.
+    pub async fn try_croft<I, S>(&self, arguments: I) -> Result<(i32, String, String)>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = self.command();
+        command.args(arguments).stdin(Stdio::null());
+        let shown = format!("{:?}", command.as_std());
+        let output =
+            timeout(COMMAND, command.output()).await.with_context(|| format!("{shown} does not end"))??;
+        Ok((
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
+    }
+
+    /// Runs a croft command with `--json`.
+    ///
+    /// # Errors
+    /// The command's own message, or output that is no JSON.
+    pub async fn json<I, S>(&self, arguments: I) -> Result<Value>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut all = vec![std::ffi::OsString::from("--json")];
+        all.extend(arguments.into_iter().map(|a| a.as_ref().to_owned()));
+        let text = self.croft(all).await?;
+        serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+    }
+
+    /// Ends every process in order.
+    ///
+    /// # Errors
+    /// Names the one that does not end.
+    pub async fn stop(mut self) -> Result<()> {
+        if let Some(farmer) = self.farmer.take() {
+            farmer.stop().await?;
+        }
+        self.stop_ledger().await
+    }
+}
+
+/// A program of the workspace: beside the running one, or one directory up (tests lie in `deps`).
+///
+/// # Errors
+/// Says how to build it.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    me.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| format!("{name} is not built: run 'cargo build -p croft-bot' first"))
+}
+
+/// A UDP port of loopback that nobody has now.
+fn free_udp_port() -> Result<u16> {
+    Ok(UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// The images that were built, by VMM, in a fixed order: below `CROFT_IMAGES` or `target/image`.
+///
+/// # Errors
+/// When there is none: says how to build one.
+pub fn images() -> Result<Vec<(String, PathBuf)>> {
+    let root = std::env::var_os("CROFT_IMAGES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/image"), PathBuf::from);
+    let found: Vec<(String, PathBuf)> = ["cloud-hypervisor", "alioth"]
+        .into_iter()
+        .map(|vmm| (vmm.to_owned(), root.join(vmm)))
+        .filter(|(_, dir)| dir.join("initramfs.zst").is_file())
+        .collect();
+    ensure!(!found.is_empty(), "no node image below {}: run 'cargo xtask image'", root.display());
+    Ok(found)
+}

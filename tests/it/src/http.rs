@@ -1,0 +1,94 @@
+//! A small HTTP/1.1 client for the tests: one request per connection, everything with a time limit.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+/// One request; emulated machines take their time.
+const REQUEST: Duration = Duration::from_secs(10);
+/// Answers are small.
+const ANSWER_BYTES: u64 = 1 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+/// `GET path`.
+///
+/// # Errors
+/// When there is no connection or no HTTP answer in time.
+pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    request(address, "GET", path, "").await
+}
+
+/// `PUT path` with a body.
+///
+/// # Errors
+/// As [`get`].
+pub async fn put(address: SocketAddr, path: &str, body: &str) -> Result<Answer> {
+    request(address, "PUT", path, body).await
+}
+
+/// Asks again and again until the answer is 200, or the time is over.
+///
+/// # Errors
+/// Names the last failure.
+pub async fn wait_for_ok(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let last = match get(address, path).await {
+            Ok(answer) if answer.status == 200 => return Ok(answer),
+            Ok(answer) => format!("status {}", answer.status),
+            Err(error) => format!("{error:#}"),
+        };
+        if Instant::now() >= deadline {
+            bail!("http://{address}{path} did not answer within {limit:?}: {last}");
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whether nothing answers there any more.
+pub async fn is_silent(address: SocketAddr) -> bool {
+    get(address, "/").await.is_err()
+}
+
+async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Answer> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await.context("no connection")?;
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.context("the request broke off")?;
+        let mut bytes = Vec::new();
+        stream.take(ANSWER_BYTES).read_to_end(&mut bytes).await.context("the answer broke off")?;
+        parse(&String::from_utf8_lossy(&bytes))
+    };
+    timeout(REQUEST, exchange).await.context("no answer in time")?
+}
+
+fn parse(text: &str) -> Result<Answer> {
+    let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no HTTP status")?;
+    Ok(Answer { status, body: body.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_status_and_body() {
+        let answer = parse("HTTP/1.1 201 Created\r\nServer: x\r\n\r\nhello").unwrap();
+        assert_eq!(answer, Answer { status: 201, body: "hello".into() });
+        assert!(parse("nonsense").is_err());
+        assert!(parse("HTTP/1.1 abc\r\n\r\n").is_err());
+    }
+}
