@@ -5,6 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use ipnet::IpNet;
@@ -19,13 +21,18 @@ use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder,
 };
 use thiserror::Error;
+use tokio::sync::Mutex;
+use tokio::time::sleep;
 
 use crate::mac::MacAddr;
 
 /// The kernel's main routing table.
 const TABLE_MAIN: u8 = 254;
-/// Message kind of the kernel for an address without end.
+/// The kernel's word for an address without end.
 const FOREVER_S: u32 = u32::MAX;
+/// A listing takes far less than a pause.
+const LIST_ATTEMPTS: u32 = 10;
+const LIST_PAUSE: Duration = Duration::from_millis(10);
 
 /// The kernel refused a request, or could not be asked.
 #[derive(Debug, Error)]
@@ -43,6 +50,8 @@ pub(crate) type Result<T> = std::result::Result<T, NetlinkError>;
 #[derive(Clone, Debug)]
 pub(crate) struct Rtnl {
     handle: Handle,
+    /// The kernel runs one listing per socket at a time, and answers EBUSY to the next.
+    listing: Arc<Mutex<()>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +105,7 @@ impl Rtnl {
     pub(crate) fn open() -> Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, listing: Arc::new(Mutex::new(())) })
     }
 
     /// One item per change of links, addresses or routes. What changed must be read anew: messages can be lost.
@@ -117,9 +126,27 @@ impl Rtnl {
         }))
     }
 
+    async fn list<T, S>(&self, what: &str, request: impl Fn() -> S) -> Result<Vec<T>>
+    where
+        S: Stream<Item = std::result::Result<T, rtnetlink::Error>>,
+    {
+        let _alone = self.listing.lock().await;
+        for attempt in 1.. {
+            match request().try_collect().await {
+                // The listing of a task that was aborted in the middle still runs.
+                Err(error) if is(&error, &[libc::EBUSY]) && attempt < LIST_ATTEMPTS => {
+                    sleep(LIST_PAUSE).await;
+                }
+                // A kernel without IPv6 has no such table.
+                Err(error) if is(&error, &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP]) => return Ok(Vec::new()),
+                listed => return listed.map_err(failed(what)),
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
     pub(crate) async fn links(&self) -> Result<Vec<Link>> {
-        let messages: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
+        let messages = self.list("list links", || self.handle.link().get().execute()).await?;
         Ok(messages.into_iter().map(read_link).collect())
     }
 
@@ -194,8 +221,7 @@ impl Rtnl {
     }
 
     pub(crate) async fn addresses(&self) -> Result<Vec<Address>> {
-        let messages: Vec<AddressMessage> =
-            self.handle.address().get().execute().try_collect().await.map_err(failed("list addresses"))?;
+        let messages = self.list("list addresses", || self.handle.address().get().execute()).await?;
         Ok(messages.iter().filter_map(read_address).collect())
     }
 
@@ -226,12 +252,8 @@ impl Rtnl {
         let requests =
             [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
         for request in requests {
-            let listed = self.handle.route().get(request).execute().try_collect::<Vec<RouteMessage>>().await;
-            let messages = match listed {
-                // A kernel without IPv6 has no such table.
-                Err(error) if is(&error, &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP]) => Vec::new(),
-                listed => listed.map_err(failed("list routes"))?,
-            };
+            let messages =
+                self.list("list routes", || self.handle.route().get(request.clone()).execute()).await?;
             routes.extend(messages.iter().filter_map(read_route));
         }
         Ok(routes)
@@ -371,7 +393,8 @@ fn read_route_address(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 fn failed(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
-    failed_with(|| what.to_owned())
+    let what = what.to_owned();
+    failed_with(|| what)
 }
 
 fn failed_with(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {

@@ -23,7 +23,11 @@ fn config(links: impl IntoIterator<Item = LinkConfig>) -> NetworkConfig {
 
 async fn until(network: &Network, what: &str, holds: impl Fn(&NetworkStatus) -> bool) -> NetworkStatus {
     let mut status = network.subscribe();
-    let waited = tokio::time::timeout(PATIENCE, status.wait_for(|status| holds(status))).await;
+    // No test wants a link to fail, and a failure costs a boot five seconds: waiting it out would hide it.
+    let failed = |status: &NetworkStatus| status.links.iter().any(|link| link.state == LinkState::Failed);
+    let waited =
+        tokio::time::timeout(PATIENCE, status.wait_for(|status| holds(status) || failed(status))).await;
+    assert!(!failed(&network.status()), "{:#?}", network.status());
     match waited {
         Ok(Ok(status)) => status.clone(),
         _ => panic!("never {what}: {:#?}", network.status()),
