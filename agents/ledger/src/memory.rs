@@ -199,10 +199,16 @@ impl MemoryLedger {
         &self.state
     }
 
-    /// The nodes of the log and of the map.
+    /// The nodes of the log.
     #[must_use]
-    pub fn nodes(&self) -> (&BTreeMap<NodeAt, Hash>, &BTreeMap<Vec<u8>, Vec<u8>>) {
-        (&self.log_nodes, &self.map_nodes)
+    pub fn log_nodes(&self) -> &BTreeMap<NodeAt, Hash> {
+        &self.log_nodes
+    }
+
+    /// The nodes of the state map.
+    #[must_use]
+    pub fn map_nodes(&self) -> &BTreeMap<Vec<u8>, Vec<u8>> {
+        &self.map_nodes
     }
 
     /// A value, or its absence, with a proof against the tip.

@@ -74,10 +74,11 @@ pub fn verify_history<'a>(
         if record.id != *id {
             return Err(wrong("it is of another thing than was asked for"));
         }
-        if let Some(before) = records.last() {
-            if record.version != before.version + 1 || record.prev != Some(before.hash()) {
-                return Err(wrong("it does not supersede the one before it"));
-            }
+        let follows = records.last().is_none_or(|before| {
+            before.version.checked_add(1) == Some(record.version) && record.prev == Some(before.hash())
+        });
+        if !follows {
+            return Err(wrong("it does not supersede the one before it"));
         }
         records.push(record);
     }

@@ -336,7 +336,7 @@ fn no_encoding_hash_or_signature_has_changed() {
         let (now, before) = (ours.get(what), golden.get(what));
         if now != before {
             let now = now.map_or("(gone)", String::as_str);
-            changed.push_str(&format!("{what} {now}\n"));
+            changed.extend([what, " ", now, "\n"]);
         }
     }
     assert!(

@@ -19,8 +19,8 @@ fn attempt(change: impl FnOnce(&mut Header, &mut BlockContext)) -> Result<Assemb
     let map = MapHead { versions: 3, root: header.state_root };
     let outcome = execute_block(&scenario.ledger, ctx, &[]).unwrap();
     change(&mut header, &mut ctx);
-    let (log, nodes) = scenario.ledger.nodes();
-    assemble(Before::Header { header: &header, map }, ctx, &outcome, log, nodes)
+    let (log, map_nodes) = (scenario.ledger.log_nodes(), scenario.ledger.map_nodes());
+    assemble(Before::Header { header: &header, map }, ctx, &outcome, log, map_nodes)
 }
 
 #[test]

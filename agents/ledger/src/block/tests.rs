@@ -131,7 +131,7 @@ fn commands_may_wait_for_those_before_them_but_not_be_executed_before_them() {
     let at_ms = scenario.now_ms() + 1;
     let second = scenario.ledger.sign_ahead(&scenario.user, pay(&scenario, 1), 1);
     let first = scenario.ledger.sign(&scenario.user, pay(&scenario, 1));
-    let early = scenario.ledger.commit(at_ms, &[second.clone()]);
+    let early = scenario.ledger.commit(at_ms, std::slice::from_ref(&second));
     assert!(matches!(early[0], Err(Rejection::Sequence { got: 1, expected: 0, .. })));
     let both = scenario.ledger.commit(at_ms + 1, &[first, second]);
     assert!(both.iter().all(Result::is_ok), "{both:?}");

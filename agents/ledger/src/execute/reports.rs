@@ -108,12 +108,11 @@ fn apply(work: &mut Work<'_>, node: NodeId, report: &ReportBody, line: &Contract
     }
     check_text("a contract's detail", &line.detail)?;
     match body.state {
-        // It ended while the report was on its way. Nothing is held for it any more.
-        ContractState::Ended(_) => Ok(()),
         ContractState::Agreed if line.ran_ms > 0 || line.state == WorkloadState::Running => {
             Err(no_good(format!("contract {id} must not run: it waits for its approvers")))
         }
-        ContractState::Agreed => Ok(()),
+        // It is being prepared, or it ended while the report was on its way: nothing is held for it any more.
+        ContractState::Agreed | ContractState::Ended(_) => Ok(()),
         ContractState::Approved | ContractState::Active | ContractState::Degraded => {
             apply_running(work, node, report, line, body)
         }
@@ -149,9 +148,9 @@ fn apply_running(
 fn next_state(now: ContractState, reported: WorkloadState) -> ContractState {
     match (now, reported) {
         (_, WorkloadState::Running | WorkloadState::Finished) => ContractState::Active,
-        (_, WorkloadState::Failing | WorkloadState::Refused) => ContractState::Degraded,
-        // On its first start it takes its time; later it is not what its user pays for.
-        (ContractState::Active, WorkloadState::Preparing) => ContractState::Degraded,
+        // On its first start a workload takes its time; later that is not what its user pays for.
+        (_, WorkloadState::Failing | WorkloadState::Refused)
+        | (ContractState::Active, WorkloadState::Preparing) => ContractState::Degraded,
         (now, WorkloadState::Preparing) => now,
     }
 }

@@ -71,6 +71,8 @@ impl World {
     }
 }
 
+type Change = fn(&mut Terms);
+
 /// What the farmer says to altered terms, and whether for good.
 fn refusal(change: impl FnOnce(&mut Terms)) -> (String, bool) {
     let mut terms = terms();
@@ -133,7 +135,7 @@ fn terms_are_open_for_a_short_while() {
 
 #[test]
 fn terms_out_of_bounds_are_refused_for_good_with_the_bounds() {
-    let cases: [(fn(&mut Terms), &str); 8] = [
+    let cases: [(Change, &str); 8] = [
         (|t| t.duration_s = 59, "the duration in seconds is 59, allowed are 60 to 315360000"),
         (|t| t.duration_s = 315_360_001, "the duration in seconds is 315360001, allowed are 60 to 315360000"),
         (|t| t.grace_s = 7_776_001, "the grace period in seconds is 7776001, allowed are 0 to 7776000"),

@@ -12,6 +12,8 @@ fn port(port: u16) -> PublishedPort {
     PublishedPort { transport: Transport::Tcp, port }
 }
 
+type Change = fn(&mut Terms);
+
 fn refusal(change: impl FnOnce(&mut Terms)) -> String {
     let mut scenario = Scenario::new();
     let mut terms = scenario.terms("web");
@@ -119,52 +121,43 @@ fn both_parties_must_have_signed_these_very_terms() {
 
 #[test]
 fn terms_out_of_bounds_are_refused_with_the_bounds() {
-    let cases: Vec<(Box<dyn FnOnce(&mut Terms)>, &str)> = vec![
+    let cases: [(Change, &str); 12] = [
+        (|t| t.duration_s = 0, "the duration in seconds is out of bounds: 0, allowed are 1 to 315360000"),
         (
-            Box::new(|t| t.duration_s = 0),
-            "the duration in seconds is out of bounds: 0, allowed are 1 to 315360000",
-        ),
-        (
-            Box::new(|t| t.duration_s = limits::DURATION_S + 1),
+            |t| t.duration_s = limits::DURATION_S + 1,
             "the duration in seconds is out of bounds: 315360001, allowed are 1 to 315360000",
         ),
         (
-            Box::new(|t| t.grace_s = limits::GRACE_S + 1),
+            |t| t.grace_s = limits::GRACE_S + 1,
             "the grace period in seconds is out of bounds: 7776001, allowed are at most 7776000",
         ),
+        (|t| t.resources.cpu_millis = 0, "the CPU in millis is out of bounds: 0, allowed are 1 and more"),
+        (|t| t.resources.memory_bytes = 0, "the memory in bytes is out of bounds: 0, allowed are 1 and more"),
         (
-            Box::new(|t| t.resources.cpu_millis = 0),
-            "the CPU in millis is out of bounds: 0, allowed are 1 and more",
-        ),
-        (
-            Box::new(|t| t.resources.memory_bytes = 0),
-            "the memory in bytes is out of bounds: 0, allowed are 1 and more",
-        ),
-        (
-            Box::new(|t| t.sealed.clear()),
+            |t| t.sealed.clear(),
             "the length of the sealed workload in bytes is out of bounds: 0, allowed are 1 to 65536",
         ),
         (
-            Box::new(|t| t.sealed = vec![0; limits::SEALED_WORKLOAD_BYTES + 1]),
+            |t| t.sealed = vec![0; limits::SEALED_WORKLOAD_BYTES + 1],
             "the length of the sealed workload in bytes is out of bounds: 65537, allowed are 1 to 65536",
         ),
         (
-            Box::new(|t| t.ports = (1..=65).map(port).collect()),
+            |t| t.ports = (1..=65).map(port).collect(),
             "the number of ports is out of bounds: 65, allowed are at most 64",
         ),
         (
-            Box::new(|t| t.ports = vec![port(2), port(1)]),
+            |t| t.ports = vec![port(2), port(1)],
             "the command is malformed: ports must be in ascending order, each once, none 0",
         ),
         (
-            Box::new(|t| t.ports = vec![port(1), port(1)]),
+            |t| t.ports = vec![port(1), port(1)],
             "the command is malformed: ports must be in ascending order, each once, none 0",
         ),
         (
-            Box::new(|t| t.ports = vec![port(0)]),
+            |t| t.ports = vec![port(0)],
             "the command is malformed: ports must be in ascending order, each once, none 0",
         ),
-        (Box::new(|t| t.rate = Rate(u64::MAX)), "the amount overflows"),
+        (|t| t.rate = Rate(u64::MAX), "the amount overflows"),
     ];
     for (change, says) in cases {
         assert_eq!(refusal(change), says);
