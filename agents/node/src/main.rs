@@ -10,6 +10,7 @@ mod ledger;
 mod links;
 mod log;
 mod machines;
+mod memory;
 mod networks;
 mod peers;
 mod reconcile;

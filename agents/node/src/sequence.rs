@@ -178,6 +178,7 @@ impl Start<'_> {
         let running = Running::new(context, documents, known, registered, say, heard, known_sender);
         stage.ok(&format!("workloads run on {vmm}"));
         alive.say(&Message::Ready);
+        tracing::info!("{}", crate::memory::idle());
         running.run(&alive).await;
         Ok(())
     }

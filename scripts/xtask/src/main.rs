@@ -3,6 +3,7 @@
 //! Dispatches only. Each chore is a module with its own arguments and its own `run`; nothing that
 //! Croft does in the field may live here.
 
+mod bench;
 mod check;
 mod image;
 mod kernel;
@@ -30,6 +31,8 @@ enum Chore {
     Image(image::Arguments),
     /// Boot an image in QEMU with its serial line on the terminal.
     Qemu(qemu::Arguments),
+    /// Measure what the budget table names, and say which budget is missed.
+    Bench(bench::Arguments),
     /// Check what no compiler checks: crate edges, forbidden words, lengths, reasons.
     Tidy(tidy::Arguments),
     /// Everything a change must pass before it is pushed, except the tests.
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Chore::Kernel(arguments) => kernel::run(&arguments),
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Qemu(arguments) => qemu::run(&arguments),
+        Chore::Bench(arguments) => bench::run(&arguments),
         Chore::Tidy(arguments) => tidy::run(&arguments),
         Chore::Check(arguments) => check::run(&arguments),
     };

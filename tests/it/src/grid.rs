@@ -1,7 +1,7 @@
 //! A grid on one machine: a ledger, a farmer's bot, a user's bot, each its own process, and nodes in QEMU.
 
 use std::ffi::OsStr;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,8 +13,6 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// The port of the node, and of this machine, on which the workload is published.
-pub const WEB_PORT: u16 = 18_080;
 /// Any single croft command.
 const COMMAND: Duration = Duration::from_secs(300);
 /// A process that serves says that it is ready within this.
@@ -68,6 +66,7 @@ pub struct Grid {
     dir: PathBuf,
     croft: PathBuf,
     replica_port: u16,
+    web_port: u16,
     ledger: Option<Service>,
     farmer: Option<Service>,
 }
@@ -81,7 +80,7 @@ impl Grid {
         let croft = binary("croft")?;
         std::fs::create_dir_all(dir)?;
         let replica_port = free_udp_port()?;
-        let mut grid = Self { dir: dir.to_owned(), croft, replica_port, ledger: None, farmer: None };
+        let mut grid = Self { dir: dir.to_owned(), croft, replica_port, web_port: free_tcp_port()?, ledger: None, farmer: None };
         grid.croft(["grid", "init", "demo", "--listen", &format!("127.0.0.1:{replica_port}")]).await?;
         grid.start_ledger().await?;
         Ok(grid)
@@ -164,7 +163,7 @@ impl Grid {
         let boot = Boot::image(Profile::named("standard")?, image, self.dir.join("node"))
             .boot_file(boot_toml)
             .lifetime(Duration::from_secs(3600))
-            .forward(Forward::tcp(WEB_PORT).at_host_port(WEB_PORT));
+            .forward(Forward::tcp(self.web_port).at_host_port(self.web_port));
         Ok(boot)
     }
 
@@ -180,6 +179,12 @@ impl Grid {
         let mut command = Command::new(&self.croft);
         command.arg("--home").arg(self.dir.join("home")).kill_on_drop(true);
         command
+    }
+
+    /// The port of the node, and of this machine, on which the workload is published.
+    #[must_use]
+    pub fn web_port(&self) -> u16 {
+        self.web_port
     }
 
     /// The start of every croft command for this grid, for people.
@@ -273,6 +278,11 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 /// A UDP port of loopback that nobody has now.
 fn free_udp_port() -> Result<u16> {
     Ok(UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// A TCP port of loopback that nobody has now.
+fn free_tcp_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// The images that were built, by VMM, in a fixed order: below `CROFT_IMAGES` or `target/image`.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use croft_qemu_harness::Machine;
 
-use crate::grid::{Grid, WEB_PORT};
+use crate::grid::Grid;
 use crate::table::Table;
 use crate::{http, oci};
 
@@ -49,7 +49,7 @@ impl Scene {
         say(&format!("  {}", node.decision().reason));
         let line = registered(&mut node).await?;
         table.add("boot to registered", started.elapsed(), line);
-        let web = node.address(WEB_PORT).context("the published port is forwarded")?;
+        let web = node.address(grid.web_port()).context("the published port is forwarded")?;
         Ok(Self { grid, node, table, image: image.to_owned(), web })
     }
 
@@ -70,7 +70,7 @@ impl Scene {
         say("deploying web.toml as bot 'alice'");
         self.grid.croft(["bot", "new", "alice", "--grains", "1000000000"]).await?;
         let file = self.grid.dir().join("web.toml");
-        std::fs::write(&file, WEB)?;
+        std::fs::write(&file, WEB.replace("18080", &self.grid.web_port().to_string()))?;
         let started = Instant::now();
         let file = file.to_str().context("a path in UTF-8")?.to_owned();
         self.grid.croft(["--bot", "alice", "deploy", &file, "--detach"]).await?;
@@ -117,7 +117,7 @@ impl Scene {
         ensure!(http::is_silent(self.web).await, "something else answers on {}", self.web);
         let started = Instant::now();
         self.node = self.grid.boot_node(&self.image).await?;
-        self.web = self.node.address(WEB_PORT).context("the published port is forwarded")?;
+        self.web = self.node.address(self.grid.web_port()).context("the published port is forwarded")?;
         http::wait_for_ok(self.web, "/", ANSWERS).await.with_context(|| self.node.serial().tail())?;
         self.table.add("power cut to reply", started.elapsed(), "the same workload, nobody's help");
         Ok(())
