@@ -274,6 +274,15 @@ fn describe(
             describe_link(link, managed.mode, managed.mac, &managed.report.borrow(), addresses, routes)
         })
         .collect();
+    let uplink = choose_uplink(&statuses, routes);
+    let present =
+        |entry: &&LinkConfig| !statuses.iter().any(|status| entry.matches(&status.name, status.mac));
+    let missing = config.links.iter().filter(present).map(LinkConfig::label).collect();
+    NetworkStatus { links: statuses, uplink, missing }
+}
+
+/// The link whose default route the kernel prefers, among those that carry packets. IPv4 decides where both are there.
+fn choose_uplink(statuses: &[LinkStatus], routes: &[Route]) -> Option<String> {
     let metric = |status: &LinkStatus| {
         let best = |v4: bool| {
             let own = |route: &&Route| {
@@ -283,13 +292,8 @@ fn describe(
         };
         (best(true), best(false), status.index)
     };
-    let uplink =
-        statuses.iter().filter(|status| status.is_uplink_candidate()).min_by_key(|status| metric(status));
-    let uplink = uplink.map(|status| status.name.clone());
-    let present =
-        |entry: &&LinkConfig| !statuses.iter().any(|status| entry.matches(&status.name, status.mac));
-    let missing = config.links.iter().filter(present).map(LinkConfig::label).collect();
-    NetworkStatus { links: statuses, uplink, missing }
+    let candidates = statuses.iter().filter(|status| status.is_uplink_candidate());
+    candidates.min_by_key(|status| metric(status)).map(|status| status.name.clone())
 }
 
 fn describe_link(
@@ -349,4 +353,96 @@ fn hostname() -> Option<String> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let usable = !name.is_empty() && name != "(none)" && name != "localhost";
     usable.then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, carrier: bool) -> Link {
+        Link {
+            index,
+            name: format!("eth{index}"),
+            mac: Some(MacAddr([2, 0, 0, 0, 0, index as u8])),
+            up: true,
+            carrier,
+            mtu_bytes: 1500,
+            kind: None,
+            alias: None,
+            controller: None,
+            ethernet: true,
+            loopback: false,
+        }
+    }
+
+    fn default(link: u32, gateway: &str, metric: u32) -> Route {
+        let gateway: IpAddr = gateway.parse().unwrap();
+        let any = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        Route { link, destination: any.parse().unwrap(), gateway: Some(gateway), metric, ours: true }
+    }
+
+    fn address(link: u32, net: &str) -> Address {
+        Address {
+            link,
+            net: net.parse().unwrap(),
+            dynamic: net.contains("::"),
+            link_local: false,
+            tentative: false,
+        }
+    }
+
+    fn status(link: &Link, addresses: &[Address], routes: &[Route]) -> LinkStatus {
+        let mut report = Report::new(LinkMode::Dhcp);
+        report.owned.push(("10.0.0.5/24".parse().unwrap(), AddressSource::Dhcp));
+        describe_link(link, LinkMode::Dhcp, link.mac.unwrap(), &report, addresses, routes)
+    }
+
+    #[test]
+    fn the_best_default_route_with_carrier_is_the_uplink() {
+        let addresses = [address(1, "10.0.0.5/24"), address(2, "10.0.1.5/24"), address(3, "2001:db8::5/64")];
+        let routes = [default(1, "10.0.0.1", 101), default(2, "10.0.1.1", 100), default(3, "fe80::1", 1)];
+        let choose = |carriers: [bool; 3]| {
+            let statuses: Vec<LinkStatus> = (1..)
+                .zip(carriers)
+                .map(|(index, carrier)| status(&link(index, carrier), &addresses, &routes))
+                .collect();
+            choose_uplink(&statuses, &routes)
+        };
+        assert_eq!(choose([true, true, true]).as_deref(), Some("eth2"), "the lowest metric");
+        assert_eq!(choose([true, false, true]).as_deref(), Some("eth1"), "the next when its cable is gone");
+        assert_eq!(choose([false, false, true]).as_deref(), Some("eth3"), "IPv6 alone will do");
+        assert_eq!(choose([false, false, false]), None);
+    }
+
+    #[test]
+    fn each_address_says_where_it_comes_from() {
+        let link_local = Address { link_local: true, ..address(1, "fe80::5/64") };
+        let tentative = Address { tentative: true, ..address(1, "2001:db8::9/64") };
+        let addresses = [
+            address(1, "10.0.0.5/24"),
+            address(1, "10.9.9.9/32"),
+            address(1, "2001:db8::5/64"),
+            link_local,
+            tentative,
+        ];
+        let status = status(&link(1, true), &addresses, &[default(1, "10.0.0.1", 100)]);
+        let sources: Vec<AddressSource> = status.addresses.iter().map(|address| address.source).collect();
+        assert_eq!(
+            sources,
+            [AddressSource::Dhcp, AddressSource::Foreign, AddressSource::Slaac, AddressSource::LinkLocal]
+        );
+        assert_eq!(status.address().unwrap().to_string(), "10.0.0.5/24");
+    }
+
+    #[test]
+    fn only_network_cards_are_touched_unasked() {
+        assert!(link(1, true).is_physical());
+        for virtual_link in [
+            Link { kind: Some(rtnetlink::packet_route::link::InfoKind::Veth), ..link(1, true) },
+            Link { loopback: true, ..link(1, true) },
+            Link { ethernet: false, ..link(1, true) },
+        ] {
+            assert!(!virtual_link.is_physical());
+        }
+    }
 }
