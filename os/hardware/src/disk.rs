@@ -64,18 +64,18 @@ fn read_disk(tree: &Tree, name: String) -> Option<Disk> {
     }
     let at = |file: &str| format!("{folder}/{file}");
     let path = tree.link(&folder).unwrap_or_default();
-    let rotational = tree.flag(&at("queue/rotational"));
+    let transport = transport(&name, &path);
     let logical = tree.number(&at("queue/logical_block_size")).and_then(|bytes| u32::try_from(bytes).ok());
     Some(Disk {
         size_bytes: tree
             .number(&at("size"))
             .and_then(|sectors| sectors.checked_mul(SECTOR_BYTES))
             .unwrap_or(0),
-        // Virtual disks say 1 although nobody knows; for everything else the kernel is right.
-        rotational: rotational.unwrap_or(false),
+        // Virtio disks say 1 because nobody asked the host; there, flash is the better guess.
+        rotational: transport != Transport::Virtio && tree.flag(&at("queue/rotational")).unwrap_or(false),
         model: model(tree, &folder),
         serial: serial(tree, &folder),
-        transport: transport(&name, &path),
+        transport,
         removable: tree.flag(&at("removable")).unwrap_or(false),
         read_only: tree.flag(&at("ro")).unwrap_or(false),
         logical_block_bytes: logical.filter(|bytes| bytes.is_power_of_two()).unwrap_or(512),

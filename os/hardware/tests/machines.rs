@@ -166,6 +166,7 @@ fn a_virtual_machine_of_a_cloud() {
     assert_eq!(names(&inventory), ["vda"], "no loop, no zram");
     assert_eq!(inventory.disks[0].transport, Transport::Virtio);
     assert_eq!(inventory.disks[0].size_bytes, 256 << 30);
+    assert!(!inventory.disks[0].rotational, "a virtio disk does not know, whatever it says");
     assert_eq!(inventory.nics.len(), 1);
     assert_eq!(inventory.nics[0].driver.as_deref(), Some("virtio_net"));
     assert_eq!(inventory.nics[0].pci_id.as_deref(), Some("1af4:1041"));

@@ -281,7 +281,14 @@ impl Machine for Linux {
         };
         // Only this thread starts processes, so the descriptor leaks to nobody else in this moment.
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|error| format!("its socket: {error}"))?;
-        let spawned = Command::new(&self.node)
+        let mut command = Command::new(&self.node);
+        #[allow(unsafe_code, reason = "the signal mask can only be lifted between fork and exec")]
+        // SAFETY: the closure makes one system call on a set on its own stack, which is safe after a fork.
+        unsafe {
+            // This process blocks what it reads as events; node has to hear them.
+            command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(std::io::Error::from));
+        }
+        let spawned = command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", "/")

@@ -1,13 +1,13 @@
 //! PID 1 of a Croft node: from the kernel's hand-over to a supervised node, and to an ordered end.
 //!
-//! It must never exit and never wait without a limit. The kernel starts it twice: once on the initramfs, and once, by
-//! its own hand, on the tmpfs that replaces it, so that the first copy's memory is free.
+//! It must never exit and never wait without a limit. Where the root has to be copied (see `root`), it starts itself a
+//! second time on the copy, so that the memory of the first is free.
 
 use croft_init::emergency;
 use croft_init::linux::{Linux, NODE};
 use croft_init::log::{Kmsg, Level, Log, chain};
 use croft_init::mounts::{self, MountError, Need, Outcome};
-use croft_init::root;
+use croft_init::root::{self, FirstRoot};
 use croft_init::run::run;
 use croft_init::stage::{Running, Stage};
 use croft_init::supervisor::{Policy, Supervisor};
@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Argument of the second start: how long the first took (ms) and how big the moved tree is (KiB).
 const MOVED: &str = "--root-moved";
+
+/// What is mounted before the root changes.
+const EARLY: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
@@ -41,15 +44,25 @@ fn boot(arguments: &[String]) -> Result<(), String> {
         mounts::mount(&row).map_err(|error| chain(&error))?;
     }
     let log = Kmsg::open();
-    let (before, moved) = match arguments {
+    let (before, root) = match arguments {
         [_, flag, milliseconds, kibibytes] if flag == MOVED => {
-            (Duration::from_millis(milliseconds.parse().unwrap_or(0)), kibibytes.parse::<u64>().ok())
+            let text = format!(
+                "root of {} MiB copied to a tmpfs",
+                kibibytes.parse().unwrap_or(0_u64).div_ceil(1024)
+            );
+            (Duration::from_millis(milliseconds.parse().unwrap_or(0)), text)
         }
-        _ if root::is_rootfs() => return Err(move_root(started)),
-        _ => (Duration::ZERO, None),
+        _ => match root::first_root() {
+            FirstRoot::Tmpfs => {
+                let tree = root::bind_in_place(&EARLY).map_err(|error| chain(&error))?;
+                (Duration::ZERO, format!("root of {} MiB limited", tree.bytes.div_ceil(1 << 20)))
+            }
+            FirstRoot::Ramfs => return Err(copy_root(started)),
+            FirstRoot::Other => (Duration::ZERO, "root stays as it is".to_owned()),
+        },
     };
     let running = Stage::Mounts.begin_at(&log, started.checked_sub(before).unwrap_or(started));
-    mount_all(running, &log, moved).map_err(|error| chain(&error))?;
+    mount_all(running, &log, &root).map_err(|error| chain(&error))?;
 
     let running = Stage::Clock.begin(&log);
     match clock::set() {
@@ -70,11 +83,11 @@ fn boot(arguments: &[String]) -> Result<(), String> {
     Err("the supervisor came to an end without ending the machine".into())
 }
 
-/// Moves the root and starts this program again on it. Returns only when that failed.
-fn move_root(started: Instant) -> String {
-    let tree = match root::move_to_tmpfs(&["/proc", "/sys", "/dev"]) {
+/// Copies the root and starts this program again on it. Returns only when that failed.
+fn copy_root(started: Instant) -> String {
+    let tree = match root::copy_to_tmpfs(&EARLY) {
         Ok(tree) => tree,
-        Err(error) => return format!("the root can't be moved: {}", chain(&error)),
+        Err(error) => return format!("the root can't be copied: {}", chain(&error)),
     };
     let milliseconds = started.elapsed().as_millis().to_string();
     let error =
@@ -82,7 +95,7 @@ fn move_root(started: Instant) -> String {
     format!("/init can't be started on the new root: {error}")
 }
 
-fn mount_all(running: Running<'_>, log: &dyn Log, moved: Option<u64>) -> Result<(), MountError> {
+fn mount_all(running: Running<'_>, log: &dyn Log, root: &str) -> Result<(), MountError> {
     let mut count = mounts::early().len();
     let mut absent = Vec::new();
     for row in mounts::late() {
@@ -115,9 +128,6 @@ fn mount_all(running: Running<'_>, log: &dyn Log, moved: Option<u64>) -> Result<
         let names = settings.absent.join(", ");
         log.line(Level::Info, &format!("croft: this kernel lacks the settings {names}"));
     }
-    let root = moved.map_or("root stays where it is".into(), |kibibytes| {
-        format!("root of {} MiB moved to a tmpfs", kibibytes.div_ceil(1024))
-    });
     let absent = if absent.is_empty() { String::new() } else { format!("; absent: {}", absent.join(", ")) };
     let _ = running.ok(&format!("{count} filesystems, {} kernel settings, {root}{absent}", settings.set));
     Ok(())

@@ -1,17 +1,22 @@
-//! Moves the root from the kernel's initramfs to a tmpfs of bounded size.
+//! Gives the machine a root that can be pivoted and can't grow without limit.
 //!
-//! The first root can't be the subject of `pivot_root`, and jails need that; nor has it a size limit, so that a
-//! runaway log could eat the memory of workloads. Each file is copied and its original freed before the next one, so
-//! that memory never holds the tree twice.
+//! The kernel's first root can't be the subject of `pivot_root`, and jails need that; nor has it a sensible size
+//! limit, so that a runaway log could eat the memory of workloads.
 //!
-//! It must never delete anything outside of that first root: [`is_rootfs`] asks both the kernel's mount table and
+//! ```text
+//! first root is a tmpfs (as usual): limited by a remount, bound over itself: nothing is copied
+//! first root is a ramfs:            each file copied to a tmpfs and freed before the next, then moved over it
+//! anything else:                    left as it is
+//! ```
+//!
+//! It must never delete anything outside of that first root: [`first_root`] asks both the kernel's mount table and
 //! the filesystem's magic number, and a file on another device is left alone.
 
 use crate::mountinfo;
 use rustix::fs::{CWD, FileType, FsWord, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -55,35 +60,77 @@ pub struct Tree {
     pub inodes: u64,
 }
 
-/// Whether `/` is the kernel's first root, and nothing that anybody would miss.
+/// What the kernel started us on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstRoot {
+    /// An initramfs in a tmpfs.
+    Tmpfs,
+    /// An initramfs in a ramfs.
+    Ramfs,
+    /// Somebody's real root, or ours after the change.
+    Other,
+}
+
 #[must_use]
-pub fn is_rootfs() -> bool {
+pub fn first_root() -> FirstRoot {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let named = mountinfo::parse(&text)
         .iter()
         .rev()
         .find(|mount| mount.target == Path::new("/"))
-        .is_some_and(|mount| mount.filesystem == "rootfs");
-    let in_memory =
-        rustix::fs::statfs("/").is_ok_and(|stat| stat.f_type == RAMFS_MAGIC || stat.f_type == TMPFS_MAGIC);
-    named && in_memory && Path::new("/init").exists()
+        .is_some_and(|mount| mount.filesystem == "rootfs" || mount.source == "rootfs");
+    match rustix::fs::statfs("/").map(|stat| stat.f_type) {
+        Ok(TMPFS_MAGIC) if named && Path::new("/init").exists() => FirstRoot::Tmpfs,
+        Ok(RAMFS_MAGIC) if named && Path::new("/init").exists() => FirstRoot::Ramfs,
+        _ => FirstRoot::Other,
+    }
+}
+
+/// Limits a first root that is a tmpfs and binds it over itself: the copy of the mount has a parent, so it can be
+/// pivoted. The mounts in `movable` move along.
+pub fn bind_in_place(movable: &[&str]) -> Result<Tree, MoveRootError> {
+    let switch = |step| move |source| MoveRootError::Switch { step, source };
+    let new_root = Path::new(NEW_ROOT);
+    let copy_error = |source| MoveRootError::Copy { path: "/".into(), source };
+    fs::create_dir(new_root).map_err(copy_error)?;
+    let stat = rustix::fs::statfs("/").map_err(switch("measuring"))?;
+    let block = u64::try_from(stat.f_bsize).unwrap_or(4096);
+    let tree = Tree {
+        bytes: stat.f_blocks.saturating_sub(stat.f_bfree) * block,
+        inodes: stat.f_files.saturating_sub(stat.f_ffree),
+    };
+    let limit = rustix::mount::mount_remount("/", MountFlags::empty(), tree.limits().as_c_str());
+    limit.map_err(switch("limiting"))?;
+    rustix::mount::mount_bind("/", new_root).map_err(switch("binding"))?;
+    rustix::mount::mount_remount(new_root, MountFlags::BIND | MountFlags::NOSUID, c"")
+        .map_err(switch("securing"))?;
+    enter(new_root, movable)?;
+    // The mount point shows through, because both mounts show the same tree.
+    let _ = fs::remove_dir(new_root);
+    Ok(tree)
 }
 
 /// Copies the tree and makes the copy `/`. The mounts in `movable` move along. Afterwards the running program is
 /// still the original's, so the caller starts itself again to free it.
-pub fn move_to_tmpfs(movable: &[&str]) -> Result<Tree, MoveRootError> {
-    let switch = |step| move |source| MoveRootError::Switch { step, source };
+pub fn copy_to_tmpfs(movable: &[&str]) -> Result<Tree, MoveRootError> {
     let new_root = Path::new(NEW_ROOT);
     let copy_error = |source| MoveRootError::Copy { path: "/".into(), source };
     let device = fs::symlink_metadata("/").map_err(copy_error)?.dev();
     let tree = measure(Path::new("/"), device).map_err(copy_error)?;
     fs::create_dir(new_root).map_err(copy_error)?;
-    let options =
-        format!("mode=0755,size={},nr_inodes={}", tree.bytes + HEADROOM_BYTES, tree.inodes + HEADROOM_INODES);
-    let options = std::ffi::CString::new(options).unwrap_or_default();
-    rustix::mount::mount("croft-root", new_root, "tmpfs", MountFlags::NOSUID, Some(options.as_c_str()))
-        .map_err(switch("mounting"))?;
+    let limits = tree.limits();
+    rustix::mount::mount("croft-root", new_root, "tmpfs", MountFlags::NOSUID, Some(limits.as_c_str()))
+        .map_err(|source| MoveRootError::Switch { step: "mounting", source })?;
     Mover { device, links: HashMap::new() }.folder(Path::new("/"), new_root, 0)?;
+    rustix::fs::chmod(new_root, Mode::from_raw_mode(0o755))
+        .map_err(|source| MoveRootError::Switch { step: "opening", source })?;
+    enter(new_root, movable)?;
+    Ok(tree)
+}
+
+/// Makes a mounted tree the root: what is mounted on the old one moves in, then it moves over the old one.
+fn enter(new_root: &Path, movable: &[&str]) -> Result<(), MoveRootError> {
+    let switch = |step| move |source| MoveRootError::Switch { step, source };
     for target in movable {
         let to = new_root.join(target.trim_start_matches('/'));
         rustix::mount::mount_move(*target, &to).map_err(switch("moving mounts"))?;
@@ -91,18 +138,30 @@ pub fn move_to_tmpfs(movable: &[&str]) -> Result<Tree, MoveRootError> {
     rustix::process::chdir(new_root).map_err(switch("entering"))?;
     rustix::mount::mount_move(".", "/").map_err(switch("moving"))?;
     rustix::process::chroot(".").map_err(switch("chroot"))?;
-    rustix::process::chdir("/").map_err(switch("entering"))?;
-    Ok(tree)
+    rustix::process::chdir("/").map_err(switch("entering"))
+}
+
+impl Tree {
+    /// Mount options of a tmpfs that holds the tree and a little more.
+    fn limits(&self) -> std::ffi::CString {
+        let bytes = self.bytes + HEADROOM_BYTES;
+        let inodes = self.inodes + HEADROOM_INODES;
+        std::ffi::CString::new(format!("mode=0755,size={bytes},nr_inodes={inodes}")).unwrap_or_default()
+    }
 }
 
 /// Bytes in whole pages, as a tmpfs counts them. Does not leave `device`.
 fn measure(path: &Path, device: u64) -> io::Result<Tree> {
     const PAGE_BYTES: u64 = 4096;
     let mut tree = Tree::default();
+    let mut linked = BTreeSet::new();
     let mut left = vec![path.to_path_buf()];
     while let Some(path) = left.pop() {
         let meta = fs::symlink_metadata(&path)?;
         if meta.dev() != device {
+            continue;
+        }
+        if meta.nlink() > 1 && !meta.is_dir() && !linked.insert(meta.ino()) {
             continue;
         }
         tree.inodes += 1;
@@ -238,6 +297,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("one"), [1]).unwrap();
         fs::write(directory.path().join("two"), vec![1; 4097]).unwrap();
+        fs::hard_link(directory.path().join("two"), directory.path().join("same")).unwrap();
         let device = fs::symlink_metadata(directory.path()).unwrap().dev();
         assert_eq!(measure(directory.path(), device).unwrap(), Tree { bytes: 3 * 4096, inodes: 3 });
         assert_eq!(
@@ -260,6 +320,6 @@ mod tests {
             println!("skipped: this machine's root is an initramfs");
             return;
         }
-        assert!(!is_rootfs());
+        assert_eq!(first_root(), FirstRoot::Other);
     }
 }

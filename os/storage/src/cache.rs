@@ -12,7 +12,7 @@ use crate::capacity::{available, is_full};
 use crate::digest::Digest;
 use crate::files::{Files, OsFiles};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,6 +103,8 @@ struct Index {
     reserved_bytes: u64,
     next_use: u64,
     next_new: u64,
+    /// Folders that are there durably.
+    shelves: BTreeSet<PathBuf>,
     /// Pins of blobs that are not there yet.
     early_pins: BTreeMap<Digest, u32>,
 }
@@ -132,17 +134,20 @@ impl Cache {
             files.remove(&new.join(&entry.name)).map_err(io)?;
         }
         let mut found = Vec::new();
-        for shelf in (0..=u8::MAX).map(|first| folder.join(hex::encode([first]))) {
-            files.make_folder(&shelf).map_err(io)?;
-            for entry in files.list(&shelf).map_err(io)? {
+        let mut shelves = BTreeSet::new();
+        for shelf in
+            files.list(folder).map_err(io)?.into_iter().filter(|entry| entry.folder && entry.name != NEW)
+        {
+            for entry in files.list(&folder.join(&shelf.name)).map_err(io)? {
                 match Digest::parse(&entry.name) {
                     Ok(digest) if !entry.folder => found.push((entry.modified_ns, digest, entry.bytes)),
                     _ => {}
                 }
             }
+            shelves.insert(folder.join(shelf.name));
         }
         found.sort_unstable();
-        let mut index = Index::default();
+        let mut index = Index { shelves, ..Index::default() };
         for (_, digest, bytes) in found {
             index.insert(digest, bytes);
         }
@@ -251,8 +256,20 @@ impl Cache {
         }
         sink.sync().map_err(io)?;
         drop(sink);
+        let shelf = self.shelf(digest);
+        self.make_shelf(&shelf).map_err(io)?;
         self.files.rename(new, &self.path(digest)).map_err(io)?;
-        self.files.sync_folder(&self.shelf(digest)).map_err(io)
+        self.files.sync_folder(&shelf).map_err(io)
+    }
+
+    fn make_shelf(&self, shelf: &Path) -> io::Result<()> {
+        if self.index().shelves.contains(shelf) {
+            return Ok(());
+        }
+        self.files.make_folder(shelf)?;
+        self.files.sync_folder(&self.folder)?;
+        self.index().shelves.insert(shelf.into());
+        Ok(())
     }
 
     /// Whether a blob is there. Says nothing about its bytes.

@@ -7,13 +7,15 @@
 //!            `--- none ----------------------------------------------> Data in memory, gone at the next boot
 //! ```
 //!
-//! It must never format what `examine` does not call empty, and looks again right before it does.
+//! Started again on a running machine, it takes over what is mounted. It must never format what `examine` does not call empty, and looks again right before it does.
 
 use crate::examine::{self, Examined, LABEL, Verdict};
 use crate::marker::{MARKER_BYTES, Marker, RESERVED_BYTES, State};
 use crate::signature::Ends;
 use crate::tools::{CheckError, Checked, Ext4, ToolError, Tools};
 use croft_hardware::Disk;
+use croft_init::log::chain;
+use croft_init::mountinfo;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::ffi::CString;
@@ -30,6 +32,9 @@ const FLAGS: MountFlags =
 /// Folders that every data disk has, with their modes: the identity is nobody else's business.
 const FOLDERS: [(&str, u32); 4] =
     [("identity", 0o700), ("cache", 0o755), ("contracts", 0o700), ("volumes", 0o711)];
+
+/// Name of `/data` in memory among the mounts.
+const MEMORY: &str = "croft-data-memory";
 
 /// Kept for root, so that tenants' folders can't stop the node's own writes.
 const RESERVED_PERCENT: u8 = 1;
@@ -129,9 +134,12 @@ pub enum AttachError {
 /// which takes minutes on a large one: not for a thread that has to answer.
 pub fn attach(disks: &[Disk], options: &Options) -> Result<Attached, AttachError> {
     let mut examined = examine::examine(disks, &options.dev);
-    let medium = match attach_disk(&mut examined, options) {
-        Ok(medium) => medium,
-        Err(why) => mount_memory(options, why)?,
+    let medium = match adopt(&examined, options) {
+        Some(medium) => medium,
+        None => match attach_disk(&mut examined, options) {
+            Ok(medium) => medium,
+            Err(why) => mount_memory(options, why)?,
+        },
     };
     let data = Data { path: options.target.clone(), medium };
     for (name, mode) in FOLDERS {
@@ -144,6 +152,32 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), AttachError> {
     let made = fs::create_dir_all(path)
         .and_then(|()| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)));
     made.map_err(|source| AttachError::Folder { path: path.into(), source })
+}
+
+/// What is mounted already, because this process started again and the machine did not.
+fn adopt(examined: &[Examined], options: &Options) -> Option<Medium> {
+    let text = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mount = mountinfo::parse(&text).into_iter().rev().find(|mount| mount.target == options.target)?;
+    let device = |disk: &Examined| options.dev.join(&disk.disk.name);
+    let ours = examined.iter().find(|disk| device(disk).as_os_str() == mount.source.as_str());
+    match ours.map(|disk| (&disk.disk, &disk.verdict)) {
+        Some((disk, Verdict::Data { uuid, .. })) => Some(Medium::Disk {
+            name: disk.name.clone(),
+            uuid: *uuid,
+            rotational: disk.rotational,
+            project_quota: crate::quota::enforced(&options.target),
+            new: false,
+            repaired: false,
+        }),
+        _ if mount.source == MEMORY => {
+            let broken = examined.iter().any(|disk| matches!(disk.verdict, Verdict::Data { .. }));
+            let why = if broken { WhyMemory::OursBroken } else { WhyMemory::NoDisk };
+            let limit_bytes =
+                crate::capacity::capacity(&options.target).map_or(0, |capacity| capacity.total_bytes);
+            Some(Medium::Memory { limit_bytes, why })
+        }
+        _ => None,
+    }
 }
 
 /// Tries ours, oldest first, then empty ones, best first. Disks that fail get the verdict `Broken`.
@@ -266,7 +300,7 @@ fn mount_memory(options: &Options, why: WhyMemory) -> Result<Medium, AttachError
     let _ = fs::create_dir_all(target);
     let limit_bytes = options.memory_max_bytes;
     let data = CString::new(format!("mode=0755,size={limit_bytes},nr_inodes=256k")).unwrap_or_default();
-    rustix::mount::mount("croft-data-memory", target, "tmpfs", FLAGS, Some(data.as_c_str()))
+    rustix::mount::mount(MEMORY, target, "tmpfs", FLAGS, Some(data.as_c_str()))
         .map_err(|source| AttachError::Memory { target: target.clone(), source })?;
     Ok(Medium::Memory { limit_bytes, why })
 }
@@ -382,17 +416,6 @@ fn random_uuid() -> Result<[u8; 16], Errno> {
 /// Unmounts; for tests and for a node that gives the disk back before its end.
 pub fn detach(data: &Data) -> Result<(), Errno> {
     rustix::mount::unmount(&data.path, UnmountFlags::NOFOLLOW)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -264,15 +264,21 @@ impl Files for Disk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
         let state = self.state();
-        let below = state.names.iter().filter(|(name, _)| name.parent() == Some(path));
-        Ok(below
-            .map(|(name, id)| Entry {
-                name: name.file_name().unwrap().to_str().unwrap().to_owned(),
-                bytes: state.contents[*id].current.len() as u64,
-                folder: false,
+        let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+        for (name, id) in &state.names {
+            let Ok(below) = name.strip_prefix(path) else { continue };
+            let mut parts = below.components();
+            let (Some(first), rest) = (parts.next(), parts.next()) else { continue };
+            let text = first.as_os_str().to_str().unwrap().to_owned();
+            let entry = Entry {
+                name: text.clone(),
+                bytes: if rest.is_none() { state.contents[*id].current.len() as u64 } else { 0 },
+                folder: rest.is_some(),
                 modified_ns: state.times.get(name).copied().unwrap_or(0),
-            })
-            .collect())
+            };
+            entries.insert(text, entry);
+        }
+        Ok(entries.into_values().collect())
     }
 
     fn touch(&self, path: &Path) -> io::Result<()> {

@@ -158,6 +158,27 @@ fn an_empty_disk_becomes_the_data_disk_and_is_found_again() {
 }
 
 #[test]
+fn a_process_that_starts_again_takes_over_what_is_mounted() {
+    let Some(bench) = Bench::new(&["vda"]) else { return };
+    let first = bench.attach(&["vda"]);
+    fs::write(first.data.folder("identity/key"), "secret").unwrap();
+    let second = bench.attach(&["vda"]);
+    assert!(
+        matches!(&second.data.medium, Medium::Disk { name, new: false, .. } if name == "vda"),
+        "{second:?}"
+    );
+    assert_eq!(fs::read_to_string(second.data.folder("identity/key")).unwrap(), "secret");
+    detach(&second.data).unwrap();
+    assert!(!second.data.folder("identity").exists(), "it was mounted twice");
+
+    let memory = bench.attach(&[]);
+    fs::write(memory.data.folder("identity/key"), "short-lived").unwrap();
+    let again = bench.attach(&["vda"]);
+    assert_eq!(again.data.medium, Medium::Memory { limit_bytes: 64 << 20, why: WhyMemory::OursBroken });
+    assert_eq!(fs::read_to_string(again.data.folder("identity/key")).unwrap(), "short-lived");
+}
+
+#[test]
 fn without_a_usable_disk_data_is_in_memory_bounded_and_flagged() {
     let Some(bench) = Bench::new(&["vda"]) else { return };
     bench.write("vda", 0, b"somebody's");

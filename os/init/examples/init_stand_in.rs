@@ -1,7 +1,7 @@
 //! A stand-in for `/usr/bin/node`, to boot `init` by itself in an emulator: speaks to init as node does, then does
 //! what the kernel command line asks for.
 //!
-//! `node.do=idle` (the default), `crash`, `hang`, `poweroff`, `reboot`, `orphans`, `mount`: see `main`. It must never
+//! `node.do=idle` (the default), `crash`, `hang`, `poweroff`, `reboot`, `orphans`, `mount`, `pivot`: see `main`. It must never
 //! be part of an image that is released.
 
 use croft_init::log::Kmsg;
@@ -30,6 +30,9 @@ fn main() {
     let oom = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let blocked = status.lines().find(|line| line.starts_with("SigBlk")).unwrap_or_default();
+    println!("stand-in: {blocked}");
     println!("stand-in: oom score {}, {files}", oom.trim());
     let _ = Stage::Network.begin(&log).ok("stand-in");
     notifier.send(&Message::Alive).expect("init listens");
@@ -65,6 +68,10 @@ fn main() {
             println!("stand-in: /data is {mounted:?}");
             notifier.send(&Message::Poweroff("the stand-in has written".into())).expect("init listens");
         }
+        "pivot" => {
+            println!("stand-in: a jail can be pivoted: {:?}", pivot());
+            notifier.send(&Message::Poweroff("the stand-in was asked to".into())).expect("init listens");
+        }
         _ => {}
     }
     notifier.send(&Message::Ready).expect("init listens");
@@ -86,4 +93,19 @@ fn main() {
             let _ = notifier.send(&Message::Poweroff("the orphans are counted".into()));
         }
     }
+}
+
+/// As a jail does it: a namespace of its own, a new root, the old one gone.
+fn pivot() -> rustix::io::Result<()> {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    #[allow(unsafe_code, reason = "rustix marks every unshare as unsafe because of CLONE_FILES")]
+    // SAFETY: only the mount namespace is unshared; no descriptor table is touched.
+    unsafe {
+        rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)?;
+    }
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)?;
+    rustix::mount::mount("jail", "/tmp", "tmpfs", MountFlags::NODEV, None::<&std::ffi::CStr>)?;
+    rustix::process::chdir("/tmp")?;
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)
 }
