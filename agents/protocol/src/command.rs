@@ -148,8 +148,8 @@ pub enum Rejection {
     #[error("the contract's terms are void since {expired_ms} ms, it is {now_ms} ms: negotiate again")]
     TermsExpired { expired_ms: u64, now_ms: u64 },
     #[error(
-        "stale: the terms rely on capacity version {got} of node {node}, which is at {current}, and it no longer fits ({}): negotiate again",
-        show(shortfalls)
+        "stale: the terms rely on capacity version {got} of node {node}, which is at {current}{}: negotiate again",
+        no_longer_fits(shortfalls)
     )]
     Stale { node: NodeId, got: u64, current: u64, shortfalls: Vec<Shortfall> },
     #[error("node {node} has too little free ({}): ask for less or choose another node", show(shortfalls))]
@@ -172,6 +172,15 @@ pub enum Rejection {
     Report { reason: String },
     #[error("the ledger is busy: {waiting} commands are waiting; try again in a moment")]
     Busy { waiting: u64 },
+}
+
+/// A version that never was is stale too, whatever fits.
+fn no_longer_fits(shortfalls: &[Shortfall]) -> String {
+    if shortfalls.is_empty() {
+        String::new()
+    } else {
+        format!(", and it no longer fits ({})", show(shortfalls))
+    }
 }
 
 fn show(shortfalls: &[Shortfall]) -> String {
