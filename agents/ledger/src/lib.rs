@@ -10,7 +10,7 @@
 //! the block, and nothing of it may be kept.
 //!
 //! Where to look: [`block`] executes, [`state`] is what the store must offer, [`log_tree`] and [`state_map`]
-//! are the two authenticated trees, [`assemble`] makes headers, [`invariants`] checks a whole state,
+//! are the two authenticated trees, [`mod@assemble`] makes headers, [`invariants`] checks a whole state,
 //! [`memory`] is a ledger without a disk for tests and simulators.
 
 pub mod assemble;

@@ -183,6 +183,28 @@ fn one_rejected_command_does_not_hinder_the_others() {
 }
 
 #[test]
+fn what_a_rejected_command_had_begun_does_not_leak_into_the_next() {
+    let mut scenario = Scenario::new();
+    let id = scenario.agree(scenario.terms("web")).unwrap();
+    let start_ms = scenario.now_ms();
+    let at_ms = start_ms + 1000;
+    // Its first line is good and would be paid, its second is not.
+    let nowhere = ContractId(Hash([255; 32]));
+    let running = croft_protocol::record::WorkloadState::Running;
+    let report = scenario.report_body(start_ms, at_ms, vec![(id, running, 1000), (nowhere, running, 0)]);
+    let report = scenario.ledger.sign(&scenario.node, Command::Report(report));
+    let transfer = scenario.ledger.sign(&scenario.user, pay(&scenario, 1));
+
+    let mut alone = scenario.ledger.clone();
+    let results = scenario.ledger.commit(at_ms, &[report, transfer.clone()]);
+    assert!(matches!(results[0], Err(Rejection::Report { .. })));
+    assert_eq!(results[1], alone.commit(at_ms, &[transfer]).pop().unwrap());
+    assert_eq!(scenario.ledger.state(), alone.state());
+    assert_eq!(scenario.ledger.events(), alone.events());
+    assert_eq!(scenario.ledger.tip(), alone.tip());
+}
+
+#[test]
 fn a_failing_store_stops_the_block_and_is_no_rejection() {
     struct Broken;
     impl StateRead for Broken {

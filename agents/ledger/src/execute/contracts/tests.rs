@@ -248,10 +248,15 @@ fn no_capacity_is_sold_twice() {
     let mut small = scenario.terms("small");
     small.resources.cpu_millis = 500;
     scenario.agree(small).expect("an older version does no harm while it fits");
-    let mut future = scenario.terms("future");
-    future.capacity_version = 4;
-    let refused = scenario.agree(future).unwrap_err();
-    assert!(matches!(refused, Rejection::Stale { got: 4, current: 3, .. }), "{refused}");
+}
+
+#[test]
+fn a_capacity_version_that_never_was_is_stale_even_if_it_fits() {
+    let node = Scenario::new().node_id();
+    assert_eq!(
+        refusal(|terms| terms.capacity_version = 2),
+        format!("stale: the terms rely on capacity version 2 of node {node}, which is at 1: negotiate again")
+    );
 }
 
 #[test]
