@@ -8,11 +8,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::{Genesis, PublicKey, SecretKey};
 use croft_transport::{BindError, Endpoint};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::blobs::{BlobQuotas, Blobs};
 use crate::chain::Chain;
@@ -20,6 +22,9 @@ use crate::ordering::solo::{NotAlone, Solo};
 use crate::ordering::wall_clock;
 use crate::server::Server;
 use crate::store::{OpenError, Store};
+
+/// How long requests under way may take to end when the replica stops.
+const STOP_TIME: Duration = Duration::from_secs(5);
 
 /// All that a replica is told.
 #[derive(Debug, Clone)]
@@ -82,7 +87,7 @@ impl Replica {
         let serving = tokio::spawn(server.run(endpoint.clone()));
         let height = chain.latest().height();
         tracing::info!(%address, grid = %genesis.name, height, key = %key.public(), "replica serves");
-        Ok(Running { address, key: key.public(), genesis, endpoint, solo, serving })
+        Ok(Running { address, key: key.public(), genesis, endpoint: Some(endpoint), solo, serving })
     }
 }
 
@@ -93,7 +98,8 @@ pub struct Running {
     address: SocketAddr,
     key: PublicKey,
     genesis: Genesis,
-    endpoint: Endpoint,
+    /// `None` only while it stops.
+    endpoint: Option<Endpoint>,
     solo: Arc<Solo>,
     serving: JoinHandle<()>,
 }
@@ -139,11 +145,13 @@ impl Running {
     /// Finishes the block under way, tells everybody, closes the ledger and frees the address.
     pub async fn stop(mut self) {
         self.solo.stop().await;
-        self.endpoint.close("the replica stops").await;
-        self.serving.abort();
-        // It was told to end; that it was aborted is what we want.
-        let _ = (&mut self.serving).await;
-        self.endpoint.clone().shut_down("the replica stops").await;
+        if let Some(endpoint) = self.endpoint.take() {
+            endpoint.close("the replica stops").await;
+            // It ends by itself once its connections are closed, and lets go of the ledger.
+            let _ = timeout(STOP_TIME, &mut self.serving).await;
+            self.serving.abort();
+            endpoint.shut_down("the replica stops").await;
+        }
         tracing::info!(address = %self.address, "replica stopped");
     }
 }

@@ -12,7 +12,9 @@ mod answer;
 mod follow;
 mod relay;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use croft_protocol::api::{Event, Failure, Request, Response};
@@ -28,6 +30,9 @@ use crate::presence::{Presence, Present};
 
 /// Connections in all. Each may cost some megabytes of buffers when its peer tries hard.
 const CONNECTIONS: usize = 4_096;
+/// Connections from one IPv4 address or one IPv6 network of 64 bits: a large farm behind one address fits, and
+/// one stranger can't take all.
+const CONNECTIONS_PER_ADDRESS: usize = 512;
 /// Handshakes at a time: each costs two signatures, which anybody can ask for.
 const HANDSHAKES: usize = 64;
 /// With this many handshakes under way, others must first show that their address is their own.
@@ -55,6 +60,33 @@ pub(crate) struct Server {
     reads: Semaphore,
     large_frames: Semaphore,
     relays: Arc<relay::Relays>,
+    addresses: Mutex<BTreeMap<IpAddr, usize>>,
+}
+
+/// Counts one connection of an address until dropped.
+struct Neighbour<'a> {
+    server: &'a Server,
+    address: IpAddr,
+}
+
+impl Drop for Neighbour<'_> {
+    fn drop(&mut self) {
+        let mut addresses = self.server.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = addresses.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                addresses.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What one stranger has one of: an IPv4 address, or an IPv6 network.
+fn neighbourhood(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 @ IpAddr::V4(_) => v4,
+    }
 }
 
 impl Server {
@@ -67,10 +99,11 @@ impl Server {
             reads: Semaphore::new(READS),
             large_frames: Semaphore::new(LARGE_FRAMES),
             relays: Arc::default(),
+            addresses: Mutex::default(),
         })
     }
 
-    /// Serves until the endpoint is closed. Dropping the future ends every connection.
+    /// Serves until the endpoint is closed and every connection has ended. Dropping the future ends them too.
     pub(crate) async fn run(self: Arc<Self>, endpoint: Endpoint) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         let mut connections = JoinSet::new();
@@ -100,9 +133,15 @@ impl Server {
                 }
             }
         }
+        // Their connections are closed, so they end; whoever stops us does not wait for ever.
+        while connections.join_next().await.is_some() {}
     }
 
     async fn meet(self: Arc<Self>, incoming: Incoming, permit: tokio::sync::OwnedSemaphorePermit) {
+        let Some(_neighbour) = self.count(incoming.remote_address().ip()) else {
+            incoming.refuse();
+            return;
+        };
         let connection = match incoming.finish().await {
             Ok(connection) => connection,
             Err(error) => {
@@ -114,7 +153,18 @@ impl Server {
         self.serve(connection).await;
     }
 
-    async fn serve(self: Arc<Self>, connection: Connection) {
+    fn count(&self, address: IpAddr) -> Option<Neighbour<'_>> {
+        let address = neighbourhood(address);
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = addresses.entry(address).or_default();
+        if *count >= CONNECTIONS_PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Neighbour { server: self, address })
+    }
+
+    async fn serve(self: &Arc<Self>, connection: Connection) {
         let present = Arc::new(self.presence.enter(connection.clone()));
         let follows = Arc::new(Semaphore::new(follow::FOLLOWS_PER_CONNECTION));
         // The number of streams that one peer may have open is the transport's limit.
@@ -138,6 +188,7 @@ impl Server {
                 }
             }
         }
+        streams.shutdown().await;
     }
 
     /// Runs what blocks, with a bound on how many do so at a time.
@@ -260,5 +311,19 @@ async fn respond(send: &mut SendStream, response: Response) {
     if frame::write_encoded(send, WHAT, &bytes, ANSWER_TIME).await.is_ok() {
         // Fails only when the other end has stopped the stream.
         let _ = send.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_share_an_ipv6_network_but_not_an_ipv4_address() {
+        let of = |text: &str| neighbourhood(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:2"));
+        assert_ne!(of("2001:db8:0:1::1"), of("2001:db8:0:2::1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
     }
 }

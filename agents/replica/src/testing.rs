@@ -113,7 +113,7 @@ impl Grid {
         FarmId::new(&self.farmer.public(), &name("green"))
     }
 
-    pub(crate) fn create_farm(&self) -> Command {
+    pub(crate) fn create_farm() -> Command {
         let prices = PriceList { cpu: 10, memory_gib: 0, ssd_gib: 0, hdd_gib: 0 };
         Command::CreateFarm { name: name("green"), country: "be".to_owned(), prices }
     }
@@ -170,7 +170,7 @@ impl Grid {
 
     /// Blocks 1 to 3: a farm, its node, and a contract on it.
     pub(crate) fn populate(&self, store: &Store) {
-        let farm = self.sign(&store.latest(), &self.farmer, 0, self.create_farm());
+        let farm = self.sign(&store.latest(), &self.farmer, 0, Self::create_farm());
         self.commit(store, &[farm]);
         let node = self.sign(&store.latest(), &self.node, 0, self.register("n1"));
         self.commit(store, &[node]);

@@ -287,7 +287,9 @@ mod tests {
         assert_eq!(pool.insert(command(1, 0, 9), now).unwrap_err(), Rejection::Busy { waiting: 1 });
         let verdict = Verdict::Final { height: 1, records: Vec::new() };
         let batch = pool.take_batch(|_| Ok::<_, Infallible>(0)).unwrap();
-        batch.into_iter().for_each(|taken| taken.answer(verdict.clone()));
+        for taken in batch {
+            taken.answer(verdict.clone());
+        }
         assert!(answers.iter_mut().all(|answer| answer.try_recv().unwrap() == verdict));
     }
 

@@ -10,10 +10,12 @@ use std::time::Duration;
 use croft_protocol::api::{Concern, Event, Failure};
 use croft_protocol::{Body, BotId, NodeId, PublicKey, Record, RecordId, encode, limits};
 use croft_transport::{FrameError, SendStream, frame};
+use tokio::io::AsyncWrite;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Server;
-use crate::chain::FinalBlock;
+use crate::chain::{Chain, FinalBlock};
+use crate::presence::Presence;
 use crate::store::PAGE_BYTES;
 
 /// Streams that one connection may follow.
@@ -87,13 +89,21 @@ impl Concerns {
     }
 }
 
-pub(super) async fn send(stream: &mut SendStream, event: &Event) -> Result<(), FrameError> {
+pub(super) async fn send<W>(stream: &mut W, event: &Event) -> Result<(), FrameError>
+where
+    W: AsyncWrite + Unpin,
+{
     frame::write(stream, "an event", event, limits::RESPONSE_BYTES, EVENT_TIME).await
 }
 
 /// Feeds one follower until either side ends it.
 pub(super) async fn run(server: &Arc<Server>, concerning: Vec<Concern>, stream: &mut SendStream) {
-    match follow(server, concerning, stream).await {
+    let hung_up = stream.stopped();
+    let followed = tokio::select! {
+        followed = follow(&server.chain, &server.presence, concerning, stream) => followed,
+        _ = hung_up => return,
+    };
+    match followed {
         Ok(failure) => {
             // Whoever is too slow for events may be too slow for the reason.
             let _ = send(stream, &Event::Failed(failure)).await;
@@ -103,22 +113,27 @@ pub(super) async fn run(server: &Arc<Server>, concerning: Vec<Concern>, stream: 
     }
 }
 
-async fn follow(
-    server: &Arc<Server>,
+/// Returns why the stream can't go on, or how it broke.
+async fn follow<W>(
+    chain: &Chain,
+    presence: &Presence,
     concerning: Vec<Concern>,
-    stream: &mut SendStream,
-) -> Result<Failure, FrameError> {
+    stream: &mut W,
+) -> Result<Failure, FrameError>
+where
+    W: AsyncWrite + Unpin,
+{
     let concerns = match Concerns::new(concerning) {
         Ok(concerns) => concerns,
         Err(failure) => return Ok(failure),
     };
     // Before the tip is read, so that no block falls between.
-    let mut blocks = server.chain.subscribe();
-    let mut changes = server.presence.subscribe();
-    let tip = server.chain.latest().tip().clone();
+    let mut blocks = chain.subscribe();
+    let mut changes = presence.subscribe();
+    let tip = chain.latest().tip().clone();
     let mut seen = tip.header.height;
     send(stream, &Event::Block { header: Box::new(tip), records: Vec::new() }).await?;
-    send_presence(server, &concerns, stream).await?;
+    send_presence(presence, &concerns, stream).await?;
     loop {
         tokio::select! {
             block = blocks.recv() => match block {
@@ -130,32 +145,107 @@ async fn follow(
                     }
                 }
                 Err(RecvError::Lagged(blocks)) => {
-                    let what = format!("you are {blocks} blocks behind and were dropped");
+                    let what = format!("you are {blocks} blocks too far behind and were dropped");
                     let remedy = "read what you missed by height, then follow again".to_owned();
                     return Ok(Failure::Quota { what, remedy });
                 }
-                Err(RecvError::Closed) => return Ok(Failure::Busy { what: "it is stopping".to_owned() }),
+                Err(RecvError::Closed) => return Ok(stopping()),
             },
             change = changes.recv() => match change {
                 Ok((key, connected)) if concerns.presence.contains(&key) => {
                     send(stream, &Event::Presence { key, connected }).await?;
                 }
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => send_presence(server, &concerns, stream).await?,
-                Err(RecvError::Closed) => return Ok(Failure::Busy { what: "it is stopping".to_owned() }),
+                Err(RecvError::Lagged(_)) => send_presence(presence, &concerns, stream).await?,
+                Err(RecvError::Closed) => return Ok(stopping()),
             },
         }
     }
 }
 
-async fn send_presence(
-    server: &Server,
-    concerns: &Concerns,
-    stream: &mut SendStream,
-) -> Result<(), FrameError> {
+fn stopping() -> Failure {
+    Failure::Busy { what: "it is stopping".to_owned() }
+}
+
+async fn send_presence<W>(presence: &Presence, concerns: &Concerns, stream: &mut W) -> Result<(), FrameError>
+where
+    W: AsyncWrite + Unpin,
+{
     for key in &concerns.presence {
-        let connected = server.presence.is_connected(key);
+        let connected = presence.is_connected(key);
         send(stream, &Event::Presence { key: *key, connected }).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::testing::Grid;
+
+    struct Followed {
+        grid: Grid,
+        chain: Arc<Chain>,
+        reader: DuplexStream,
+        task: tokio::task::JoinHandle<Result<Failure, FrameError>>,
+    }
+
+    fn start(pipe_bytes: usize) -> Followed {
+        let grid = Grid::new();
+        let chain = Arc::new(Chain::new(grid.store().0));
+        let (reader, mut writer) = duplex(pipe_bytes);
+        let (followed, concerning) = (chain.clone(), vec![Concern::Bot(grid.user.public())]);
+        let task = tokio::spawn(async move {
+            let result = follow(&followed, &Presence::new(), concerning, &mut writer).await;
+            if let Ok(failure) = &result {
+                let _ = send(&mut writer, &Event::Failed(failure.clone())).await;
+            }
+            result
+        });
+        Followed { grid, chain, reader, task }
+    }
+
+    impl Followed {
+        fn commit(&self) {
+            let block = self.grid.block(self.chain.store(), &[]);
+            self.chain.commit(block, || {}).unwrap();
+        }
+
+        async fn read(&mut self) -> Event {
+            frame::read(&mut self.reader, "an event", limits::RESPONSE_BYTES, EVENT_TIME).await.unwrap()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_that_reads_nothing_is_dropped_and_blocks_go_on() {
+        let followed = start(64);
+        let begin = Instant::now();
+        for _ in 0..100 {
+            followed.commit();
+        }
+        let error = followed.task.await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "the other end is too slow: an event took more than 10000 ms");
+        assert_eq!(begin.elapsed(), EVENT_TIME);
+        assert_eq!(followed.chain.latest().height(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_that_falls_behind_is_told_what_to_do() {
+        let mut followed = start(64);
+        let Event::Block { header, .. } = followed.read().await else { panic!() };
+        assert_eq!(header.header.height, 0);
+        // Not a moment for the follower in between.
+        for _ in 0..70 {
+            followed.commit();
+        }
+        let Event::Failed(failure) = followed.read().await else { panic!() };
+        assert_eq!(
+            failure.to_string(),
+            "quota: you are 6 blocks too far behind and were dropped; read what you missed by height, then follow again"
+        );
+        followed.task.await.unwrap().unwrap();
+    }
 }

@@ -125,7 +125,8 @@ async fn splice(mut send: SendStream, mut recv: RecvStream, mut out: SendStream,
     }
 }
 
-/// Returns an error for a broken direction, so that the other one is broken off too.
+/// Returns an error for a direction that broke or whose reader hung up, so that the other one is broken off
+/// too.
 async fn pump(
     from: &mut RecvStream,
     to: &mut SendStream,
@@ -133,8 +134,12 @@ async fn pump(
     moved: &AtomicU64,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
+    let mut hung_up = std::pin::pin!(to.stopped());
     loop {
-        let n = AsyncReadExt::read(from, &mut buffer).await?;
+        let n = tokio::select! {
+            n = AsyncReadExt::read(from, &mut buffer) => n?,
+            _ = &mut hung_up => return Err(std::io::ErrorKind::BrokenPipe.into()),
+        };
         moved.store(start.elapsed().as_secs(), Ordering::Relaxed);
         if n == 0 {
             return to.shutdown().await;

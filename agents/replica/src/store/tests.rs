@@ -10,6 +10,12 @@ use super::faults::{MemoryDisk, Op, apply};
 use super::*;
 use crate::testing::{Grid, START_MS, key};
 
+fn apply_all<'a>(image: &mut Vec<u8>, ops: impl IntoIterator<Item = &'a Op>) {
+    for op in ops {
+        apply(image, op);
+    }
+}
+
 /// What the disk may hold after the power went at a moment: each write since the last sync may or may not
 /// have reached it, and one may be torn.
 fn crash_images(before: &[u8], journal: &[Op]) -> Vec<(usize, Vec<u8>)> {
@@ -17,22 +23,22 @@ fn crash_images(before: &[u8], journal: &[Op]) -> Vec<(usize, Vec<u8>)> {
     for cut in 0..=journal.len() {
         let synced = journal[..cut].iter().rposition(|op| matches!(op, Op::Sync)).map_or(0, |at| at + 1);
         let mut durable = before.to_vec();
-        journal[..synced].iter().for_each(|op| apply(&mut durable, op));
+        apply_all(&mut durable, &journal[..synced]);
         let pending = &journal[synced..cut];
         images.push((cut, durable.clone()));
         let mut all = durable.clone();
-        pending.iter().for_each(|op| apply(&mut all, op));
+        apply_all(&mut all, pending);
         images.push((cut, all));
         for odd in [0, 1] {
             let mut some = durable.clone();
             // Growing the file is a matter of its metadata; what is written beyond needs it.
             let kept = |(i, op): &(usize, &Op)| i % 2 == odd || matches!(op, Op::SetLen(_));
-            pending.iter().enumerate().filter(kept).for_each(|(_, op)| apply(&mut some, op));
+            apply_all(&mut some, pending.iter().enumerate().filter(kept).map(|(_, op)| op));
             images.push((cut, some));
         }
         if let Some((Op::Write { offset, data }, rest)) = pending.split_last() {
             let mut torn = durable;
-            rest.iter().for_each(|op| apply(&mut torn, op));
+            apply_all(&mut torn, rest);
             let half = Op::Write { offset: *offset, data: data[..data.len() / 2].to_vec() };
             apply(&mut torn, &half);
             images.push((cut, torn));

@@ -102,7 +102,7 @@ impl Files {
         FarmId::new(&self.farmer.public(), &name("green"))
     }
 
-    pub fn create_farm(&self) -> Command {
+    pub fn create_farm() -> Command {
         let prices = PriceList { cpu: 10, memory_gib: 0, ssd_gib: 0, hdd_gib: 0 };
         Command::CreateFarm { name: name("green"), country: "be".to_owned(), prices }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::{PublicKey, SecretKey};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{ClientError, chain};
 use crate::endpoint::{Connection, Endpoint};
@@ -20,6 +20,9 @@ const BACK_OFF_MIN_MS: u64 = 200;
 const BACK_OFF_MAX_MS: u64 = 15_000;
 /// How long a liar is left alone. Whoever pinned it should look.
 const LIAR_MS: u64 = 600_000;
+
+/// How long a request takes to fail when every replica is set aside.
+const ALL_LIED_MS: u64 = 1_000;
 
 /// What is wrong with a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,10 +153,12 @@ impl Links {
         let mut order: Vec<usize> = (0..state.candidates.len()).collect();
         order.sort_by_key(|i| state.candidates[*i].not_before);
         let horizon = Instant::now() + Duration::from_millis(BACK_OFF_MAX_MS);
+        order.retain(|i| state.candidates[*i].not_before <= horizon);
+        if order.is_empty() {
+            // All lied. Whoever asks in a loop must not turn it into a busy one.
+            sleep(Duration::from_millis(ALL_LIED_MS)).await;
+        }
         for index in order {
-            if state.candidates[index].not_before > horizon {
-                continue;
-            }
             sleep_until(state.candidates[index].not_before).await;
             let ReplicaAddress { address, key } = state.candidates[index].address;
             let within = Duration::from_millis(CONNECT_MS);

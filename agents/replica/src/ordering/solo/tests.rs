@@ -92,7 +92,7 @@ async fn a_command_whose_predecessor_never_comes_is_rejected_before_the_heartbea
 async fn a_rejection_of_the_ledger_reaches_the_submitter_and_the_others_go_on() {
     let bench = start();
     let too_much = bench.solo.enqueue(bench.pay(0, u64::MAX)).unwrap();
-    let fine = bench.grid.sign(&bench.chain.latest(), &bench.grid.farmer, 0, bench.grid.create_farm());
+    let fine = bench.grid.sign(&bench.chain.latest(), &bench.grid.farmer, 0, Grid::create_farm());
     let fine = bench.solo.enqueue(fine).unwrap();
     assert!(matches!(too_much.await.unwrap(), Verdict::Rejected(Rejection::Funds { .. })));
     assert!(matches!(fine.await.unwrap(), Verdict::Final { .. }));
