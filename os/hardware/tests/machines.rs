@@ -174,6 +174,29 @@ fn a_virtual_machine_of_a_cloud() {
 }
 
 #[test]
+fn a_virtual_machine_of_qemu() {
+    let inventory = read(include_str!("trees/q35.tree"));
+    assert_eq!((inventory.cpu.sockets, inventory.cpu.cores, inventory.cpu.threads), (1, 2, 2));
+    assert_eq!(inventory.cpu.virtualisation, Virtualisation::Svm);
+    assert!(inventory.cpu.kvm && inventory.cpu.virtual_machine);
+    assert_eq!(inventory.memory.total_bytes, 998_256 * 1024);
+    assert_eq!(inventory.machine.product.as_deref(), Some("Standard PC (Q35 + ICH9, 2009)"));
+    assert_eq!(inventory.machine.serial, None, "an empty serial number is none");
+    assert_eq!(inventory.firmware.kind, FirmwareKind::Bios);
+    let disks: Vec<_> =
+        inventory.disks.iter().map(|disk| (disk.name.as_str(), disk.serial.as_deref())).collect();
+    assert_eq!(disks, [("sr0", None), ("vda", Some("demo-disk"))]);
+    assert_eq!(inventory.disks[0].model.as_deref(), Some("QEMU DVD-ROM"));
+    assert!(inventory.disks[0].read_only && inventory.disks[0].removable);
+    assert_eq!((inventory.disks[1].transport, inventory.disks[1].size_bytes), (Transport::Virtio, 4 << 30));
+    assert_eq!(
+        (inventory.nics[0].mac.as_deref(), inventory.nics[0].carrier),
+        (Some("52:54:00:12:34:56"), None)
+    );
+    assert_eq!(inventory.findings, [""; 0]);
+}
+
+#[test]
 fn a_machine_that_shows_nothing_is_an_empty_inventory() {
     let inventory = read("");
     assert_eq!((inventory.disks.len(), inventory.nics.len(), inventory.memory.total_bytes), (0, 0, 0));

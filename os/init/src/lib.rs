@@ -21,6 +21,7 @@ pub mod log;
 pub mod mountinfo;
 pub mod mounts;
 pub mod notify;
+pub mod output;
 pub mod power_button;
 pub mod root;
 pub mod run;

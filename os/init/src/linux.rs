@@ -6,6 +6,7 @@
 use crate::log::{Kmsg, Level, Log};
 use crate::mountinfo;
 use crate::notify::{self, Listener, NOTIFY_ENV, Received};
+use crate::output::{self, Output};
 use crate::power_button;
 use crate::run::Machine;
 use crate::supervisor::{End, Ending, Input, Signal, Time};
@@ -20,7 +21,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit, WaitOptions};
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, Timespec};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,9 @@ const NODE_FILES_MAX: u64 = 1_048_576;
 /// Node goes last when memory runs out: VMMs that it starts set their own score, 0 unless they have a reason.
 const NODE_OOM_SCORE: &str = "-900";
 const INIT_OOM_SCORE: &str = "-1000";
+
+/// Pipes of earlier nodes that are kept for their children; whoever still writes to an older one is not heard.
+const OUTPUTS_MAX: usize = 16;
 
 /// Messages that are read from node per turn; more wait, so that a mad node can't hold the loop.
 const MESSAGES_PER_TURN: usize = 32;
@@ -56,6 +60,8 @@ pub struct Linux {
     signals: SignalFd,
     /// Init's end of the pair with the node that runs.
     listener: Option<Listener>,
+    /// What node prints, the latest last; earlier ones while children of an earlier node live on.
+    outputs: Vec<Output>,
     buttons: Vec<File>,
     watchdog: Option<Watchdog>,
     /// Results of work beside the loop, and the counter that wakes it.
@@ -91,6 +97,7 @@ impl Linux {
             log: Kmsg::open(),
             signals,
             listener: None,
+            outputs: Vec::new(),
             buttons: Vec::new(),
             watchdog: None,
             results,
@@ -200,6 +207,12 @@ impl Linux {
         });
     }
 
+    /// Before exits are reported, so that a crash is preceded by its own words.
+    fn read_outputs(&mut self) {
+        let log = &self.log;
+        self.outputs.retain_mut(|output| output.pass_on(log));
+    }
+
     /// Blocks until a descriptor is readable or the time has come.
     fn poll(&self, until: Time) {
         let left = until.saturating_sub(self.now());
@@ -215,6 +228,7 @@ impl Linux {
         if let Some(listener) = &self.listener {
             fds.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN));
         }
+        fds.extend(self.outputs.iter().map(|output| PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN)));
         fds.extend(self.buttons.iter().map(|button| PollFd::from_borrowed_fd(button.as_fd(), PollFlags::IN)));
         if let Err(error) = rustix::event::poll(&mut fds, Some(&timeout))
             && error != Errno::INTR
@@ -247,6 +261,7 @@ impl Machine for Linux {
     fn wait(&mut self, until: Time) -> Vec<Input> {
         let mut inputs = Vec::new();
         // Before the wait as well: the last process may have ended before anybody waited for it.
+        self.read_outputs();
         self.reap(&mut inputs);
         if !inputs.is_empty() {
             return inputs;
@@ -258,6 +273,7 @@ impl Machine for Linux {
         // Messages come before the exit of the node that sent them.
         self.read_messages(&mut inputs);
         self.read_buttons(&mut inputs);
+        self.read_outputs();
         self.reap(&mut inputs);
         inputs.extend(self.results.try_iter());
         inputs
@@ -273,12 +289,12 @@ impl Machine for Linux {
             Ok(_) => {}
         }
         self.listener = None;
+        // Half a line of an earlier node, whose children keep the pipe open.
+        self.outputs.iter_mut().for_each(|output| output.flush(&self.log));
         let (ours, theirs) =
             notify::pair().map_err(|error| format!("no socket for its messages: {error}"))?;
-        let output = || {
-            let kmsg = OpenOptions::new().write(true).open("/dev/kmsg");
-            kmsg.map_or_else(|_| Stdio::inherit(), Stdio::from)
-        };
+        let (output, print) = output::pair().map_err(|error| format!("no pipe for its output: {error}"))?;
+        let print_too = print.try_clone().map_err(|error| format!("no pipe for its errors: {error}"))?;
         // Only this thread starts processes, so the descriptor leaks to nobody else in this moment.
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|error| format!("its socket: {error}"))?;
         let mut command = Command::new(&self.node);
@@ -296,8 +312,8 @@ impl Machine for Linux {
             .env(NOTIFY_ENV, theirs.as_raw_fd().to_string())
             .current_dir("/")
             .stdin(Stdio::null())
-            .stdout(output())
-            .stderr(output())
+            .stdout(print)
+            .stderr(print_too)
             .process_group(0)
             .spawn();
         drop(theirs);
@@ -309,6 +325,10 @@ impl Machine for Linux {
                 .line(Level::Warning, &format!("croft: node is not spared when memory runs out: {error}"));
         }
         self.listener = Some(ours);
+        if self.outputs.len() >= OUTPUTS_MAX {
+            self.outputs.remove(0);
+        }
+        self.outputs.push(output);
         Ok(pid)
     }
 
