@@ -3,16 +3,17 @@
 //! Who calls is known by the key that TLS inside the relayed stream proved. It must never answer anybody else, show a
 //! secret, or let a caller hold more than a stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use croft_microvm::logs::{LogItem, LogStart, Logs, Source, Subscription};
 use croft_protocol::peer::{Explanation, LogLine, NodeRequest, NodeResponse};
 use croft_protocol::{BotId, ContractId, Name, SecretKey, limits};
-use croft_transport::{Listener, Relayed, frame, peer_accept};
-use tokio::io::AsyncWriteExt;
+use croft_transport::{Listener, PeerStream, Relayed, frame, peer_accept};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// Calls at a time; more are hung up.
 const CALLS: usize = 32;
@@ -22,6 +23,12 @@ const IDLE: Duration = Duration::from_secs(60);
 const WRITE: Duration = Duration::from_secs(30);
 /// Lines in one frame.
 const LINES_PER_FRAME: usize = 64;
+/// Text in one frame; a line of 16 KiB more still fits.
+const PAGE_BYTES: usize = limits::PEER_MESSAGE_BYTES / 2;
+/// What a line takes in a frame besides its text.
+const LINE_BYTES: usize = 13;
+/// For the other side to end its own.
+const HANG_UP: Duration = Duration::from_secs(5);
 /// Lines at most when a caller asks for the past.
 const TAIL_LINES: usize = 10_000;
 
@@ -129,22 +136,55 @@ async fn answer(call: Relayed, key: &SecretKey, desk: &Desk) -> Result<(), Strin
                     return Ok(());
                 }
             };
-            while let Some(first) = lines.next().await {
-                let mut page = vec![line(first)];
-                let mut bytes = page[0].text.len();
-                // Bounded by what a frame may hold: a line has at most 16 KiB.
-                while page.len() < LINES_PER_FRAME && bytes < limits::PEER_MESSAGE_BYTES / 2 {
-                    let Some(next) = lines.try_next() else { break };
-                    page.push(line(next));
-                    bytes += page[page.len() - 1].text.len();
-                }
+            // What is there already goes first and at once, even if it is nothing.
+            let mut page = newest_that_fit(&mut lines);
+            loop {
                 let bytes = send(NodeResponse::Logs(page)).map_err(|e| show(&e))?;
                 frame::write_encoded(&mut stream, "log lines", &bytes, WRITE).await.map_err(|e| show(&e))?;
+                if !follow {
+                    break;
+                }
+                let Some(first) = lines.next().await else { break };
+                page = vec![line(first)];
+                while page.len() < LINES_PER_FRAME
+                    && page.iter().map(|line| line.text.len()).sum::<usize>() < PAGE_BYTES
+                {
+                    let Some(next) = lines.try_next() else { break };
+                    page.push(line(next));
+                }
             }
         }
     }
-    let _ = stream.shutdown().await;
+    hang_up(stream).await;
     Ok(())
+}
+
+/// Ends our side, and lets the other end its own first: what is still on its way would be lost with the stream.
+async fn hang_up(mut stream: PeerStream) {
+    let ended = async {
+        stream.shutdown().await?;
+        let mut rest = [0; 64];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    // However it ends, there is nobody left to tell.
+    let _ = timeout(HANG_UP, ended).await;
+}
+
+/// All lines that are there, without the oldest where one frame can't hold them.
+fn newest_that_fit(lines: &mut Subscription) -> Vec<LogLine> {
+    let mut page = VecDeque::new();
+    let mut bytes = 0;
+    while let Some(next) = lines.try_next() {
+        let next = line(next);
+        bytes += next.text.len() + LINE_BYTES;
+        page.push_back(next);
+        while bytes > PAGE_BYTES {
+            let Some(oldest) = page.pop_front() else { break };
+            bytes -= oldest.text.len() + LINE_BYTES;
+        }
+    }
+    page.into()
 }
 
 fn line(item: LogItem) -> LogLine {
@@ -191,6 +231,18 @@ mod tests {
         let mut lines = desk.logs(&PublicKey([1; 32]), &contract, &web, 1, false).unwrap();
         assert_eq!(line(lines.next().await.unwrap()).text, "two");
         assert!(lines.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_page_holds_the_newest_lines_that_fit() {
+        let logs = Logs::new(&LogLimits::default());
+        for n in 0..20 {
+            logs.push(Source::Stdout, 5, format!("{n} {}\n", "x".repeat(10_000)).as_bytes());
+        }
+        let page = newest_that_fit(&mut logs.subscribe(LogStart::Start, false));
+        assert!(page.len() < 20 && page.last().unwrap().text.starts_with("19 "));
+        let frame = frame::encode("an answer", &NodeResponse::Logs(page), limits::PEER_MESSAGE_BYTES);
+        assert!(frame.is_ok(), "the frame holds it");
     }
 
     #[tokio::test]
