@@ -1,11 +1,13 @@
 //! Proofs, altered and out of place.
 
-use croft_ledger::StateRead;
+use std::collections::BTreeMap;
+
 use croft_ledger::memory::{Scenario, key};
+use croft_ledger::{StateRead, log_tree};
 use croft_protocol::api::{ProvedRecord, ProvedValue};
 use croft_protocol::{Command, ContractId, RecordId, StateKey};
 
-use super::{client, tip};
+use super::{client, recertified, tip};
 use crate::{Fault, LightError, Tip, verify_consistency, verify_history, verify_record, verify_value};
 
 /// A grid with a contract that ran and ended, so that there are several versions and absences.
@@ -187,6 +189,36 @@ fn a_history_is_a_chain_of_versions() {
     let other = RecordId::node(&scenario.node_id());
     let error = verify_history(&tip, &other, &versions).unwrap_err().to_string();
     assert!(error.ends_with("is wrong: it is of another thing than was asked for"), "{error}");
+}
+
+#[test]
+fn a_version_that_supersedes_another_past_is_noticed_even_in_the_log() {
+    let (scenario, contract) = scenario();
+    let id = RecordId::contract(&contract);
+    let records: Vec<_> = history(&scenario, &id).into_iter().map(|proved| proved.record).collect();
+    // Broken validators certify a log in which version 2 names something else than version 1.
+    let attempt = |prev| {
+        let mut records = vec![records[0].clone(), records[1].clone()];
+        records[1].prev = prev;
+        let leaves: Vec<_> = records.iter().map(croft_protocol::encode).collect();
+        let nodes = BTreeMap::new();
+        let log = log_tree::append(&nodes, 0, leaves.iter().map(Vec::as_slice)).unwrap();
+        let nodes: BTreeMap<_, _> = log.nodes.into_iter().collect();
+        let signed = recertified(&scenario, scenario.ledger.tip(), |header| {
+            (header.log_root, header.log_size) = (log.head.root, log.head.size);
+        });
+        let tip = client(&scenario).accept_tip(&signed, None).unwrap();
+        let proved = records.into_iter().zip(0..).map(|(record, index)| {
+            let proof = log_tree::prove_inclusion(&nodes, 2, index).unwrap();
+            ProvedRecord { index, record, proof }
+        });
+        let proved: Vec<_> = proved.collect();
+        verify_history(&tip, &id, &proved).map(|records| records.len())
+    };
+    assert_eq!(attempt(Some(records[0].hash())), Ok(2));
+    for prev in [None, Some(croft_protocol::Hash::ZERO)] {
+        assert!(attempt(prev).unwrap_err().to_string().contains("does not supersede the one before it"));
+    }
 }
 
 #[test]
