@@ -75,6 +75,12 @@ impl GridError {
             if matches!(&**source, ClientError::Failed { failure: ReplicaFailure::NotListening { .. }, .. }))
     }
 
+    /// Whether a peer was called through a relay and did not prove itself.
+    #[must_use]
+    pub fn is_peers(&self) -> bool {
+        matches!(self, Self::Client { source, .. } if matches!(&**source, ClientError::Peer { .. }))
+    }
+
     fn exit(&self) -> Exit {
         match self {
             Self::Client { source, .. } => match &**source {

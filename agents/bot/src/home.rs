@@ -163,14 +163,20 @@ impl Home {
 
     /// Makes and keeps a new key. The first bot becomes the default one.
     pub fn new_bot(&self, name: &Name) -> Result<SecretKey, HomeError> {
+        let key = self.new_treasury(name)?;
+        self.change_config(|config| {
+            config.default_bot.get_or_insert_with(|| name.clone());
+        })?;
+        Ok(key)
+    }
+
+    /// The same for a bot that acts only when it is named.
+    pub fn new_treasury(&self, name: &Name) -> Result<SecretKey, HomeError> {
         let key = SecretKey::generate().map_err(HomeError::Randomness)?;
         let text = hex::encode(key.seed()) + "\n";
         if !write_new(&self.key_path(name), text.as_bytes())? {
             return Err(HomeError::BotExists { name: name.clone(), home: self.root.clone() });
         }
-        self.change_config(|config| {
-            config.default_bot.get_or_insert_with(|| name.clone());
-        })?;
         Ok(key)
     }
 

@@ -6,12 +6,15 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use croft_protocol::peer::{Explanation, FarmRequest, FarmResponse, LogLine, NodeRequest, NodeResponse};
 use croft_protocol::{BotId, ContractId, Name, NodeId, limits};
 use croft_transport::{FrameError, PeerStream, frame};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::exit::{Exit, Failure};
 use crate::grid::{Grid, GridError};
 
 /// An answer that needs no work on the other side but looking something up.
 const ANSWER_MS: u64 = 20_000;
+/// A caller hangs up as soon as it has its answer.
+const HANG_UP_MS: u64 = 5_000;
 /// Output that is followed may be silent for a month.
 const FOLLOW_MS: u64 = 30 * 86_400_000;
 
@@ -20,8 +23,14 @@ const FOLLOW_MS: u64 = 30 * 86_400_000;
 pub enum PeerProblem {
     #[error("node '{name}' is not connected: is the machine on and online? Its farmer knows")]
     NodeOffline { name: Name },
+    #[error(
+        "node '{name}' does not answer: it has just gone offline, or its replica is another one; try again in a moment"
+    )]
+    NodeSilent { name: Name, source: GridError },
     #[error("the farmer's bot of farm '{farm}' is not connected: its owner must run 'croft farm serve'")]
     FarmerOffline { farm: Name },
+    #[error("the farmer's bot of farm '{farm}' does not answer: try again in a moment")]
+    FarmerSilent { farm: Name, source: GridError },
     #[error(transparent)]
     Grid(#[from] GridError),
     #[error("the conversation with {whom} broke off")]
@@ -58,10 +67,11 @@ impl NodePeer {
     async fn call(&self, grid: &Grid) -> Result<PeerStream, PeerProblem> {
         grid.client().peer(self.id).await.map_err(|error| {
             let error = grid.client_error(error);
-            if error.is_not_listening() {
-                PeerProblem::NodeOffline { name: self.name.clone() }
-            } else {
-                error.into()
+            let name = self.name.clone();
+            match error {
+                error if error.is_not_listening() => PeerProblem::NodeOffline { name },
+                error if error.is_peers() => PeerProblem::NodeSilent { name, source: error },
+                error => error.into(),
             }
         })
     }
@@ -120,6 +130,17 @@ impl LogStream {
     }
 }
 
+/// Ends an answer in order: the caller has it when it hangs up, or never will. Dropping the stream at once
+/// would tell the relay that we hung up, perhaps before it has passed the answer on.
+pub(crate) async fn finish(stream: &mut PeerStream) {
+    let ended = async {
+        stream.shutdown().await?;
+        tokio::io::copy(stream, &mut tokio::io::sink()).await
+    };
+    // Whatever happens here, there is nothing more to say.
+    let _ = tokio::time::timeout(Duration::from_millis(HANG_UP_MS), ended).await;
+}
+
 /// Brings a proposal to a farmer's bot.
 pub(crate) async fn propose(
     grid: &Grid,
@@ -130,10 +151,11 @@ pub(crate) async fn propose(
     let whom = format!("the farmer's bot of farm '{farm}'");
     let mut stream = grid.client().peer(farmer).await.map_err(|error| {
         let error = grid.client_error(error);
-        if error.is_not_listening() {
-            PeerProblem::FarmerOffline { farm: farm.clone() }
-        } else {
-            error.into()
+        let farm = farm.clone();
+        match error {
+            error if error.is_not_listening() => PeerProblem::FarmerOffline { farm },
+            error if error.is_peers() => PeerProblem::FarmerSilent { farm, source: error },
+            error => error.into(),
         }
     })?;
     write(&mut stream, whom.clone(), request).await?;

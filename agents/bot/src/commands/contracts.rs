@@ -1,7 +1,9 @@
 //! Finding a bot's contracts: searched for where a search is enough, proved always.
 
 use croft_protocol::api::Query;
-use croft_protocol::{BotId, ContractId, Kind, Name};
+use croft_protocol::record::WorkloadState;
+use croft_protocol::{Body, BotId, ContractId, Kind, Name, Record, RecordId};
+use serde::Serialize;
 
 use super::{Acting, CommandError};
 use crate::exit::Failure;
@@ -45,6 +47,31 @@ pub(super) async fn any(acting: &Acting, name: &Name) -> Result<Contract, Failur
         .filter(|c| c.body.signed.terms.name == *name)
         .max_by_key(|c| c.body.ended_ms)
         .ok_or_else(|| no_contract(acting, name))
+}
+
+/// What the node last reported of a contract, as the ledger has it.
+#[derive(Debug, Serialize)]
+pub(super) struct ReportView {
+    pub(super) state: WorkloadState,
+    pub(super) detail: String,
+    pub(super) height: u64,
+    pub(super) time_ms: u64,
+    pub(super) ran_ms: u64,
+}
+
+/// Its line in the node's latest report, if there is one.
+pub(super) async fn last_report(grid: &Grid, contract: &Contract) -> Result<Option<ReportView>, GridError> {
+    let id = RecordId::report(&contract.body.signed.terms.node);
+    let Some(Record { body: Body::Report(report), height, time_ms, .. }) = grid.record(id).await? else {
+        return Ok(None);
+    };
+    Ok(report.contracts.into_iter().find(|r| r.contract == contract.id).map(|r| ReportView {
+        state: r.state,
+        detail: r.detail,
+        height,
+        time_ms,
+        ran_ms: r.ran_ms,
+    }))
 }
 
 pub(super) fn no_contract(acting: &Acting, name: &Name) -> Failure {

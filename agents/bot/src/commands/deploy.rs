@@ -291,7 +291,9 @@ async fn agree_with(acting: &Acting, resolved: &Resolved, fit: &Fit) -> Result<C
     let answer =
         peers::propose(grid, fit.farmer, &fit.farm_name, &request).await.map_err(
             |problem| match problem {
-                PeerProblem::FarmerOffline { .. } | PeerProblem::Frame { .. } => NotThisOne::here(problem),
+                PeerProblem::FarmerOffline { .. }
+                | PeerProblem::FarmerSilent { .. }
+                | PeerProblem::Frame { .. } => NotThisOne::here(problem),
                 other => NotThisOne::anywhere(other),
             },
         )?;

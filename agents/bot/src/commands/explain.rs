@@ -10,6 +10,7 @@ use croft_protocol::{
 };
 use serde::Serialize;
 
+use super::contracts::ReportView;
 use super::logs::node_of;
 use super::{Acting, Context, contracts, show};
 use crate::exit::Failure;
@@ -66,23 +67,13 @@ struct NodeView {
     addresses: Vec<String>,
 }
 
-/// What the node last reported of this contract.
-#[derive(Serialize)]
-struct ReportView {
-    state: WorkloadState,
-    detail: String,
-    height: u64,
-    time_ms: u64,
-    ran_ms: u64,
-}
-
 pub(super) async fn explain(c: &mut Context<'_>, name: &Name) -> Result<(), Failure> {
     let acting = c.acting()?;
     let contract = contracts::any(&acting, name).await?;
     let (_, versions) = acting.grid.history(RecordId::contract(&contract.id)).await?;
     let peer = node_of(&acting, &contract).await?;
     let node = node_view(&acting, &contract, &peer).await?;
-    let report = last_report(&acting, &contract).await?;
+    let report = contracts::last_report(&acting.grid, &contract).await?;
     let (explanation, explanation_error) = match (node.online, contract.body.state) {
         (_, ContractState::Ended(_)) => (None, None),
         (false, _) => (None, Some(format!("node '{}' is not connected", peer.name))),
@@ -143,21 +134,6 @@ async fn node_view(acting: &Acting, contract: &Contract, peer: &NodePeer) -> Res
         online: acting.grid.presence_unproved(&[peer.id]).await?.first() == Some(&true),
         addresses: node.map(|n| n.body.addresses).unwrap_or_default(),
     })
-}
-
-async fn last_report(acting: &Acting, contract: &Contract) -> Result<Option<ReportView>, GridError> {
-    let id = RecordId::report(&contract.body.signed.terms.node);
-    let Some(Record { body: Body::Report(report), height, time_ms, .. }) = acting.grid.record(id).await?
-    else {
-        return Ok(None);
-    };
-    Ok(report.contracts.into_iter().find(|r| r.contract == contract.id).map(|r| ReportView {
-        state: r.state,
-        detail: r.detail,
-        height,
-        time_ms,
-        ran_ms: r.ran_ms,
-    }))
 }
 
 /// What to do, most urgent first.

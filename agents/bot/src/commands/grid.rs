@@ -75,7 +75,7 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
     // A treasury of this home may serve several grids; its key is never replaced.
     let treasury = match c.home.bot(&flags.treasury_bot) {
         Ok(key) => key,
-        Err(HomeError::NoBot { .. }) => c.home.new_bot(&flags.treasury_bot)?,
+        Err(HomeError::NoBot { .. }) => c.home.new_treasury(&flags.treasury_bot)?,
         Err(error) => return Err(error.into()),
     };
     let allocation =

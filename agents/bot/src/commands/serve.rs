@@ -26,6 +26,7 @@ use super::show::BotNames;
 use super::{CommandError, Context, farm};
 use crate::exit::Failure;
 use crate::grid::{Grid, GridError, now_ms};
+use crate::peers;
 use crate::terminal::{printable, push, show_time};
 
 /// Calls that are answered at the same time; more wait at the replica.
@@ -220,9 +221,7 @@ impl Farmer {
             Err(refusal) => FarmResponse::Refused { fatal: refusal.is_fatal(), reason: refusal.to_string() },
         };
         frame::write(&mut stream, "the answer", &response, limits::PEER_MESSAGE_BYTES, within).await?;
-        // The answer is on its way only when the stream has been ended properly.
-        let ended = tokio::io::AsyncWriteExt::shutdown(&mut stream);
-        let _ = tokio::time::timeout(within, ended).await;
+        peers::finish(&mut stream).await;
         let mut names = BotNames::default();
         let user = names.name(&self.grid, caller).await?;
         let node = self.grid.node(terms.node).await?.map(|n| n.body.name.to_string());

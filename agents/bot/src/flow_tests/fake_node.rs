@@ -56,10 +56,13 @@ impl FakeNode {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
+                let key = SecretKey::generate().unwrap();
+                let client = Client::new(&key, config.grid.replicas.clone()).unwrap();
                 tokio::select! {
-                    () = serve(config, behaviour, keeps, ready) => panic!("the node ended"),
+                    () = serve(config, key, client.clone(), behaviour, keeps, ready) => panic!("the node ended"),
                     _ = stopped.wait_for(|stop| *stop) => {}
                 }
+                client.close().await;
             });
         });
         is_ready.blocking_recv().expect("the node became ready");
@@ -100,9 +103,14 @@ struct Node {
     reported_ms: u64,
 }
 
-async fn serve(config: BootConfig, behaviour: Behaviour, opened: Opened, ready: oneshot::Sender<()>) {
-    let key = SecretKey::generate().unwrap();
-    let client = Client::new(&key, config.grid.replicas.clone()).unwrap();
+async fn serve(
+    config: BootConfig,
+    key: SecretKey,
+    client: Client,
+    behaviour: Behaviour,
+    opened: Opened,
+    ready: oneshot::Sender<()>,
+) {
     let mut node = Node {
         sealing: SealingKey::from_seed(&key.seed()),
         chain: config.grid.chain,
@@ -231,5 +239,5 @@ async fn answer(call: Relayed, key: SecretKey, behaviour: Behaviour) {
         Err(_) => return,
     };
     let _ = frame::write(&mut stream, "the answer", &response, limits::PEER_MESSAGE_BYTES, WITHIN).await;
-    let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+    crate::peers::finish(&mut stream).await;
 }

@@ -13,7 +13,7 @@ use croft_protocol::record::WorkloadState;
 use croft_protocol::{ContractState, Name, RecordId};
 use tokio::time::{Instant, timeout_at};
 
-use super::super::show;
+use super::super::{contracts, show};
 use crate::exit::{Exit, Failure};
 use crate::grid::{Contract, Grid, GridError};
 use crate::peers::{NodePeer, PeerProblem};
@@ -37,7 +37,8 @@ enum WaitError {
 /// What the node said last.
 #[derive(Default)]
 struct Seen {
-    steps: usize,
+    /// Time of the newest step that was shown.
+    until_ms: u64,
     last: Option<String>,
     trouble: Option<String>,
 }
@@ -77,17 +78,28 @@ pub(super) async fn until_running(
             }
             _ => {}
         }
+        // What the node reported is on the ledger, even if the node itself can't be asked now.
+        if state == ContractState::Degraded
+            && let Some(report) = contracts::last_report(grid, &contract).await?
+            && report.state == WorkloadState::Refused
+        {
+            return Err(refused(&name, node, printable(&report.detail)));
+        }
         if let Some(reason) = look(grid, node, &contract, &mut seen, progress).await? {
-            let error = WaitError::Refused { name: name.clone(), node: node.name.clone(), reason };
-            return Err(Failure::refused(error).remedy(format!(
-                "'croft explain {name}' has the details, 'croft stop {name}' ends it and refunds what it holds"
-            )));
+            return Err(refused(&name, node, reason));
         }
         if Instant::now() >= deadline {
             return Err(too_long(&name, node, limit, &seen));
         }
         pause(&mut events, deadline.min(Instant::now() + LOOK_EVERY)).await;
     }
+}
+
+fn refused(name: &Name, node: &NodePeer, reason: String) -> Failure {
+    let error = WaitError::Refused { name: name.clone(), node: node.name.clone(), reason };
+    Failure::refused(error).remedy(format!(
+        "'croft explain {name}' has the details, 'croft stop {name}' ends it and refunds what it holds"
+    ))
 }
 
 /// Asks the node what it is doing. Returns why it never will.
@@ -104,16 +116,8 @@ async fn look(
             let refused = explanation.state == WorkloadState::Refused;
             Ok(refused.then(|| seen.last.clone().unwrap_or_else(|| "it gives no reason".to_owned())))
         }
-        Err(
-            problem @ (PeerProblem::NodeOffline { .. }
-            | PeerProblem::Refused { .. }
-            | PeerProblem::Frame { .. }),
-        ) => {
-            // It may be rebooting, or not have seen the contract yet.
-            seen.trouble = Some(problem.to_string());
-            Ok(None)
-        }
         Err(PeerProblem::Grid(error)) => Err(error),
+        // It may be rebooting, or not have seen the contract yet.
         Err(other) => {
             seen.trouble = Some(other.to_string());
             Ok(None)
@@ -123,13 +127,12 @@ async fn look(
 
 fn show_new_steps(explanation: &Explanation, seen: &mut Seen, progress: &mut dyn Progress) {
     seen.trouble = None;
-    // The list is bounded: when old steps fell out, only the newest is certainly new.
-    let new = if explanation.steps.len() > seen.steps { seen.steps } else { explanation.steps.len() };
-    for step in explanation.steps.iter().skip(new) {
+    // Steps are in order; the list is bounded, so old ones fall out of it.
+    for step in explanation.steps.iter().filter(|step| step.time_ms > seen.until_ms) {
         let mark = if step.failed { "failed: " } else { "" };
         progress.note(&format!("  {mark}{}", printable(&step.what)));
     }
-    seen.steps = explanation.steps.len();
+    seen.until_ms = explanation.steps.iter().map(|s| s.time_ms).fold(seen.until_ms, u64::max);
     seen.last = explanation.steps.last().map(|s| printable(&s.what));
 }
 
