@@ -37,6 +37,9 @@ pub const TABLE: &[Setting] = &[
     ("fs/protected_fifos", "2"),
     ("fs/protected_regular", "2"),
     ("kernel/randomize_va_space", "2"),
+    // What a workload wrote and did not sync is on the disk after some seconds, not half a minute: power cuts happen.
+    ("vm/dirty_expire_centisecs", "200"),
+    ("vm/dirty_writeback_centisecs", "100"),
     // A million descriptors for node: each microVM takes about a hundred.
     ("fs/nr_open", "1048576"),
     // Workloads sit behind the node's NAT. Comes before the other IPv4 keys, because it resets some of them.

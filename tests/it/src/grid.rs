@@ -80,7 +80,14 @@ impl Grid {
         let croft = binary("croft")?;
         std::fs::create_dir_all(dir)?;
         let replica_port = free_udp_port()?;
-        let mut grid = Self { dir: dir.to_owned(), croft, replica_port, web_port: free_tcp_port()?, ledger: None, farmer: None };
+        let mut grid = Self {
+            dir: dir.to_owned(),
+            croft,
+            replica_port,
+            web_port: free_tcp_port()?,
+            ledger: None,
+            farmer: None,
+        };
         grid.croft(["grid", "init", "demo", "--listen", &format!("127.0.0.1:{replica_port}")]).await?;
         grid.start_ledger().await?;
         Ok(grid)

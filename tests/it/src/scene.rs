@@ -16,6 +16,9 @@ const REGISTERED: Duration = Duration::from_secs(180);
 /// From the contract to the first reply.
 const ANSWERS: Duration = Duration::from_secs(300);
 
+/// Two times expiry, write-back and journal commit: 2 + 1 + 5 s each.
+const WRITTEN_BACK: Duration = Duration::from_secs(16);
+
 /// The deploy file of the demo.
 pub const WEB: &str = include_str!("../fixtures/web.toml");
 
@@ -83,7 +86,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Writes to both kinds of volume through nginx.
+    /// Writes to both kinds of volume through nginx, and waits until a power cut can't take it back: nginx does not
+    /// sync, so the kernels of guest and node bring it to the disk, each within some seconds.
     ///
     /// # Errors
     /// When nginx does not take it.
@@ -92,6 +96,7 @@ impl Scene {
             let answer = http::put(self.web, path, text).await?;
             ensure!(matches!(answer.status, 201 | 204), "PUT {path}: status {}", answer.status);
         }
+        tokio::time::sleep(WRITTEN_BACK).await;
         Ok(())
     }
 

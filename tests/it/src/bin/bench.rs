@@ -64,7 +64,8 @@ async fn run() -> Result<bool> {
     if let Some(wanted) = &vmm {
         images.retain(|(name, _)| name == wanted);
     }
-    let (vmm, image) = images.into_iter().next().context("no image with that VMM: run 'cargo xtask image'")?;
+    let (vmm, image) =
+        images.into_iter().next().context("no image with that VMM: run 'cargo xtask image'")?;
     let dir = tempfile::tempdir()?;
     let mut say = |text: &str| eprintln!("bench: {text}");
     let mut scene = Scene::begin(dir.path(), &image, &mut say).await?;
@@ -79,7 +80,13 @@ async fn run() -> Result<bool> {
     let Scene { grid, mut node, .. } = scene;
     node.kill().await?;
     grid.stop().await?;
-    let name = if boot && deploy { "all" } else if boot { "boot" } else { "deploy" };
+    let name = if boot && deploy {
+        "all"
+    } else if boot {
+        "boot"
+    } else {
+        "deploy"
+    };
     report(name, &vmm, &rows)
 }
 
@@ -96,7 +103,8 @@ async fn boot_rows(scene: &mut Scene, image: &Path) -> Result<Vec<Row>> {
     let first_instruction = kernel_seconds(mounts)? - number_after(mounts, "ok in ")? / 1000.0;
     let registered = kernel_seconds(&line("register: ok")?.text)?;
     let memory = &line("idle memory:")?.text;
-    let resident = (number_after(memory, "idle memory: ")? + number_after(memory, "in processes, ")?) / 1024.0;
+    let resident =
+        (number_after(memory, "idle memory: ")? + number_after(memory, "in processes, ")?) / 1024.0;
     Ok(vec![
         Row { what: "boot file", measured: size, unit: "MB", budget: 32.0, goal: 24.0 },
         Row {
@@ -106,13 +114,20 @@ async fn boot_rows(scene: &mut Scene, image: &Path) -> Result<Vec<Row>> {
             budget: 2.0,
             goal: 1.5,
         },
-        Row { what: "resident memory of the idle node", measured: resident, unit: "MiB", budget: 96.0, goal: 64.0 },
+        Row {
+            what: "resident memory of the idle node",
+            measured: resident,
+            unit: "MiB",
+            budget: 96.0,
+            goal: 64.0,
+        },
     ])
 }
 
 /// A second deployment, with the image on the node already.
 async fn deploy_rows(scene: &mut Scene) -> Result<Vec<Row>> {
-    let cache = std::env::var_os("CROFT_DEMO_CACHE").map_or_else(|| scene.grid.dir().to_owned(), PathBuf::from);
+    let cache =
+        std::env::var_os("CROFT_DEMO_CACHE").map_or_else(|| scene.grid.dir().to_owned(), PathBuf::from);
     let mut say = |text: &str| eprintln!("bench: {text}");
     scene.deploy(&cache, &mut say).await?;
     scene.stop(&mut say).await?;
@@ -155,7 +170,8 @@ fn script_rows() -> Vec<Row> {
     else {
         return Vec::new();
     };
-    let seconds = |name: &str| std::fs::read_to_string(cache.join("log").join(name)).ok()?.trim().parse().ok();
+    let seconds =
+        |name: &str| std::fs::read_to_string(cache.join("log").join(name)).ok()?.trim().parse().ok();
     let mut rows = Vec::new();
     if let Some(measured) = seconds("demo.seconds") {
         rows.push(Row { what: "scripts/demo, last run", measured, unit: "s", budget: 90.0, goal: 90.0 });
@@ -179,7 +195,13 @@ fn number_after(line: &str, marker: &str) -> Result<f64> {
 }
 
 fn report(name: &str, vmm: &str, rows: &[Row]) -> Result<bool> {
-    println!("\n{:<58} {:>10}      {:>8} {:>8}  verdict", format!("with {vmm}"), "measured", "budget", "goal");
+    println!(
+        "\n{:<58} {:>10}      {:>8} {:>8}  verdict",
+        format!("with {vmm}"),
+        "measured",
+        "budget",
+        "goal"
+    );
     for row in rows {
         println!(
             "{:<58} {:>10.2} {:<4} {:>8} {:>8}  {}",
@@ -222,6 +244,9 @@ mod tests {
     #[test]
     fn a_missed_budget_is_named_so() {
         let row = |measured| Row { what: "x", measured, unit: "s", budget: 2.0, goal: 1.0 };
-        assert_eq!([row(0.5).verdict(), row(1.5).verdict(), row(2.5).verdict()], ["goal reached", "within budget", "MISSED"]);
+        assert_eq!(
+            [row(0.5).verdict(), row(1.5).verdict(), row(2.5).verdict()],
+            ["goal reached", "within budget", "MISSED"]
+        );
     }
 }

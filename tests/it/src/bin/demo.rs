@@ -68,6 +68,7 @@ async fn run() -> Result<()> {
     scene.show(&["--bot", "alice", "ps"], &mut say).await?;
     scene.show(&["--bot", "alice", "logs", "web", "--tail", "5"], &mut say).await?;
     scene.show(&["--bot", "alice", "explain", "web"], &mut say).await?;
+    say("writing to both volumes through nginx, and waiting until it is on the disk");
     scene.write("written before the power cut\n").await?;
     scene.power_cut(&mut say).await?;
     scene.read("written before the power cut\n").await?;
