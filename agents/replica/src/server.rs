@@ -18,10 +18,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use croft_protocol::api::{Event, Failure, Request, Response};
-use croft_protocol::{RecordId, limits};
+use croft_protocol::{PublicKey, RecordId, limits};
 use croft_transport::{Connection, Endpoint, FrameError, Incoming, RecvStream, SendStream, frame};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::blobs::Blobs;
 use crate::chain::Chain;
@@ -47,8 +48,16 @@ const REQUEST_TIME: Duration = Duration::from_secs(10);
 const BLOB_TIME: Duration = Duration::from_secs(40);
 /// An answer must be taken in this time.
 const ANSWER_TIME: Duration = Duration::from_secs(40);
+/// Answers up to this size are sent without further ado.
+const SMALL_ANSWER_BYTES: usize = 64 * 1024;
+/// Larger answers that wait to be taken by those whom the ledger knows.
+const KNOWN_ANSWERS_KIB: usize = 256 * 1024;
+/// The same for strangers: they can hold up only each other.
+const STRANGERS_ANSWERS_KIB: usize = 64 * 1024;
 /// How long a read waits for its turn before the replica calls itself busy.
 const TURN_TIME: Duration = Duration::from_secs(5);
+
+const ANSWER: &str = "the response";
 
 /// All that answers come from.
 #[derive(Debug)]
@@ -59,6 +68,8 @@ pub(crate) struct Server {
     pub(crate) presence: Arc<Presence>,
     reads: Semaphore,
     large_frames: Semaphore,
+    known_answers: Semaphore,
+    strangers_answers: Semaphore,
     relays: Arc<relay::Relays>,
     addresses: Mutex<BTreeMap<IpAddr, usize>>,
 }
@@ -98,6 +109,8 @@ impl Server {
             presence: Presence::new(),
             reads: Semaphore::new(READS),
             large_frames: Semaphore::new(LARGE_FRAMES),
+            known_answers: Semaphore::new(KNOWN_ANSWERS_KIB),
+            strangers_answers: Semaphore::new(STRANGERS_ANSWERS_KIB),
             relays: Arc::default(),
             addresses: Mutex::default(),
         })
@@ -197,7 +210,7 @@ impl Server {
         work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let busy = || Failure::Busy { what: format!("{READS} requests are being read for") };
-        let turn = tokio::time::timeout(TURN_TIME, self.reads.acquire()).await;
+        let turn = timeout(TURN_TIME, self.reads.acquire()).await;
         let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
@@ -209,7 +222,7 @@ impl Server {
     }
 
     /// Whether the ledger knows a bot of this key.
-    async fn is_bot(&self, key: croft_protocol::PublicKey) -> Result<bool, Failure> {
+    async fn is_bot(&self, key: PublicKey) -> Result<bool, Failure> {
         let snapshot = self.chain.latest();
         self.blocking(move || {
             let position = snapshot.latest_position(&RecordId::bot(&key)).map_err(answer::failed)?;
@@ -219,7 +232,7 @@ impl Server {
     }
 
     /// Whether the ledger knows a bot or a node of this key.
-    async fn is_known(&self, key: croft_protocol::PublicKey) -> Result<bool, Failure> {
+    async fn is_known(&self, key: PublicKey) -> Result<bool, Failure> {
         let snapshot = self.chain.latest();
         self.blocking(move || {
             for id in [RecordId::bot(&key), RecordId::node(&key)] {
@@ -267,8 +280,9 @@ impl Stream {
                 respond(&mut send, Response::Listening).await;
             }
             request => {
-                let response = self.server.answer(self.connection.peer(), request).await;
-                respond(&mut send, response).await;
+                let peer = self.connection.peer();
+                let response = self.server.answer(peer, request).await;
+                self.server.respond_large(peer, &mut send, response).await;
             }
         }
     }
@@ -288,29 +302,56 @@ impl Stream {
         // Only a blob is this large; strangers don't get the memory for one.
         answer::check_may_put(&self.server, self.connection.peer()).await?;
         let busy = || Failure::Busy { what: format!("{LARGE_FRAMES} blobs are being received") };
-        let turn = tokio::time::timeout(BLOB_TIME, self.server.large_frames.acquire()).await;
+        let turn = timeout(BLOB_TIME, self.server.large_frames.acquire()).await;
         let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
         frame::read_body(recv, WHAT, len, BLOB_TIME).await.map_err(malformed)
     }
 }
 
-/// Sends the one answer. Whoever does not take it has lost it.
+/// Sends the one answer. Whoever does not take it in time has lost it.
 async fn respond(send: &mut SendStream, response: Response) {
-    const WHAT: &str = "the response";
-    let limit = limits::RESPONSE_BYTES;
-    let bytes = match frame::encode(WHAT, &response, limit) {
-        Ok(bytes) => Ok(bytes),
+    if let Ok(bytes) = encode(&response) {
+        write(send, &bytes).await;
+    }
+}
+
+fn encode(response: &Response) -> Result<Vec<u8>, FrameError> {
+    match frame::encode(ANSWER, response, limits::RESPONSE_BYTES) {
         Err(FrameError::Oversized { len, limit, .. }) => {
             let (got, limit) = (len as u64, limit as u64);
             let failure = Failure::TooMuch { what: "bytes in one answer".to_owned(), got, limit };
-            frame::encode(WHAT, &Response::Failed(failure), limits::RESPONSE_BYTES)
+            frame::encode(ANSWER, &Response::Failed(failure), limits::RESPONSE_BYTES)
         }
-        Err(error) => Err(error),
-    };
-    let Ok(bytes) = bytes else { return };
-    if frame::write_encoded(send, WHAT, &bytes, ANSWER_TIME).await.is_ok() {
+        other => other,
+    }
+}
+
+async fn write(send: &mut SendStream, bytes: &[u8]) {
+    if frame::write_encoded(send, ANSWER, bytes, ANSWER_TIME).await.is_ok() {
         // Fails only when the other end has stopped the stream.
         let _ = send.finish();
+    }
+}
+
+impl Server {
+    /// As [`respond`], for answers that may be large: a peer that asks for many and takes none must not fill
+    /// the memory.
+    async fn respond_large(&self, peer: PublicKey, send: &mut SendStream, response: Response) {
+        let Ok(bytes) = encode(&response) else { return };
+        drop(response);
+        if bytes.len() <= SMALL_ANSWER_BYTES {
+            return write(send, &bytes).await;
+        }
+        let budget = match self.is_known(peer).await {
+            Ok(true) => &self.known_answers,
+            _ => &self.strangers_answers,
+        };
+        let kib = u32::try_from(bytes.len().div_ceil(1024)).unwrap_or(u32::MAX);
+        let Ok(Ok(_turn)) = timeout(TURN_TIME, budget.acquire_many(kib)).await else {
+            let what = "too many large answers wait to be taken".to_owned();
+            return respond(send, Response::Failed(Failure::Busy { what })).await;
+        };
+        write(send, &bytes).await;
     }
 }
 

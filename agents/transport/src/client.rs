@@ -279,8 +279,8 @@ impl Client {
         asked.await.map(|answer| answer.value)
     }
 
-    /// Final headers from now on, with the records that concern some things. When it ends, catch up by
-    /// height or by reading again, then follow again.
+    /// Final headers from now on, with the records that concern some things. The first event is the tip
+    /// without records: what is read after it misses nothing. When it ends, follow again and read again.
     pub async fn follow(&self, concerning: Vec<Concern>) -> Result<Follow, ClientError> {
         stream::follow(&self.links, concerning).await
     }

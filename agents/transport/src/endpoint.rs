@@ -31,8 +31,11 @@ const HANDSHAKE_MS: u64 = 10_000;
 const PEER_STREAMS: u32 = 64;
 /// What one stream may send ahead of its reader: a blob fits, so that one read never stalls another.
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024 + 64 * 1024;
-/// What one connection may send ahead of its readers: bounds the memory that one peer costs.
-const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
+/// What a replica may send a client ahead of its readers: some blobs at a time.
+const CLIENT_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
+/// What a stranger may send a replica ahead of its readers: one blob. Times all connections, this is the
+/// memory that strangers can fill.
+const SERVER_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES;
 /// Handshakes that wait to be looked at; the rest are dropped before any cryptography.
 const WAITING_HANDSHAKES: usize = 256;
 /// How long a closing endpoint waits for its goodbyes to leave.
@@ -118,7 +121,7 @@ pub struct Endpoint {
     transport: Arc<TransportConfig>,
 }
 
-fn transport() -> TransportConfig {
+fn transport(receive_window_bytes: u32) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
@@ -126,8 +129,8 @@ fn transport() -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(PEER_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(receive_window_bytes))
+        .send_window(u64::from(STREAM_WINDOW_BYTES))
         .datagram_receive_buffer_size(None);
     config
 }
@@ -147,7 +150,7 @@ impl Endpoint {
         let inner = quinn::Endpoint::client(both)
             .or_else(|_| quinn::Endpoint::client(v4))
             .map_err(|source| BindError::Socket { address: v4, source })?;
-        Ok(Self { inner, me: Arc::new(me.clone()), transport: Arc::new(transport()) })
+        Ok(Self { inner, me: Arc::new(me.clone()), transport: Arc::new(transport(CLIENT_WINDOW_BYTES)) })
     }
 
     /// An endpoint that accepts connections at an address; port 0 takes a free one.
@@ -158,7 +161,7 @@ impl Endpoint {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn server(me: &SecretKey, address: SocketAddr) -> Result<Self, BindError> {
-        let transport = Arc::new(transport());
+        let transport = Arc::new(transport(SERVER_WINDOW_BYTES));
         let crypto = QuicServerConfig::try_from(tls::server_config(me, api::ALPN)?)?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(transport.clone()).max_incoming(WAITING_HANDSHAKES);

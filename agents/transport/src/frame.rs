@@ -208,6 +208,63 @@ where
     if bytes.len() < len { Err(FrameError::Ended { what }) } else { Ok(bytes) }
 }
 
+/// Reads frames one after the other and keeps what has come of the next one, so that waiting for it may be
+/// given up at any moment without losing the stream.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    /// The length and the bytes of the next frame, as far as they have come.
+    buffer: Vec<u8>,
+}
+
+impl FrameReader {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next value, or `None` when the stream ends cleanly between frames. Dropping the future loses
+    /// nothing. It waits for as long as it takes: the caller knows how long that may be.
+    ///
+    /// # Errors
+    /// [`FrameError`]; the stream is of no more use.
+    pub async fn next<R, T>(
+        &mut self,
+        stream: &mut R,
+        what: &'static str,
+        limit: usize,
+    ) -> Result<Option<T>, FrameError>
+    where
+        R: AsyncRead + Unpin,
+        T: BorshDeserialize,
+    {
+        loop {
+            if let Some(bytes) = self.take(what, limit)? {
+                return Ok(Some(croft_protocol::decode(what, &bytes, limit)?));
+            }
+            let read = stream.read_buf(&mut self.buffer).await;
+            if read.map_err(|source| FrameError::Io { what, source })? == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(FrameError::Ended { what }) };
+            }
+        }
+    }
+
+    /// The first frame in the buffer, if it is whole.
+    fn take(&mut self, what: &'static str, limit: usize) -> Result<Option<Vec<u8>>, FrameError> {
+        let Some(prefix) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let len = u32::from_le_bytes(*prefix) as usize;
+        if len > limit {
+            return Err(DecodeError::TooLarge { what, len, limit }.into());
+        }
+        if self.buffer.len() < 4 + len {
+            return Ok(None);
+        }
+        let rest = self.buffer.split_off(4 + len);
+        let mut frame = std::mem::replace(&mut self.buffer, rest);
+        frame.drain(..4);
+        Ok(Some(frame))
+    }
+}
+
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Exchange {
@@ -293,6 +350,26 @@ mod tests {
         assert_eq!(error.to_string(), "a word has 101 bytes, more than the limit of 100");
         let error = write(&mut a, "a word", &[0u8; 101][..], 100, SECOND).await.unwrap_err();
         assert_eq!(error.to_string(), "a word has 105 bytes, more than the limit of 100: split it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_gave_up_waiting_goes_on_where_it_was() {
+        let (mut a, mut b) = tokio::io::duplex(64);
+        let mut reader = FrameReader::new();
+        let frames = [encode("a word", "one", 100).unwrap(), encode("a word", "two", 100).unwrap()].concat();
+        for byte in &frames[..frames.len() - 1] {
+            a.write_all(&[*byte]).await.unwrap();
+            let read = reader.next::<_, String>(&mut b, "a word", 100);
+            if let Ok(word) = tokio::time::timeout(SECOND, read).await {
+                assert_eq!(word.unwrap().unwrap(), "one");
+            }
+        }
+        a.write_all(&frames[frames.len() - 1..]).await.unwrap();
+        assert_eq!(reader.next::<_, String>(&mut b, "a word", 100).await.unwrap().unwrap(), "two");
+        a.write_all(&[1]).await.unwrap();
+        drop(a);
+        let error = reader.next::<_, String>(&mut b, "a word", 100).await.unwrap_err();
+        assert_eq!(error.to_string(), "the other end ended the stream before a word was complete");
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ mod tls;
 
 pub use client::{Answer, Client, ClientError, Follow, Listener, Relayed, ReplicaProblem, Submitted};
 pub use endpoint::{AcceptError, BindError, ConnectError, Connection, Endpoint, Incoming, LostError};
-pub use frame::{Exchange, FrameError, request};
+pub use frame::{Exchange, FrameError, FrameReader, request};
 pub use relay::{PeerError, PeerStream, RelayStream, peer_accept, peer_connect};
 pub use tls::IdentityError;
 

@@ -126,6 +126,7 @@ impl Ordering for Solo {
 
 async fn run(shared: Arc<Shared>, clock: Clock, mut stopped: watch::Receiver<bool>) {
     let mut heartbeat = Instant::now() + HEARTBEAT;
+    let mut slow_clock = false;
     while !*stopped.borrow() {
         let in_trouble = lock(&shared.trouble).is_some();
         let gap = lock(&shared.pool).next_gap().filter(|_| !in_trouble);
@@ -138,6 +139,7 @@ async fn run(shared: Arc<Shared>, clock: Clock, mut stopped: watch::Receiver<boo
         }
         let due = Instant::now() >= heartbeat;
         let (block_by, time_ms) = (shared.clone(), clock());
+        slow_clock = shared.warn_of_clock(time_ms, slow_clock);
         let step = tokio::task::spawn_blocking(move || block_by.step(time_ms, due)).await;
         heartbeat = match step {
             Ok(Step::Nothing) => heartbeat,
@@ -164,6 +166,23 @@ enum Step {
 }
 
 impl Shared {
+    /// Says once that the clock is behind the chain, and once that it has caught up.
+    fn warn_of_clock(&self, time_ms: u64, warned: bool) -> bool {
+        let behind_ms = self.chain.latest().tip().header.time_ms.saturating_sub(time_ms);
+        let slow = behind_ms > limits::CLOCK_SLACK_MS;
+        match (slow, warned) {
+            (true, false) => {
+                tracing::warn!(
+                    behind_ms,
+                    "this machine's clock is behind the ledger: set it, or clients find blocks too old"
+                );
+            }
+            (false, true) => tracing::info!("this machine's clock has caught up with the ledger"),
+            _ => {}
+        }
+        slow
+    }
+
     /// Makes at most one block of what waits, or an empty one if it is due.
     fn step(&self, time_ms: u64, due: bool) -> Step {
         let before = match self.chain.store().recover() {

@@ -7,10 +7,11 @@ use croft_protocol::api::{Concern, Event, Failure, IncomingRelay, Request, Respo
 use croft_protocol::{PublicKey, limits};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 
 use super::link::{Link, Links, Verdict};
 use super::{Answer, ClientError, READ_MS, chain};
-use crate::frame::{self, Exchange};
+use crate::frame::{self, Exchange, FrameError, FrameReader};
 use crate::relay::RelayStream;
 
 /// A follower hears a header at least every heartbeat; a replica that misses three is of no use.
@@ -27,6 +28,8 @@ pub struct Follow {
     link: Link,
     recv: quinn::RecvStream,
     _send: quinn::SendStream,
+    reader: FrameReader,
+    heard: Instant,
 }
 
 pub(super) async fn follow(links: &Arc<Links>, concerning: Vec<Concern>) -> Result<Follow, ClientError> {
@@ -39,7 +42,10 @@ pub(super) async fn follow(links: &Arc<Links>, concerning: Vec<Concern>) -> Resu
             Err(error) => return Err(last.unwrap_or(error)),
         };
         match frame::ask(link.connection(), &request, within).await {
-            Ok((send, recv)) => return Ok(Follow { links: links.clone(), link, recv, _send: send }),
+            Ok((send, recv)) => {
+                let (reader, heard) = (FrameReader::new(), Instant::now());
+                return Ok(Follow { links: links.clone(), link, recv, _send: send, reader, heard });
+            }
             Err(error) => {
                 let replica = link.replica();
                 let reason = chain(&error);
@@ -58,21 +64,28 @@ impl Follow {
         self.link.replica()
     }
 
-    /// The next event. Dropping the future between events loses nothing; within one, the stream.
+    /// The next event. Dropping the future loses nothing, so it can be waited for among other things.
     ///
     /// # Errors
-    /// [`ClientError::StreamEnded`] when the replica is gone, silent or too fast for us.
+    /// [`ClientError::StreamEnded`] when the replica is gone or silent, [`ClientError::Failed`] with its
+    /// reason when it ends the stream.
     pub async fn next(&mut self) -> Result<Answer<Event>, ClientError> {
+        const WHAT: &str = "an event";
         let replica = self.link.replica();
-        let within = Duration::from_millis(FOLLOW_SILENCE_MS);
-        let read = frame::read_or_end(&mut self.recv, "an event", limits::RESPONSE_BYTES, within).await;
+        let next = self.reader.next(&mut self.recv, WHAT, limits::RESPONSE_BYTES);
+        let deadline = self.heard + Duration::from_millis(FOLLOW_SILENCE_MS);
+        let read = match timeout_at(deadline, next).await {
+            Ok(read) => read,
+            Err(_) => Err(FrameError::Slow { what: WHAT, limit_ms: FOLLOW_SILENCE_MS }),
+        };
+        self.heard = Instant::now();
         let reason = match read {
             Ok(Some(Event::Failed(failure))) => return Err(ClientError::Failed { replica, failure }),
             Ok(Some(value)) => return Ok(Answer { value, replica }),
             Ok(None) => "it closed it".to_owned(),
             Err(error) => {
                 let reason = chain(&error);
-                if matches!(error, frame::FrameError::Slow { .. } | frame::FrameError::Decode(_)) {
+                if matches!(error, FrameError::Slow { .. } | FrameError::Decode(_)) {
                     self.links.drop_link(&self.link, Verdict::Down, reason.clone()).await;
                 }
                 reason
