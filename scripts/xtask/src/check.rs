@@ -93,5 +93,5 @@ fn deny() -> Outcome {
             "licences, bans and sources are ok; no advisories, their database is out of reach: {error}"
         ));
     }
-    outcome(repo::run(&mut cargo(&["deny", "check", "--disable-fetch", "advisories"])))
+    outcome(repo::run(&mut cargo(&["deny", "--offline", "check", "advisories"])))
 }
