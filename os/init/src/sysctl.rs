@@ -28,9 +28,8 @@ pub const TABLE: &[Setting] = &[
     ("dev/tty/legacy_tiocsti", "0"),
     // From the keyboard only sync, remount read-only and restart: a hung machine has no other door.
     ("kernel/sysrq", "176"),
-    // Guest memory must not land in a core file.
+    // Guest memory must not land in a core file; the limit of 0 that init sets does the rest.
     ("fs/suid_dumpable", "0"),
-    ("kernel/core_pattern", "|/nonexistent"),
     // Tricks with links and queues in shared folders.
     ("fs/protected_symlinks", "1"),
     ("fs/protected_hardlinks", "1"),
