@@ -62,7 +62,7 @@ has_backports() {
     # Comments don't count; a one-line entry has the suite as a word, a deb822 one in its Suites field.
     find "$root/etc/apt/sources.list" "$root/etc/apt/sources.list.d" -maxdepth 1 -type f \
         \( -name '*.list' -o -name '*.sources' -o -name sources.list \) -print0 2>/dev/null |
-        xargs -0 -r sed 's/#.*//' | grep -qE "(^|[[:space:]])$suite([[:space:]]|\$)"
+        xargs -0 -r sed 's/#.*//' | grep -E "(^|[[:space:]])$suite([[:space:]]|\$)" >/dev/null
 }
 
 # backports_entry ROOT CODENAME: prints an entry for the backports suite in the format (deb822) of
@@ -157,7 +157,9 @@ free_gb() {
 
 # version_at_least VERSION MINIMUM
 version_at_least() {
-    [[ $(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1) == "$2" ]]
+    local sorted
+    sorted=$(printf '%s\n%s\n' "$1" "$2" | sort -V)
+    [[ ${sorted%%$'\n'*} == "$2" ]]
 }
 
 # apt_cause LOG: one line that says why apt failed and what to do, from what it printed.

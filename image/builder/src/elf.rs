@@ -105,6 +105,8 @@ pub fn closure(program: &Path) -> Result<BTreeMap<String, PathBuf>, ClosureError
     while let Some(file) = waiting.pop() {
         let needs = inspect(&file)?;
         if let Some(interpreter) = &needs.interpreter {
+            // libc needs it as a library too, under another path; once loaded it is found by its name.
+            seen.extend(Path::new(interpreter).file_name().map(|name| name.to_string_lossy().into_owned()));
             found.insert(image_path(Path::new(interpreter)), PathBuf::from(interpreter));
         }
         for library in &needs.libraries {

@@ -34,6 +34,12 @@ pub(crate) struct Arguments {
     /// Where the image goes [default: target/image/<vmm>].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// A bzImage for the node instead of the one that `cargo xtask kernel` builds.
+    #[arg(long, value_name = "BZIMAGE", requires = "guest_kernel")]
+    node_kernel: Option<PathBuf>,
+    /// A directory with vmlinux and bzImage for microVMs, instead of what `cargo xtask kernel` builds.
+    #[arg(long, value_name = "DIR", requires = "node_kernel")]
+    guest_kernel: Option<PathBuf>,
     /// Print where this image is or would be, and build nothing.
     #[arg(long)]
     print_path: bool,
@@ -48,13 +54,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         println!("{}", out.display());
         return Ok(());
     }
-    let image = make(&choice, &cache, &out)?;
+    let kernels = match (&arguments.node_kernel, &arguments.guest_kernel) {
+        (Some(node), Some(guest)) => Kernels { node: node.clone(), guest: guest.clone() },
+        _ => Kernels::built()?,
+    };
+    let image = make(&choice, &kernels, &cache, &out)?;
     println!("{}", image.sizes.table());
     println!("{}", out.display());
     if !image.sizes.within_budget() {
         bail!("the image is larger than its budget; the table above says what takes the space");
     }
     Ok(())
+}
+
+/// What boots: the node's bzImage, and the directory with the guests' vmlinux and bzImage.
+struct Kernels {
+    node: PathBuf,
+    guest: PathBuf,
+}
+
+impl Kernels {
+    fn built() -> Result<Self> {
+        let kernels = step("kernels", kernel::ensure_all)?;
+        let [guest, node] = &kernels[..] else { bail!("expected two kernels, there are {}", kernels.len()) };
+        Ok(Self { node: node.dir().join("bzImage"), guest: guest.dir().to_owned() })
+    }
 }
 
 /// Where images are, one directory per VMM.
@@ -70,13 +94,10 @@ pub(crate) fn existing() -> Result<PathBuf> {
 }
 
 /// Builds what is missing and assembles the image in `out`.
-fn make(choice: &Choice, cache: &Path, out: &Path) -> Result<Image> {
+fn make(choice: &Choice, kernels: &Kernels, cache: &Path, out: &Path) -> Result<Image> {
     let mut inputs = BTreeMap::new();
-    let kernels = step("kernels", kernel::ensure_all)?;
-    let [guest, node] = &kernels[..] else { bail!("expected two kernels, there are {}", kernels.len()) };
-    inputs.insert("guest-vmlinux".to_owned(), guest.dir().join("vmlinux"));
-    inputs.insert("guest-bzimage".to_owned(), guest.dir().join("bzImage"));
-    let node_kernel = node.dir().join("bzImage");
+    inputs.insert("guest-vmlinux".to_owned(), kernels.guest.join("vmlinux"));
+    inputs.insert("guest-bzimage".to_owned(), kernels.guest.join("bzImage"));
 
     let mut progress = |line: String| eprintln!("image: {line}");
     inputs.insert("virtiofsd".to_owned(), VIRTIOFSD.install(cache, &mut progress)?);
@@ -113,7 +134,7 @@ fn make(choice: &Choice, cache: &Path, out: &Path) -> Result<Image> {
         vmm: choice.vmm(),
         manifests: repo::root().join("image/manifests"),
         inputs,
-        kernel: node_kernel,
+        kernel: kernels.node.clone(),
         level: COMPRESSION_LEVEL,
     };
     step("assembled", || Ok(recipe.make(out)?))
