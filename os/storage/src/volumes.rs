@@ -325,6 +325,8 @@ impl Volumes {
             chown(&path, owner).map_err(|source| making.io(source))?;
             return Ok(path);
         }
+        // Asked before, because a failed allocation first takes all the room that there is from everybody else.
+        making.fits()?;
         let new = making.folder.join(format!("{NEW}{name}{IMAGE}"));
         let made = self.make_image(&making, &new, name, owner).and_then(|()| making.publish(&new, &path));
         if let Err(error) = made {
@@ -369,11 +371,7 @@ impl Volumes {
         let making = Making { volume: format!("{contract}/{name}"), bytes, folder: self.folder(contract) };
         let path = self.path(contract, name, Kind::Shared);
         if !self.there(&making, contract, name, Kind::Shared)? {
-            let free_bytes = available(&self.root);
-            if bytes > free_bytes {
-                let Making { volume, bytes, folder } = making;
-                return Err(CreateVolumeError::Full { volume, bytes, folder, free_bytes });
-            }
+            making.fits()?;
             let new = making.folder.join(format!("{NEW}{name}"));
             let made = self.make_folder(&new).map_err(|source| making.io(source));
             if let Err(error) = made.and_then(|()| making.publish(&new, &path)) {
