@@ -550,17 +550,20 @@ struct Making {
 
 impl Making {
     fn io(&self, source: io::Error) -> CreateVolumeError {
-        let volume = self.volume.clone();
         if is_full(&source) {
-            let free_bytes = available(&self.folder);
-            return CreateVolumeError::Full {
-                volume,
-                bytes: self.bytes,
-                folder: self.folder.clone(),
-                free_bytes,
-            };
+            return self.full(available(&self.folder));
         }
-        CreateVolumeError::Io { volume, source }
+        CreateVolumeError::Io { volume: self.volume.clone(), source }
+    }
+
+    fn fits(&self) -> Result<(), CreateVolumeError> {
+        let free_bytes = available(&self.folder);
+        if self.bytes > free_bytes { Err(self.full(free_bytes)) } else { Ok(()) }
+    }
+
+    fn full(&self, free_bytes: u64) -> CreateVolumeError {
+        let (volume, folder) = (self.volume.clone(), self.folder.clone());
+        CreateVolumeError::Full { volume, bytes: self.bytes, folder, free_bytes }
     }
 
     /// Gives a complete volume its name, durably.
