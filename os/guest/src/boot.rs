@@ -75,6 +75,7 @@ fn workload(
     network::apply(&config.network)?;
     names::apply(&config.hostname, &config.network)?;
     let user = find_user(&config.user)?;
+    volumes::give_new(mounted, &user)?;
     names::write_files(&config, &user)?;
     if !config.cwd.is_empty() {
         mounts::ensure_directory(Path::new(&config.cwd), 0o755)

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use croft_guest::wire::{Cidr, Interface, Network, Route, Step};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DecodeError, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -154,7 +155,7 @@ impl Netlink {
         self.socket.send(&buffer, 0)?;
         loop {
             let (answer, _) = self.socket.recv_from_full()?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(|error| {
+            let answer = NetlinkMessage::<Unread>::deserialize(&answer).map_err(|error| {
                 io::Error::other(format!("netlink answered with something else: {error}"))
             })?;
             if answer.header.sequence_number != self.sequence {
@@ -168,6 +169,18 @@ impl Netlink {
                 _ => Err(io::Error::other("netlink answered without an acknowledgement")),
             };
         }
+    }
+}
+
+/// Whatever else the kernel says. Reading it would link decoders of every kind of message there is.
+#[derive(Debug)]
+struct Unread;
+
+impl NetlinkDeserializable for Unread {
+    type Error = DecodeError;
+
+    fn deserialize(_header: &NetlinkHeader, _payload: &[u8]) -> Result<Self, Self::Error> {
+        Ok(Self)
     }
 }
 

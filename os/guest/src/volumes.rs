@@ -3,9 +3,12 @@
 //! Must never format or repair: that is the host's duty, and a guest that does it destroys data.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use croft_guest::users::User;
 use croft_guest::wire::{Step, Volume, VolumeSource};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -68,6 +71,40 @@ pub(crate) fn unmount_all(mounted: &[PathBuf]) {
             let _ = unmount(path, UnmountFlags::DETACH);
         }
     }
+}
+
+/// Makes the workload's user the owner of volumes that nobody has used yet: a new volume belongs to root, and
+/// a workload that is not root could never write to it.
+pub(crate) fn give_new(mounted: &[PathBuf], user: &User) -> Result<(), Failure> {
+    if user.uid == 0 {
+        return Ok(());
+    }
+    for path in mounted {
+        let give = |new| if new { chown(path, Some(user.uid), Some(user.gid)) } else { Ok(()) };
+        let given = is_new(path).and_then(give);
+        match given {
+            // A read-only volume is as it is.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+            given => given.during(Step::Volumes, || {
+                format!("giving the new volume {} to user {}", path.display(), user.uid)
+            })?,
+        }
+    }
+    Ok(())
+}
+
+/// Root's, and empty but for what mke2fs makes.
+fn is_new(path: &Path) -> io::Result<bool> {
+    let metadata = fs::metadata(path)?;
+    if metadata.uid() != 0 || metadata.gid() != 0 {
+        return Ok(false);
+    }
+    for entry in fs::read_dir(path)? {
+        if entry?.file_name() != "lost+found" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn wait_for_disk(serial: &str, position: u8) -> Result<PathBuf, Failure> {
@@ -141,6 +178,25 @@ mod tests {
     fn a_disk_with_another_serial_is_never_taken_by_position() {
         let dir = sys_block(&[("vda", "root"), ("vdb", "somebody")]);
         assert_eq!(find_disk(dir.path(), "data", 0), None);
+    }
+
+    #[test]
+    fn only_an_unused_volume_of_roots_is_given_away() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("skipped: only root can give files away");
+        }
+        let user = User { uid: 1000, gid: 1001, groups: vec![], home: "/".into(), name: None };
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["new", "used", "foreign"].map(|name| dir.path().join(name));
+        for path in &paths {
+            fs::create_dir_all(path.join("lost+found")).unwrap();
+        }
+        fs::write(paths[1].join("file"), "").unwrap();
+        chown(&paths[2], Some(7), Some(7)).unwrap();
+        give_new(&paths, &user).unwrap();
+        let owners =
+            paths.map(|path| fs::metadata(path).map(|metadata| (metadata.uid(), metadata.gid())).unwrap());
+        assert_eq!(owners, [(1000, 1001), (0, 0), (7, 7)]);
     }
 
     #[test]

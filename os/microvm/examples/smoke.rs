@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use croft_microvm::logs::{LogItem, LogStart};
 use croft_microvm::policy::{Backoff, RestartPolicy};
 use croft_microvm::spec::{Disk, LogLimits, Nic, RootImage, Share, VmId, VmSpec};
-use croft_microvm::status::{EndCause, Phase};
+use croft_microvm::status::{EndCause, Phase, VmStatus};
 use croft_microvm::vmm::{Alioth, CloudHypervisor, Vmm};
 use croft_microvm::wire::{
     Cidr, Exit, File, GuestConfig, HealthCheck, HealthState, Interface, Network, OverlaySize, Probe, Route,
@@ -32,6 +32,8 @@ const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const NAMESPACE: &str = "/run/netns-smoke";
+const VOLUME: &str = "/images/volume.img";
+const SHARED: &str = "/images/shared";
 const LIMIT: Duration = Duration::from_secs(300);
 
 fn main() {
@@ -182,6 +184,9 @@ async fn all() -> u32 {
 
 async fn cases(vmm: &str, microvms: &Microvms, only: Option<&str>) -> u32 {
     let mut failed = 0;
+    fs::copy("/images/data.img", VOLUME).unwrap();
+    let _ = fs::remove_dir_all(SHARED);
+    fs::create_dir_all(SHARED).unwrap();
     macro_rules! case {
         ($name:literal, $run:expr) => {
             if only.is_none_or(|only| only == $name) {
@@ -195,6 +200,11 @@ async fn cases(vmm: &str, microvms: &Microvms, only: Option<&str>) -> u32 {
                         failed += 1;
                         println!("SMOKE case {vmm} {}: FAILED: {why}", $name);
                     }
+                }
+                // A VM of a failed case stops when its handle is dropped.
+                let began = Instant::now();
+                while !left_overs().is_empty() && began.elapsed() < LIMIT {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 let left = left_overs();
                 if !left.is_empty() {
@@ -322,9 +332,8 @@ fn expect(condition: bool, what: impl FnOnce() -> String) -> Result<(), String> 
 /// Everything at once: volumes, network, user, environment, health, stop signal. `round` counts starts.
 async fn serve(microvms: &Microvms, round: u32) -> Result<(), String> {
     let mut spec = spec(&["serve"]);
-    let _ = fs::create_dir_all("/images/shared");
-    spec.disks = vec![Disk { path: "/images/data.img".into(), serial: "data".into(), readonly: false }];
-    spec.shares = vec![Share { tag: "shared".into(), dir: "/images/shared".into(), readonly: false }];
+    spec.disks = vec![Disk { path: VOLUME.into(), serial: "data".into(), readonly: false }];
+    spec.shares = vec![Share { tag: "shared".into(), dir: SHARED.into(), readonly: false }];
     spec.netns = Some(NAMESPACE.into());
     spec.nics = vec![Nic { tap: "tap0".into(), mac: MAC }];
     let cidr = |address: Ipv4Addr, prefix| Cidr { address: IpAddr::V4(address), prefix };
@@ -373,6 +382,11 @@ async fn serve(microvms: &Microvms, round: u32) -> Result<(), String> {
         retries: 3,
         start_period_ms: 60_000,
     }];
+    spec.guest.health.push(HealthCheck {
+        name: "command".into(),
+        probe: Probe::Exec { argv: ["smoke", "workload", "exit", "0"].map(str::to_owned).to_vec() },
+        ..spec.guest.health[0].clone()
+    });
     let vm = microvms.start(spec).map_err(|error| croft_microvm::error_chain(&error))?;
     until_running(&vm).await?;
     let facts = wait_for_line(&vm, "facts ").await?;
@@ -396,18 +410,13 @@ async fn serve(microvms: &Microvms, round: u32) -> Result<(), String> {
         let wanted = format!("{volume} round {round}");
         expect(facts.contains(&wanted), || format!("{wanted:?} is missing in {facts}"))?;
     }
-    let healthy = vm
-        .watch()
-        .wait_for(|status| status.health.values().any(|h| h.state == HealthState::Healthy))
-        .await
-        .is_ok();
-    expect(healthy, || "it never became healthy".to_owned())?;
+    until_healthy(&vm).await?;
     let answer =
         tokio::task::spawn_blocking(|| ask_guest(8080)).await.map_err(|error| error.to_string())??;
     expect(answer.ends_with("it works\n"), || format!("the guest answered {answer:?}"))?;
     println!("SMOKE usage {:?}", vm.usage());
     // Files of the guest's user 1000 are 1000 on disk, not some user of a jail.
-    let owner = fs::metadata("/images/shared/rounds").map_err(|error| error.to_string())?.uid();
+    let owner = fs::metadata(Path::new(SHARED).join("rounds")).map_err(|error| error.to_string())?.uid();
     expect(owner == 1000, || format!("the shared file belongs to {owner}"))?;
     processes_are_jailed()?;
     let began = Instant::now();
@@ -415,6 +424,30 @@ async fn serve(microvms: &Microvms, round: u32) -> Result<(), String> {
     println!("SMOKE stopped in {} ms", began.elapsed().as_millis());
     expect(cause == EndCause::Stopped, || format!("stopped with {cause}"))?;
     wait_for_line(&vm, "got the stop signal").await.map(drop)
+}
+
+async fn until_healthy(vm: &Microvm) -> Result<(), String> {
+    let mut status = vm.watch();
+    let all = |status: &VmStatus| {
+        status.health.len() == 2 && status.health.values().all(|health| health.state == HealthState::Healthy)
+    };
+    let healthy = status.wait_for(all);
+    tokio::time::timeout(LIMIT, healthy)
+        .await
+        .map_err(|_| describe_end(vm))?
+        .map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// What VMM and helpers cost beyond the guest's memory: private pages that are not the guest's.
+fn print_memory(process: &str, name: &str) {
+    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
+    let field = |wanted: &str| {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(wanted)).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0)
+    };
+    let (private, shmem) = (field("Private_Dirty:"), field("Pss_Shmem:"));
+    println!("SMOKE memory {name}: rss {} kB, private dirty {private} kB, shmem {shmem} kB", field("Rss:"));
 }
 
 /// No process of a VM runs as root or with privileges.
@@ -433,6 +466,7 @@ fn processes_are_jailed() -> Result<(), String> {
             field("NoNewPrivs:"),
             field("Seccomp:")
         ));
+        print_memory(process, &name);
         let first: u32 = uid.split_whitespace().next().and_then(|uid| uid.parse().ok()).unwrap_or(0);
         expect(first >= 1000, || format!("{name} runs as {uid}"))?;
         if name == "vmm" {
@@ -484,7 +518,10 @@ async fn spam(microvms: &Microvms) -> Result<(), String> {
 }
 
 async fn out_of_memory(microvms: &Microvms) -> Result<(), String> {
-    let vm = microvms.start(spec(&["memory"])).map_err(|error| error.to_string())?;
+    let mut spec = spec(&["memory"]);
+    // Each page costs much under emulation.
+    spec.memory_bytes = 80 << 20;
+    let vm = microvms.start(spec).map_err(|error| error.to_string())?;
     let cause = ended(&vm).await?;
     let wanted = EndCause::Exited { exit: Exit::Signal(9), out_of_memory: true };
     expect(cause == wanted, || describe_end(&vm))

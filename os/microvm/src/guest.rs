@@ -41,9 +41,12 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// What the owner of the VM learns from its guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GuestEvent {
+    /// A connection begins.
     Hello {
         kernel: String,
     },
+    /// A connection ended, and everything that came over it was told before.
+    Disconnected,
     Started {
         boot: Duration,
     },
@@ -177,6 +180,7 @@ async fn serve(listener: UnixListener, mut session: Session, mut stop: mpsc::Rec
             }
             error => tracing::debug!(error = crate::error_chain(&error), "guest connection lost"),
         }
+        session.tell(GuestEvent::Disconnected).await;
         sleep(RECONNECT_PAUSE).await;
     }
 }
@@ -289,13 +293,10 @@ impl Session {
                 self.tell(GuestEvent::Restarted).await;
                 return Err(Lost::Finished);
             }
-            Some(_) => {}
-            None => {
-                self.boot_id = Some(hello.boot_id);
-                let kernel = hello.kernel.chars().filter(char::is_ascii_graphic).take(64).collect();
-                self.tell(GuestEvent::Hello { kernel }).await;
-            }
+            _ => self.boot_id = Some(hello.boot_id),
         }
+        let kernel = hello.kernel.chars().filter(char::is_ascii_graphic).take(64).collect();
+        self.tell(GuestEvent::Hello { kernel }).await;
         if !hello.configured {
             let config = GuestConfig { now_ms: wall_ms(), ..self.config.clone() };
             send(stream, &HostFrame::Config(Box::new(config))).await?;

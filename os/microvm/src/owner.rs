@@ -200,7 +200,10 @@ impl Owner {
             GuestEvent::Restarted => Some(EndCause::GuestRestarted { console: self.console_tail() }),
             GuestEvent::Misbehaved { reason } => Some(EndCause::GuestMisbehaved { reason: reason.clone() }),
             GuestEvent::Silent { silent } => Some(EndCause::GuestHung { silent: *silent }),
-            GuestEvent::Hello { .. } | GuestEvent::Started { .. } | GuestEvent::Health(_) => None,
+            GuestEvent::Hello { .. }
+            | GuestEvent::Disconnected
+            | GuestEvent::Started { .. }
+            | GuestEvent::Health(_) => None,
         }
     }
 }
@@ -242,10 +245,11 @@ impl Starting<'_> {
         let mut timings = BootTimings { spawned: self.began.elapsed(), ..BootTimings::default() };
         self.boot(commands).await?;
         timings.booted = self.began.elapsed();
-        self.until(commands, limits.hello, |event| matches!(event, GuestEvent::Hello { .. })).await?;
+        let hello = |event: &GuestEvent| matches!(event, GuestEvent::Hello { .. });
+        self.until(commands, "say hello", limits.hello, hello).await?;
         timings.hello = self.began.elapsed();
-        let event =
-            self.until(commands, limits.started, |event| matches!(event, GuestEvent::Started { .. })).await?;
+        let running = |event: &GuestEvent| matches!(event, GuestEvent::Started { .. });
+        let event = self.until(commands, "start its entry point", limits.started, running).await?;
         timings.started = self.began.elapsed();
         if let GuestEvent::Started { boot } = event {
             timings.guest_boot = boot;
@@ -281,6 +285,7 @@ impl Starting<'_> {
     async fn until(
         &mut self,
         commands: &mut Commands,
+        what: &'static str,
         limit: Duration,
         wanted: impl Fn(&GuestEvent) -> bool,
     ) -> Result<GuestEvent, Ending> {
@@ -290,7 +295,7 @@ impl Starting<'_> {
                 event = self.life.next(commands) => event,
                 () = sleep_until(deadline) => {
                     let console = self.owner.console_tail();
-                    return Err(Ending::now(EndCause::NoHello { waited: limit, console }));
+                    return Err(Ending::now(EndCause::GuestLate { what, waited: limit, console }));
                 }
             };
             match event {
@@ -375,7 +380,7 @@ impl Running<'_> {
     ) -> Ending {
         let mut cause = cause_of_end(self.life, &kind, ended);
         let deadline = Instant::now() + SETTLE;
-        loop {
+        while self.life.vmm_is_running() || !self.life.guest_has_left() {
             tokio::select! {
                 event = self.life.next(commands) => match event {
                     LifeEvent::Guest(event) => if let Some(told) = self.owner.cause_of_event(&event) {
@@ -387,12 +392,10 @@ impl Running<'_> {
                     LifeEvent::Ended(..) => {}
                     LifeEvent::Command(Command::Stop { .. }) => return Ending::now(EndCause::Stopped),
                 },
-                () = sleep_until(deadline) => return Ending::now(cause),
-            }
-            if !self.life.vmm_is_running() && self.life.guest_is_silent() {
-                return Ending::now(cause);
+                () = sleep_until(deadline) => break,
             }
         }
+        Ending::now(cause)
     }
 }
 

@@ -47,8 +47,8 @@ pub enum EndCause {
     GuestFailed { step: Step, reason: String },
     /// It never got as far as a running VMM.
     NotStarted { reason: String },
-    /// The guest did not get to its entry point in time.
-    NoHello { waited: Duration, console: String },
+    /// The guest did not get as far as it had to in time.
+    GuestLate { what: &'static str, waited: Duration, console: String },
     /// The VMM process ended by itself.
     VmmDied { status: String, last_lines: String },
     /// The VMM does not answer.
@@ -87,8 +87,8 @@ impl fmt::Display for EndCause {
             }
             Self::GuestFailed { step, reason } => write!(f, "the guest failed at {step}: {reason}"),
             Self::NotStarted { reason } => write!(f, "it could not be started: {reason}"),
-            Self::NoHello { waited, console } => {
-                write!(f, "the guest did not say hello in {} s", waited.as_secs())?;
+            Self::GuestLate { what, waited, console } => {
+                write!(f, "the guest did not {what} in {} s", waited.as_secs())?;
                 tail(f, "last lines of its console", console)
             }
             Self::VmmDied { status, last_lines } => {
@@ -171,7 +171,11 @@ mod tests {
     fn causes_name_the_culprit_and_show_what_it_said_last() {
         let cause = EndCause::VmmDied { status: "exit status: 1".into(), last_lines: "no such disk".into() };
         assert_eq!(cause.to_string(), "the VMM ended with exit status: 1; its last lines:\nno such disk");
-        let cause = EndCause::NoHello { waited: Duration::from_secs(60), console: String::new() };
+        let cause = EndCause::GuestLate {
+            what: "say hello",
+            waited: Duration::from_secs(60),
+            console: String::new(),
+        };
         assert_eq!(cause.to_string(), "the guest did not say hello in 60 s");
         let cause = EndCause::GuestFailed { step: Step::RootImage, reason: "it does not match".into() };
         assert_eq!(cause.to_string(), "the guest failed at root image: it does not match");

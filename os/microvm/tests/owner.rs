@@ -441,6 +441,23 @@ async fn what_is_missing_is_named_with_a_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_another_process_uses_is_named() {
+    let Some(rig) = Rig::new().await else { return };
+    let path = rig.dir.path().join("disk");
+    let disk = fs::File::options().write(true).open(&path).unwrap();
+    disk.try_lock().unwrap();
+    let cause = within(rig.start(&["run"]).ended()).await;
+    let EndCause::NotStarted { reason } = &cause else { panic!("{cause}") };
+    let expected = format!(
+        "disk {} is in use by another process: is another VM running on it? stop that one first",
+        path.display()
+    );
+    assert_eq!(*reason, expected);
+    drop(disk);
+    assert!(within(rig.start(&["exit", "0"]).ended()).await.is_success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_jail_that_can_not_be_entered_says_why() {
     let Some(rig) = Rig::new().await else { return };
     let mut spec = rig.spec(&["run"]);

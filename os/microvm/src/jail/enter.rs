@@ -105,6 +105,8 @@ fn monitor(
         File::from(answer).write_all(&[1]).map_err(|error| JailError::step("answering", error))?;
     }
     become_user(MONITOR_USER)?;
+    prctl::set_no_new_privs().map_err(|error| JailError::step("giving up new privileges", error))?;
+    restrict(false)?;
     loop {
         match waitpid(program, None) {
             Ok(WaitStatus::Exited(_, code)) => std::process::exit(code),

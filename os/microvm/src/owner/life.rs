@@ -52,6 +52,8 @@ pub(crate) enum PrepareError {
     Missing { what: &'static str, path: PathBuf, remedy: &'static str, source: io::Error },
     #[error("/dev/kvm can't be opened: enable virtualisation (VT-x or AMD-V) in the firmware")]
     NoKvm { source: io::Error },
+    #[error("disk {path} is in use by another process: is another VM running on it? stop that one first")]
+    Locked { path: PathBuf },
     #[error("can't make {what} {path}")]
     Make { what: &'static str, path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -92,6 +94,8 @@ pub(crate) struct Life {
     link: Option<GuestLink>,
     /// The link told everything it will.
     link_closed: bool,
+    /// The guest is connected, as far as events that were read say.
+    connected: bool,
     ends: mpsc::Receiver<(ProcessKind, Ended)>,
     ends_sender: mpsc::Sender<(ProcessKind, Ended)>,
     running: Vec<ProcessKind>,
@@ -120,6 +124,7 @@ impl Life {
             cgroup: None,
             link: None,
             link_closed: false,
+            connected: false,
             ends,
             ends_sender,
             running: Vec::new(),
@@ -339,9 +344,9 @@ impl Life {
         self.running.contains(&ProcessKind::Vmm)
     }
 
-    /// True when nothing more of the guest waits.
-    pub(crate) fn guest_is_silent(&self) -> bool {
-        self.link_closed || self.link.as_ref().is_none_or(|link| link.events.is_empty())
+    /// True when everything that a guest said before its VMM ended was read.
+    pub(crate) fn guest_has_left(&self) -> bool {
+        self.link_closed || !self.connected
     }
 
     /// The next thing that happens; guest first, whose last words explain the end of its VMM. Cancel-safe.
@@ -350,7 +355,14 @@ impl Life {
             tokio::select! {
                 biased;
                 event = next_of_guest(&mut self.link), if !self.link_closed => match event {
-                    Some(event) => return LifeEvent::Guest(event),
+                    Some(event) => {
+                        match event {
+                            GuestEvent::Hello { .. } => self.connected = true,
+                            GuestEvent::Disconnected => self.connected = false,
+                            _ => {}
+                        }
+                        return LifeEvent::Guest(event);
+                    }
                     None => self.link_closed = true,
                 },
                 Some((kind, ended)) = self.ends.recv() => {
@@ -507,9 +519,35 @@ fn check_files(owner: &Owner) -> Result<(), PrepareError> {
             return Err(missing(io::Error::other("it is not a directory")));
         }
     }
+    for disk in spec.disks.iter().filter(|disk| !disk.readonly) {
+        check_unlocked(&disk.path)?;
+    }
     if settings.devices.iter().any(|device| device.ends_with("kvm")) {
         let kvm = fs::File::options().read(true).write(true).open("/dev/kvm");
         kvm.map_err(|source| PrepareError::NoKvm { source })?;
     }
     Ok(())
+}
+
+/// The VMM takes the lock that counts; this one gives the reason in words. cloud-hypervisor locks by open file
+/// description, alioth by flock.
+fn check_unlocked(path: &Path) -> Result<(), PrepareError> {
+    let missing = |source| PrepareError::Missing {
+        what: "the disk",
+        path: path.to_owned(),
+        remedy: "can the node write to it?",
+        source,
+    };
+    let file = fs::File::options().read(true).write(true).open(path).map_err(missing)?;
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    let by_description = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).is_ok();
+    let by_file = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
+    // Both locks end with the file.
+    if by_description && by_file { Ok(()) } else { Err(PrepareError::Locked { path: path.to_owned() }) }
 }
