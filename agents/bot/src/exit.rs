@@ -102,7 +102,9 @@ impl Failure {
         if self.quiet {
             return String::new();
         }
-        let mut text = format!("croft: {}\n", crate::terminal::printable(&self.message()));
+        // A list of reasons has lines; nothing else may move the cursor.
+        let message: Vec<String> = self.message().lines().map(crate::terminal::printable).collect();
+        let mut text = format!("croft: {}\n", message.join("\n"));
         if let Some(remedy) = &self.remedy {
             text.push_str("  what to do: ");
             text.push_str(remedy);

@@ -90,6 +90,44 @@ fn a_workload_is_deployed_explained_and_stopped_and_its_history_is_a_chain() {
     assert_eq!(history["versions"][0]["what"], "bot 'alice'");
 }
 
+#[test]
+fn every_field_of_the_json_is_documented_in_the_help() {
+    let world = World::with_farm();
+    let _node = FakeNode::start(&world, Behaviour::default());
+    let file = world.file("web.toml", WEB);
+    for line in [
+        "grid status".to_owned(),
+        "bot new carol --grains 5".to_owned(),
+        "bot show carol".to_owned(),
+        "wallet send bob 5 --bot alice".to_owned(),
+        "wallet show --bot bob".to_owned(),
+        "farm nodes attic".to_owned(),
+        "farm new shed --country nl --bot bob".to_owned(),
+        "image list".to_owned(),
+        format!("deploy {file} --dry-run --bot alice"),
+        format!("deploy {file} --bot alice"),
+        "ps --bot alice".to_owned(),
+        "explain web --bot alice".to_owned(),
+        "history web --bot alice".to_owned(),
+        "stop web --bot alice".to_owned(),
+    ] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let grouped = ["grid", "bot", "wallet", "farm", "image"].contains(&words[0]);
+        let help = World::help(&words[..if grouped { 2 } else { 1 }].join(" "));
+        let json = world.json(&line);
+        let mut fields: Vec<&String> = json.as_object().unwrap().keys().collect();
+        // One level down, where the result is a list of things.
+        for list in ["contracts", "nodes", "images", "versions", "transfers"] {
+            if let Some(first) = json.get(list).and_then(|l| l.get(0)).and_then(|f| f.as_object()) {
+                fields.extend(first.keys());
+            }
+        }
+        for field in fields {
+            assert!(help.contains(field.as_str()), "{line}: '{field}' is not documented in: {help}");
+        }
+    }
+}
+
 fn check_chain(history: &serde_json::Value, whats: &[&str]) {
     assert_eq!(history["verified"], true);
     let versions = history["versions"].as_array().unwrap();

@@ -16,8 +16,8 @@
 //! can read too.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use croft_protocol::boot::GridPin;
@@ -26,6 +26,7 @@ use croft_protocol::{Hash, Name, SecretKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::files;
 use crate::image::BlobStore;
 
 /// No file of ours is larger; whatever is, is not ours.
@@ -366,63 +367,22 @@ impl Home {
     }
 }
 
-fn make_dir(dir: &Path) -> Result<(), HomeError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| HomeError::Write { path: dir.to_owned(), source })
-}
-
-fn aside(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile, HomeError> {
-    let dir = path.parent().expect("every path of ours is in a directory");
-    make_dir(dir)?;
-    let failed = |source| HomeError::Write { path: path.to_owned(), source };
-    // Readable by its owner only, as tempfile makes them.
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    Ok(file)
-}
-
 fn write(path: &Path, bytes: &[u8]) -> Result<(), HomeError> {
-    let file = aside(path, bytes)?;
-    file.persist(path).map_err(|e| HomeError::Write { path: path.to_owned(), source: e.error })?;
-    sync_dir(path)
+    files::aside(path, bytes, true)
+        .and_then(|file| file.replace(path, true))
+        .map_err(|source| HomeError::Write { path: path.to_owned(), source })
 }
 
 /// Writes a file that must not exist. Returns whether it did not.
 fn write_new(path: &Path, bytes: &[u8]) -> Result<bool, HomeError> {
-    let file = aside(path, bytes)?;
-    match file.persist_noclobber(path) {
-        Ok(_) => sync_dir(path).map(|()| true),
-        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(HomeError::Write { path: path.to_owned(), source: e.error }),
-    }
+    files::aside(path, bytes, true)
+        .and_then(|file| file.add(path))
+        .map_err(|source| HomeError::Write { path: path.to_owned(), source })
 }
 
 /// Held until dropped: only one process changes what is in a directory at a time.
 fn lock(dir: &Path) -> Result<fs::File, HomeError> {
-    make_dir(dir)?;
-    let path = dir.join(".lock");
-    let failed = |source| HomeError::Write { path: path.clone(), source };
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
-    file.lock().map_err(failed)?;
-    Ok(file)
-}
-
-/// Makes a rename durable.
-fn sync_dir(path: &Path) -> Result<(), HomeError> {
-    let dir = path.parent().expect("every path of ours is in a directory");
-    fs::File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(|source| HomeError::Write { path: dir.to_owned(), source })
+    files::lock(dir).map_err(|source| HomeError::Write { path: dir.to_owned(), source })
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, HomeError> {

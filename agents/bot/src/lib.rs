@@ -9,6 +9,7 @@
 pub mod commands;
 pub mod deploy_file;
 pub mod exit;
+pub(crate) mod files;
 pub mod flags;
 #[cfg(test)]
 mod flow_tests;

@@ -18,7 +18,6 @@ fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
         }
     };
-    log_to_stderr();
     let mut terminal = Terminal::standard(flags.common.json);
     let done = Plan::new(flags, &ProcessEnvironment).and_then(|plan| carry_out(plan, &mut terminal));
     match done {
@@ -31,13 +30,18 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(plan: Plan, terminal: &mut Terminal) -> Result<(), Failure> {
+    log_to_stderr(if plan.action.ends_by_signal() { "warn" } else { "error" });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
+    let (sender, stop) = Stop::new();
+    if plan.action.is_local() {
+        // It never yields, so it would not hear of a signal: the default ends it at once.
+        return runtime.block_on(run(plan, terminal, &ProcessEnvironment, stop));
+    }
     runtime.block_on(async {
-        let (sender, stop) = Stop::new();
         let ends_itself = plan.action.ends_by_signal();
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
@@ -62,9 +66,9 @@ fn carry_out(plan: Plan, terminal: &mut Terminal) -> Result<(), Failure> {
     })
 }
 
-/// Warnings, or what RUST_LOG asks for.
-fn log_to_stderr() {
+/// Logs from this level on, or what RUST_LOG asks for.
+fn log_to_stderr(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::exit::{Exit, Failure};
 use crate::grid::{Grid, GridError};
+use crate::terminal::printable;
 
 /// An answer that needs no work on the other side but looking something up.
 const ANSWER_MS: u64 = 20_000;
@@ -184,7 +185,8 @@ async fn read<T: BorshDeserialize>(
         .map_err(|source| PeerProblem::Frame { whom, source })
 }
 
-/// A stranger's text, shortened.
+/// A stranger's text, shortened and in one line.
 pub(crate) fn bounded(text: String) -> String {
+    let text = printable(&text);
     if text.len() <= limits::TEXT_BYTES { text } else { text.chars().take(limits::TEXT_BYTES / 4).collect() }
 }

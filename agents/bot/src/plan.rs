@@ -67,6 +67,12 @@ impl Action {
     pub fn ends_by_signal(&self) -> bool {
         matches!(self, Self::GridUp(_) | Self::FarmServe { .. } | Self::Logs { follow: true, .. })
     }
+
+    /// Whether it only works with files of this machine.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::ImageBuild { .. } | Self::ImageList | Self::GridInit(_) | Self::GridJoin { .. })
+    }
 }
 
 #[derive(Debug)]

@@ -85,7 +85,7 @@ fn show_excluded(excluded: &[Excluded]) -> String {
 }
 
 fn list(lines: &[String]) -> String {
-    lines.iter().fold(String::new(), |text, line| text + " - " + line)
+    lines.iter().fold(String::new(), |text, line| text + "\n  - " + line)
 }
 
 #[derive(Serialize)]

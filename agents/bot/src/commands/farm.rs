@@ -1,6 +1,5 @@
 //! `croft farm new` and `croft farm nodes`: opening a farm, what its machines boot with, what they are.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use croft_protocol::api::Query;
@@ -14,6 +13,7 @@ use serde::Serialize;
 use super::show::{self, BotNames};
 use super::{Acting, CommandError, Context};
 use crate::exit::Failure;
+use crate::files;
 use crate::grid::{Grid, GridError, Node};
 use crate::plan::FarmNew;
 use crate::terminal::{printable, show_time, table};
@@ -162,13 +162,7 @@ fn check_replaceable(path: &Path) -> Result<(), Failure> {
 /// Written aside and renamed, for its owner only: it holds a permission.
 fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
     let failed = |source| Failure::failed(FarmError::Write { path: path.to_owned(), source });
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(failed)?;
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+    files::aside(path, text.as_bytes(), true).and_then(|file| file.replace(path, true)).map_err(failed)
 }
 
 #[derive(Serialize)]

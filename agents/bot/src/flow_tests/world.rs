@@ -140,6 +140,12 @@ impl World {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{line}: {e}: {text}"))
     }
 
+    /// The long help of a command.
+    pub(super) fn help(command: &str) -> String {
+        let args = format!("croft {command} --help");
+        Flags::parse_line(args.split_whitespace().map(OsString::from)).unwrap_err().to_string()
+    }
+
     pub(super) fn start_replica(&mut self) {
         let ready = format!("ready: grid demo on 127.0.0.1:{}", self.port);
         self.replica = Some(self.background("grid up", &ready));

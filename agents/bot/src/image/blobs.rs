@@ -4,11 +4,13 @@
 //! is read, so that a damaged disk or a hand in the store is noticed before a node does.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use croft_protocol::image::ImageManifest;
 use croft_protocol::{Hash, limits};
+
+use crate::files;
 
 /// A blob that can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +56,9 @@ impl BlobStore {
             return Ok(hash);
         }
         let path = self.path(&hash);
-        let failed = |source| BlobError::Write { path: path.clone(), source };
-        let parent = path.parent().expect("a blob's path has a directory");
-        fs::create_dir_all(parent).map_err(failed)?;
-        let mut file = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
-        file.write_all(bytes).map_err(failed)?;
-        file.persist(&path).map_err(|e| failed(e.error))?;
+        files::aside(&path, bytes, false)
+            .and_then(|file| file.replace(&path, false))
+            .map_err(|source| BlobError::Write { path, source })?;
         Ok(hash)
     }
 

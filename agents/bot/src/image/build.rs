@@ -21,10 +21,15 @@ use super::layers::{self, LayerError};
 use super::oci::{self, LayoutError, LayoutRef};
 use super::tree::{Tree, TreeError, TreeSummary};
 use super::verity;
+use crate::files;
 use crate::terminal::Progress;
 
 /// Compression level of chunks. The file system inside is compressed already; higher levels gain little.
 const ZSTD_LEVEL: i32 = 6;
+
+/// How directories begin that builds work in.
+const PREFIX: &str = "build-";
+const LOCK: &str = "lock";
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +97,7 @@ fn build_as(
     erofs::check_tools(as_root)?;
     let image = oci::open(layout)?;
     let failed = |source| BuildError::Scratch { dir: scratch.to_owned(), source };
-    std::fs::create_dir_all(scratch).map_err(failed)?;
-    let work = tempfile::Builder::new().prefix("build-").tempdir_in(scratch).map_err(failed)?;
+    let (work, _lock) = work_dir(scratch).map_err(failed)?;
 
     let image_path = work.path().join("image");
     let summary = make_file_system(&image, work.path(), &image_path, as_root, progress)?;
@@ -126,6 +130,23 @@ fn build_as(
         tag: image.tag,
         notes: image.notes,
     })
+}
+
+/// A directory to work in, held by its lock, which goes with the process. Those of builds that were
+/// interrupted are removed: nobody holds their locks any more.
+fn work_dir(scratch: &Path) -> io::Result<(tempfile::TempDir, File)> {
+    let _alone = files::lock(scratch)?;
+    for entry in std::fs::read_dir(scratch)? {
+        let path = entry?.path();
+        let is_ours = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+        if is_ours && File::open(path.join(LOCK)).map_or(true, |lock| lock.try_lock().is_ok()) {
+            std::fs::remove_dir_all(&path)?;
+        }
+    }
+    let work = tempfile::Builder::new().prefix(PREFIX).tempdir_in(scratch)?;
+    let lock = File::create(work.path().join(LOCK))?;
+    lock.lock()?;
+    Ok((work, lock))
 }
 
 fn make_file_system(
