@@ -23,8 +23,9 @@ use croft_network::{Network, NetworkStatus, WaitLimits};
 use croft_protocol::boot::BootConfig;
 use croft_protocol::record::HardwareSummary;
 use croft_protocol::{ContractBody, ContractId, Hash};
-use croft_storage::data::{self, Attached, Data, Medium};
+use croft_storage::data::{self, Attached, Data, Medium, WhyMemory};
 use croft_storage::documents::Documents;
+use croft_storage::examine::Examined;
 use croft_transport::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -71,6 +72,8 @@ pub enum Fatal {
     Network(#[from] croft_network::StartError),
     #[error(transparent)]
     Data(#[from] data::AttachError),
+    #[error("the node's own disk is broken ({verdicts}): repair or replace it; nothing was changed on it")]
+    DataDisk { verdicts: String },
     #[error(transparent)]
     Key(#[from] croft_identity::KeyError),
     #[error("the stored contracts can't be opened")]
@@ -234,6 +237,12 @@ impl Start<'_> {
                 stage
                     .ok(&format!("{name} is the data disk{}", if *new { ", freshly formatted" } else { "" }));
             }
+            // Identity and volumes are on it: a new identity must not take over in silence.
+            Medium::Memory { why: WhyMemory::OursBroken, .. } => {
+                let broken = Fatal::DataDisk { verdicts: verdicts(&disks) };
+                stage.failed(&broken);
+                return Err(broken);
+            }
             Medium::Memory { .. } => {
                 stage.failed_because(
                     "no usable data disk: identity and volumes are lost at the next boot; add an empty disk",
@@ -345,6 +354,10 @@ impl Alive {
             }
         }
     }
+}
+
+fn verdicts(disks: &[Examined]) -> String {
+    disks.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Contracts that an earlier boot verified: checked again, because a disk is not to be trusted more than a replica.

@@ -28,6 +28,9 @@ pub(super) fn enter(spec: &JailSpec) -> Result<Infallible, JailError> {
     let group = spec.cgroup.join("cgroup.procs");
     std::fs::write(&group, "0")
         .map_err(|error| JailError::step(format!("joining {}", group.display()), error))?;
+    // Node is the last that the kernel may kill for want of memory, and its children start out like it.
+    std::fs::write("/proc/self/oom_score_adj", "0")
+        .map_err(|error| JailError::step("taking back the protection from the kernel's killer", error))?;
     join_network(spec)?;
     give_taps(spec)?;
     let users = mounts::user_namespace(spec, alone)?;
