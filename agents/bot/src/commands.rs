@@ -1,4 +1,4 @@
-//! One module for each thing that `croft` does. They get a [`Context`] and say what happened through its
+//! One module for each thing that `croft` does. They get a `Context` and say what happened through its
 //! terminal; none of them reads the command line or exits.
 
 mod bot;

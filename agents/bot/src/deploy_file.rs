@@ -1,7 +1,7 @@
 //! The deploy file, `croft.toml`: what a person writes about a workload, and what it means.
 //!
 //! [`DeployFile::parse`] reads and checks the text; [`DeployFile::resolve`] fills every default from the
-//! images and reads the secrets, so that a [`Workload`] comes out in which nothing is left open. Unknown
+//! images and reads the secrets, so that a [`croft_protocol::workload::Workload`] comes out in which nothing is left open. Unknown
 //! fields are refused. The format is documented in [`FORMAT`], which `croft deploy --help` prints.
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Workload images: read an OCI image, make one verified read-only file of it, keep it in chunks.
 //!
-//! [`build`] is the way through; [`oci`] and [`layers`] read what strangers made, [`tree`] is the only place
+//! [`build()`] is the way through; [`oci`] and [`layers`] read what strangers made, `tree` is the only place
 //! where their files touch this machine, [`blobs`] keeps the result.
 
 pub mod blobs;

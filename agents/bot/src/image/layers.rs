@@ -1,4 +1,4 @@
-//! Puts the layers of an image on top of each other in a [`Tree`].
+//! Puts the layers of an image on top of each other in a tree.
 //!
 //! ```text
 //!   each layer:  survey (digests, paths, whiteouts) ──> whiteouts remove what lies below ──> unpack
