@@ -47,6 +47,11 @@ pub enum ImageError {
     Root { image: Hash },
     #[error("no space on the data disk for image {image} of {size_bytes} bytes: end contracts or add a disk")]
     Full { image: Hash, size_bytes: u64 },
+    #[error(
+        "image {image} of {size_bytes} bytes does not fit beside the {used_bytes} bytes of images that this node keeps; it \
+         sets aside {quota_bytes}: end contracts, or choose a node with a larger disk"
+    )]
+    Quota { image: Hash, size_bytes: u64, used_bytes: u64, quota_bytes: u64 },
     #[error("can't {action} {path}: check the data disk")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
 }
@@ -58,6 +63,7 @@ impl ImageError {
         match self {
             Self::Unpack { .. } | Self::Root { .. } => true,
             Self::Manifest(e) => !matches!(e, InvalidManifest::Hash { .. }),
+            Self::Quota { size_bytes, quota_bytes, .. } => size_bytes > quota_bytes,
             Self::Fetch { .. } | Self::Chunk { .. } | Self::Full { .. } | Self::Io { .. } => false,
         }
     }
@@ -74,16 +80,28 @@ pub struct Image {
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     dir: PathBuf,
+    quota_bytes: u64,
 }
 
 impl ImageStore {
-    /// A store in a directory, which is made when needed.
+    /// A store in a directory, which is made when needed. All images together stay within the quota: the rest of the
+    /// disk is sold as volumes.
     ///
     /// # Errors
     /// [`ImageError::Io`] when it can't be made.
-    pub fn open(dir: &Path) -> Result<Self, ImageError> {
+    pub fn open(dir: &Path, quota_bytes: u64) -> Result<Self, ImageError> {
         fs::create_dir_all(dir).map_err(io_error("make", dir))?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), quota_bytes })
+    }
+
+    /// Bytes of all images but one.
+    fn used_beside(&self, hash: Hash) -> Result<u64, ImageError> {
+        let entries = fs::read_dir(&self.dir).map_err(io_error("list", &self.dir))?.flatten();
+        let own = hash.to_string();
+        Ok(entries
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with(&own))
+            .map(|entry| entry.metadata().map_or(0, |m| m.len()))
+            .sum())
     }
 
     fn path(&self, hash: Hash, suffix: &str) -> PathBuf {
@@ -118,6 +136,11 @@ impl ImageStore {
             reason,
         })?;
         let manifest = ImageManifest::check(&bytes, hash)?;
+        let (size_bytes, used_bytes) = (manifest.size_bytes, self.used_beside(hash)?);
+        if used_bytes.saturating_add(size_bytes) > self.quota_bytes {
+            let quota_bytes = self.quota_bytes;
+            return Err(ImageError::Quota { image: hash, size_bytes, used_bytes, quota_bytes });
+        }
         write_whole(&self.path(hash, "manifest"), &bytes)?;
         let partial = self.path(hash, "partial");
         let file = OpenOptions::new()

@@ -163,7 +163,7 @@ impl Start<'_> {
             node: identity.id(),
             sealing: identity.sealing().clone(),
             ledger: ledger.clone(),
-            images: ImageStore::open(&data.folder("cache").join("images"))?,
+            images: ImageStore::open(&data.folder("cache").join("images"), image_quota(&data))?,
             in_use: InUse::default(),
             volumes: Volumes::open(&data)?,
             networks: Networks::open(pool)?,
@@ -354,6 +354,12 @@ impl Alive {
             }
         }
     }
+}
+
+/// The part of the data disk that is not sold.
+fn image_quota(data: &Data) -> u64 {
+    let room = croft_storage::capacity::capacity(&data.path).map_or(0, |room| room.total_bytes);
+    room / capacity::DISK_OVERHEAD_SHARE
 }
 
 fn verdicts(disks: &[Examined]) -> String {

@@ -75,7 +75,7 @@ fn publish(blobs: &Blobs, file: &[u8], root: Hash, data_blocks: u64) -> Hash {
 #[tokio::test]
 async fn an_image_is_fetched_verified_and_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(dir.path()).unwrap();
+    let store = ImageStore::open(dir.path(), 1 << 30).unwrap();
     let blobs = Blobs::default();
     let (file, root) = verity_file(700, [5; 32]);
     let hash = publish(&blobs, &file, root, 700);
@@ -91,7 +91,7 @@ async fn an_image_is_fetched_verified_and_kept() {
 #[tokio::test]
 async fn a_tampered_chunk_is_named_and_the_right_one_heals() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(dir.path()).unwrap();
+    let store = ImageStore::open(dir.path(), 1 << 30).unwrap();
     let blobs = Blobs::default();
     let (file, root) = verity_file(700, [5; 32]);
     let hash = publish(&blobs, &file, root, 700);
@@ -110,7 +110,7 @@ async fn a_tampered_chunk_is_named_and_the_right_one_heals() {
 #[tokio::test]
 async fn a_manifest_of_another_image_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(dir.path()).unwrap();
+    let store = ImageStore::open(dir.path(), 1 << 30).unwrap();
     let blobs = Blobs::default();
     let (file, root) = verity_file(3, [5; 32]);
     let hash = publish(&blobs, &file, root, 3);
@@ -124,7 +124,7 @@ async fn a_manifest_of_another_image_is_refused() {
 #[tokio::test]
 async fn a_wrong_verity_root_is_final_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(dir.path()).unwrap();
+    let store = ImageStore::open(dir.path(), 1 << 30).unwrap();
     let blobs = Blobs::default();
     let (file, _) = verity_file(3, [5; 32]);
     let hash = publish(&blobs, &file, Hash([1; 32]), 3);
@@ -136,7 +136,7 @@ async fn a_wrong_verity_root_is_final_and_says_so() {
 #[tokio::test]
 async fn a_missing_chunk_is_tried_again_from_where_it_stopped() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(dir.path()).unwrap();
+    let store = ImageStore::open(dir.path(), 1 << 30).unwrap();
     let blobs = Blobs::default();
     let blocks = (SYNC_CHUNKS as u64 + 4) * limits::CHUNK_BYTES as u64 / BLOCK_BYTES;
     let (file, root) = verity_file(blocks, [5; 32]);
@@ -156,7 +156,7 @@ async fn a_missing_chunk_is_tried_again_from_where_it_stopped() {
 #[tokio::test]
 async fn damage_on_the_disk_is_found_and_the_file_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(dir.path()).unwrap();
+    let store = ImageStore::open(dir.path(), 1 << 30).unwrap();
     let blobs = Blobs::default();
     let (file, root) = verity_file(200, [5; 32]);
     let hash = publish(&blobs, &file, root, 200);
@@ -170,7 +170,7 @@ async fn damage_on_the_disk_is_found_and_the_file_removed() {
 #[tokio::test]
 async fn images_that_nobody_uses_are_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(dir.path()).unwrap();
+    let store = ImageStore::open(dir.path(), 1 << 30).unwrap();
     let blobs = Blobs::default();
     let (file, root) = verity_file(3, [5; 32]);
     let hash = publish(&blobs, &file, root, 3);
@@ -178,4 +178,22 @@ async fn images_that_nobody_uses_are_removed() {
     assert_eq!(store.remove_unused(|_| true).unwrap(), 0);
     assert!(store.remove_unused(|h| h != hash).unwrap() > file.len() as u64);
     assert!(store.get(hash).is_none());
+}
+
+#[tokio::test]
+async fn images_stay_within_what_is_set_aside_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Blobs::default();
+    let (file, root) = verity_file(3, [5; 32]);
+    let hash = publish(&blobs, &file, root, 3);
+    let store = ImageStore::open(dir.path(), file.len() as u64 + 1000).unwrap();
+    fs::write(dir.path().join(format!("{}.img", Hash([7; 32]))), [0; 2000]).unwrap();
+    let error = store.fetch(hash, &blobs, |_, _| {}).await.unwrap_err();
+    assert!(error.to_string().contains("beside the 2000 bytes of images"), "{error}");
+    assert!(!error.is_final(), "it fits when others are gone");
+    assert!(
+        ImageStore::open(dir.path(), 5).unwrap().fetch(hash, &blobs, |_, _| {}).await.unwrap_err().is_final()
+    );
+    store.remove_unused(|_| false).unwrap();
+    assert!(store.fetch(hash, &blobs, |_, _| {}).await.is_ok());
 }
