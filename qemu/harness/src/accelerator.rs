@@ -40,6 +40,9 @@ const TRIAL_RESULT: [u8; 1] = [7];
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
+/// An AMD processor with SVM, without what QEMU's emulation lacks and would warn about.
+const EMULATED_CPU: &str = "EPYC,+svm,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec";
+
 /// How QEMU runs guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
@@ -98,7 +101,7 @@ impl Accelerator {
     pub(crate) fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg { .. } => ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm"],
+            Self::Tcg { .. } => ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU],
         }
     }
 

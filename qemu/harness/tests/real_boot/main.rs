@@ -131,6 +131,31 @@ async fn a_machine_boots_answers_loses_power_and_keeps_its_disk() {
     assert!(log.contains("test: boot 2 of this disk"), "{log}");
 }
 
+/// The first image under `target/image/`, kernel and all.
+fn image() -> Option<PathBuf> {
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/image");
+    let found = std::fs::read_dir(images).ok()?.filter_map(|image| Some(image.ok()?.path()));
+    let image = found.into_iter().find(|image| croft_image_builder::image::open(image).is_ok());
+    if image.is_none() {
+        eprintln!("skipped: no image; run `cargo xtask image`");
+    }
+    image
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_image_powers_off_when_the_button_is_pressed() {
+    let (state, Some(image)) = (tempfile::tempdir().unwrap(), image()) else { return };
+    let boot = Boot::image(Profile::named("standard").unwrap(), &image, state.path());
+    let mut machine = boot.start().await.unwrap_or_else(|error| panic!("{error}"));
+    let serial = machine.serial();
+    serial.wait_for("croft: stage 4/11", BOOT_LIMIT).await.unwrap_or_else(|error| panic!("{error}"));
+    // Without a boot configuration the node can't run, and says so; the button works all the same.
+    let complaint = serial.wait_for("boot.toml", BOOT_LIMIT).await.unwrap_or_else(|error| panic!("{error}"));
+    assert!(complaint.text.contains("can't be read"), "{}", complaint.text);
+    let exit = machine.powerdown(BOOT_LIMIT).await.unwrap_or_else(|error| panic!("{error}"));
+    assert!(exit.is_clean(), "{exit:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_is_reset_boots_again() {
     let state = tempfile::tempdir().unwrap();
