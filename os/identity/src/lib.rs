@@ -178,7 +178,11 @@ impl KeyStore for DiskKeyStore {
         };
         let file = KeyFile { version: 1, seed: hex::encode(seed), check: check_of(seed) };
         let text = toml::to_string(&file).expect("a key file has a TOML form");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(io("make the directory of"))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(io("make the directory of"))?;
         fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700)).map_err(io("protect"))?;
         // Complete under another name first: a power cut leaves either no key or a whole one.
         let temporary = self.dir.join("node.key.new");
