@@ -125,8 +125,8 @@ async fn splice(mut send: SendStream, mut recv: RecvStream, mut out: SendStream,
     }
 }
 
-/// Returns an error for a direction that broke or whose reader hung up, so that the other one is broken off
-/// too.
+/// Returns an error for a direction that broke, so that the other one is broken off too. A reader that hung up ends
+/// its own direction only: it may have said all it had to say, and the answer be still on its way.
 async fn pump(
     from: &mut RecvStream,
     to: &mut SendStream,
@@ -138,7 +138,11 @@ async fn pump(
     loop {
         let n = tokio::select! {
             n = AsyncReadExt::read(from, &mut buffer) => n?,
-            _ = &mut hung_up => return Err(std::io::ErrorKind::BrokenPipe.into()),
+            _ = &mut hung_up => {
+                // Fails only when there is nothing left to stop.
+                let _ = from.stop(0_u32.into());
+                return Ok(());
+            }
         };
         moved.store(start.elapsed().as_secs(), Ordering::Relaxed);
         if n == 0 {
