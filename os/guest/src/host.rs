@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 use croft_guest::outbox::Outbox;
 use croft_guest::wire::{
     CONTROL_PORT, FrameError, GuestConfig, GuestEnvelope, GuestFrame, GuestHello, HOST_CID, HOST_SILENCE_MS,
-    HostFrame, LogChunk, MAX_GUEST_FRAME_BYTES, MAX_HOST_FRAME_BYTES, encode, read_frame,
+    HostFrame, MAX_GUEST_FRAME_BYTES, MAX_HOST_FRAME_BYTES, Stream, encode, read_frame,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use crate::power::{boot_ms, say};
+use crate::power::{boot_ms, say, wall_ms};
 
 /// Output that waits for the host; more would take memory from the workload.
 const MAX_WAITING_LOG_BYTES: usize = 256 * 1024;
@@ -103,8 +103,8 @@ impl Host {
     }
 
     /// Queues output; drops the oldest when the host is too slow.
-    pub(crate) fn log(&self, chunk: LogChunk) {
-        self.lock().outbox.push_log(chunk);
+    pub(crate) fn log(&self, stream: Stream, bytes: &[u8]) {
+        self.lock().outbox.push_log(stream, wall_ms(), bytes);
         self.shared.changed.notify_all();
     }
 
@@ -262,7 +262,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
-    use croft_guest::wire::{Stream, write_frame};
+    use croft_guest::wire::write_frame;
 
     const LIMIT: Duration = Duration::from_secs(30);
 
@@ -300,10 +300,6 @@ mod tests {
         write_frame(stream, frame, MAX_HOST_FRAME_BYTES).unwrap();
     }
 
-    fn chunk(sequence: u64) -> LogChunk {
-        LogChunk { stream: Stream::Stdout, sequence, time_ms: 0, bytes: vec![b'x'; 1000] }
-    }
-
     #[test]
     fn a_lost_connection_is_dialled_again_and_nothing_is_lost() {
         let rig = Rig::new();
@@ -314,7 +310,7 @@ mod tests {
         rig.host.tell(GuestFrame::Started { boot_ms: 1, pid: 2 });
         assert_eq!(read(&mut first).number, 1);
         drop(first);
-        rig.host.log(chunk(0));
+        rig.host.log(Stream::Stdout, b"x");
         let (mut second, hello) = rig.accept();
         assert!(hello.configured, "the host must know that it need not configure again");
         assert_eq!(hello.boot_id, [1; 16]);
@@ -343,24 +339,22 @@ mod tests {
         let rig = Rig::new();
         let (mut stream, _) = rig.accept();
         // Far more than socket buffers, window and outbox hold; `log` must return each time.
-        for sequence in 0..5000 {
-            rig.host.log(chunk(sequence));
+        let pieces = 5000;
+        for _ in 0..pieces {
+            rig.host.log(Stream::Stdout, &[b'x'; 1000]);
         }
         assert!(!rig.host.flush(Duration::ZERO));
-        let mut last = 0;
-        let mut dropped = 0;
-        let mut chunks = 0;
-        while chunks + dropped < 5000 {
+        let (mut taken, mut dropped) = (0, 0);
+        while taken + dropped < pieces * 1000 {
             let envelope = read(&mut stream);
-            last = last.max(envelope.number);
             match envelope.frame {
-                GuestFrame::Log(_) => chunks += 1,
-                GuestFrame::DroppedLogs { chunks, .. } => dropped += chunks,
+                GuestFrame::Log(chunk) => taken += chunk.bytes.len() as u64,
+                GuestFrame::DroppedLogs { bytes, .. } => dropped += bytes,
                 other => panic!("unexpected {other:?}"),
             }
-            write(&mut stream, &HostFrame::Ack { number: last });
+            write(&mut stream, &HostFrame::Ack { number: envelope.number });
         }
-        assert!(dropped > 4000, "most must have been dropped, were {dropped}");
+        assert!(dropped > 4_000_000, "most must have been dropped, were {dropped} bytes");
         assert!(rig.host.flush(LIMIT));
     }
 

@@ -13,7 +13,8 @@
 use std::collections::VecDeque;
 
 use crate::wire::{
-    GuestEnvelope, GuestFrame, LogChunk, MAX_GUEST_FRAME_BYTES, WINDOW_BYTES, WINDOW_FRAMES, encode,
+    GuestEnvelope, GuestFrame, LogChunk, MAX_GUEST_FRAME_BYTES, MAX_LOG_CHUNK_BYTES, Stream, WINDOW_BYTES,
+    WINDOW_FRAMES, encode,
 };
 
 /// Control frames that may wait. Health reports and pongs replace older ones of their kind, so this is only
@@ -29,6 +30,7 @@ pub struct Outbox {
     control_frames: usize,
     dropped_chunks: u64,
     dropped_bytes: u64,
+    next_sequence: u64,
     on_the_way: VecDeque<(u64, Vec<u8>)>,
     bytes_on_the_way: usize,
     /// How many of `on_the_way` still have to be written to the present connection.
@@ -46,6 +48,7 @@ impl Outbox {
             control_frames: 0,
             dropped_chunks: 0,
             dropped_bytes: 0,
+            next_sequence: 0,
             on_the_way: VecDeque::new(),
             bytes_on_the_way: 0,
             to_repeat: 0,
@@ -53,10 +56,23 @@ impl Outbox {
         }
     }
 
-    /// Adds output; makes room by dropping the oldest output.
-    pub fn push_log(&mut self, chunk: LogChunk) {
-        self.log_bytes += chunk.bytes.len();
-        self.queue.push_back(GuestFrame::Log(chunk));
+    /// Adds output, at most [`MAX_LOG_CHUNK_BYTES`] at once; makes room by dropping the oldest output. Small
+    /// pieces that wait become one: a frame costs much more than its bytes.
+    pub fn push_log(&mut self, stream: Stream, time_ms: u64, bytes: &[u8]) {
+        self.log_bytes += bytes.len();
+        match self.queue.back_mut() {
+            Some(GuestFrame::Log(last))
+                if last.stream == stream && last.bytes.len() + bytes.len() <= MAX_LOG_CHUNK_BYTES =>
+            {
+                last.bytes.extend_from_slice(bytes);
+            }
+            _ => {
+                let sequence = self.next_sequence;
+                self.next_sequence += 1;
+                let chunk = LogChunk { stream, sequence, time_ms, bytes: bytes.to_vec() };
+                self.queue.push_back(GuestFrame::Log(chunk));
+            }
+        }
         while self.log_bytes > self.max_log_bytes {
             let Some(at) = self.queue.iter().position(|frame| matches!(frame, GuestFrame::Log(_))) else {
                 break;
@@ -151,10 +167,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::{HealthReport, HealthState, Stream, read_frame};
+    use crate::wire::{HealthReport, HealthState, read_frame};
 
-    fn chunk(sequence: u64, bytes: usize) -> LogChunk {
-        LogChunk { stream: Stream::Stdout, sequence, time_ms: 0, bytes: vec![b'x'; bytes] }
+    /// Alternates streams, so that pieces stay apart.
+    fn log(outbox: &mut Outbox, count: u64, bytes: usize) {
+        for number in 0..count {
+            let stream = if number % 2 == 0 { Stream::Stdout } else { Stream::Stderr };
+            outbox.push_log(stream, 0, &vec![b'x'; bytes]);
+        }
     }
 
     fn decode(bytes: &[u8]) -> GuestEnvelope {
@@ -168,9 +188,7 @@ mod tests {
     #[test]
     fn a_slow_host_loses_the_oldest_output_and_learns_how_much() {
         let mut outbox = Outbox::new(1000);
-        for sequence in 0..15 {
-            outbox.push_log(chunk(sequence, 100));
-        }
+        log(&mut outbox, 15, 100);
         let first = decode(&outbox.next_frame().unwrap());
         assert_eq!(first.frame, GuestFrame::DroppedLogs { chunks: 5, bytes: 500 });
         let GuestFrame::Log(second) = decode(&outbox.next_frame().unwrap()).frame else {
@@ -183,9 +201,7 @@ mod tests {
     fn dropping_output_never_drops_an_exit() {
         let mut outbox = Outbox::new(100);
         outbox.push(GuestFrame::Started { boot_ms: 1, pid: 2 });
-        for sequence in 0..1000 {
-            outbox.push_log(chunk(sequence, 60));
-        }
+        log(&mut outbox, 1000, 60);
         let mut frames = Vec::new();
         while let Some(bytes) = outbox.next_frame() {
             frames.push(decode(&bytes).frame);
@@ -196,9 +212,7 @@ mod tests {
     #[test]
     fn the_window_closes_without_acks_and_opens_with_them() {
         let mut outbox = Outbox::new(1 << 20);
-        for sequence in 0..100 {
-            outbox.push_log(chunk(sequence, 8192));
-        }
+        log(&mut outbox, 100, 8192);
         let mut sent = 0;
         let mut last = 0;
         while let Some(bytes) = outbox.next_frame() {
@@ -216,9 +230,7 @@ mod tests {
     #[test]
     fn many_small_frames_close_the_window_too() {
         let mut outbox = Outbox::new(1 << 20);
-        for sequence in 0..1000 {
-            outbox.push_log(chunk(sequence, 1));
-        }
+        log(&mut outbox, 1000, 1);
         let sent = std::iter::from_fn(|| outbox.next_frame()).count();
         assert_eq!(sent, WINDOW_FRAMES);
     }
@@ -226,9 +238,7 @@ mod tests {
     #[test]
     fn what_was_on_the_way_is_sent_again_with_its_old_numbers() {
         let mut outbox = Outbox::new(1000);
-        for sequence in 0..3 {
-            outbox.push_log(chunk(sequence, 10));
-        }
+        log(&mut outbox, 3, 10);
         let first: Vec<u64> = (0..2).map(|_| decode(&outbox.next_frame().unwrap()).number).collect();
         assert_eq!(first, [1, 2]);
         outbox.ack(1);
@@ -237,6 +247,26 @@ mod tests {
         assert_eq!(again, [2, 3]);
         outbox.ack(3);
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn small_pieces_that_wait_become_one_and_nothing_is_lost() {
+        let mut outbox = Outbox::new(1 << 20);
+        for number in 0..100 {
+            outbox.push_log(Stream::Stdout, number, format!("line {number}\n").as_bytes());
+        }
+        outbox.push_log(Stream::Stderr, 100, b"oops");
+        outbox.push_log(Stream::Stdout, 101, &[b'x'; MAX_LOG_CHUNK_BYTES]);
+        let mut frames = Vec::new();
+        while let Some(bytes) = outbox.next_frame() {
+            let GuestFrame::Log(chunk) = decode(&bytes).frame else { panic!("a log was expected") };
+            frames.push((chunk.sequence, chunk.stream, chunk.bytes.len()));
+        }
+        let lines: usize = (0..100).map(|number| format!("line {number}\n").len()).sum();
+        assert_eq!(
+            frames,
+            [(0, Stream::Stdout, lines), (1, Stream::Stderr, 4), (2, Stream::Stdout, MAX_LOG_CHUNK_BYTES)]
+        );
     }
 
     #[test]
@@ -274,13 +304,9 @@ mod tests {
         fn bounds_hold_and_numbers_are_gapless_whatever_happens(actions in prop::collection::vec(action(), 1..200)) {
             let mut outbox = Outbox::new(10_000);
             let mut highest = 0;
-            let mut sequence = 0;
             for action in actions {
                 match action {
-                    Action::Log(bytes) => {
-                        sequence += 1;
-                        outbox.push_log(chunk(sequence, bytes));
-                    }
+                    Action::Log(bytes) => outbox.push_log(Stream::Stdout, 0, &vec![b'x'; bytes]),
                     Action::Pong(nonce) => outbox.push(GuestFrame::Pong { nonce }),
                     Action::Send => {
                         if let Some(bytes) = outbox.next_frame() {

@@ -4,21 +4,19 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use croft_guest::users::User;
 use croft_guest::wire::{
-    Exit, ExitReport, GuestConfig, GuestFrame, LogChunk, MAX_LOG_CHUNK_BYTES, SecretTarget, Step, Stream,
+    Exit, ExitReport, GuestConfig, GuestFrame, MAX_LOG_CHUNK_BYTES, SecretTarget, Step, Stream,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::exec::DEFAULT_PATH;
 use crate::failure::{During, Failure};
 use crate::host::{Host, Request};
-use crate::power::{boot_ms, say, wall_ms};
+use crate::power::{boot_ms, say};
 use crate::process::{Reaper, kill_all, signal, was_out_of_memory};
 
 /// How long output may take to drain after everything was killed.
@@ -62,8 +60,7 @@ pub(crate) fn start(
     host: &Host,
 ) -> Result<Workload, Failure> {
     let (finished, pumps) = channel();
-    let sequence = Arc::new(AtomicU64::new(0));
-    let open = |stream| pump(stream, user, host, &sequence, finished.clone());
+    let open = |stream| pump(stream, user, host, finished.clone());
     let stdout = open(Stream::Stdout)?;
     let stderr = open(Stream::Stderr)?;
     let cwd = if config.cwd.is_empty() { "/" } else { &config.cwd };
@@ -78,19 +75,13 @@ pub(crate) fn start(
 }
 
 /// A pipe whose write end the workload gets, and a thread that reads the other.
-fn pump(
-    stream: Stream,
-    user: &User,
-    host: &Host,
-    sequence: &Arc<AtomicU64>,
-    finished: Sender<()>,
-) -> Result<OwnedFd, Failure> {
+fn pump(stream: Stream, user: &User, host: &Host, finished: Sender<()>) -> Result<OwnedFd, Failure> {
     let trouble = || format!("preparing {stream:?}");
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).during(Step::EntryPoint, trouble)?;
     // Images link log files to /dev/stdout, which the workload's user must be able to open.
     nix::unistd::fchown(&write, Some(user.uid.into()), Some(user.gid.into()))
         .during(Step::EntryPoint, trouble)?;
-    let (host, sequence) = (host.clone(), Arc::clone(sequence));
+    let host = host.clone();
     let thread = std::thread::Builder::new().name("output".into());
     thread
         .spawn(move || {
@@ -99,12 +90,7 @@ fn pump(
             loop {
                 match pipe.read(&mut buffer) {
                     Ok(0) => break,
-                    Ok(count) => host.log(LogChunk {
-                        stream,
-                        sequence: sequence.fetch_add(1, Ordering::Relaxed),
-                        time_ms: wall_ms(),
-                        bytes: buffer[..count].to_vec(),
-                    }),
+                    Ok(count) => host.log(stream, &buffer[..count]),
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(error) => {
                         say(&format!("reading {stream:?}: {error}"));

@@ -103,13 +103,13 @@ pub struct GuestHello {
     pub kernel: String,
 }
 
-/// A piece of output, cut where the pipe cut it, not at line ends.
+/// A piece of output, cut anywhere, not at line ends.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct LogChunk {
     pub stream: Stream,
     /// Counts the chunks of this boot, dropped ones included: a gap is visible.
     pub sequence: u64,
-    /// Guest's wall clock, milliseconds since 1970.
+    /// Guest's wall clock at the first byte, milliseconds since 1970.
     pub time_ms: u64,
     /// At most [`MAX_LOG_CHUNK_BYTES`].
     pub bytes: Vec<u8>,

@@ -312,7 +312,11 @@ impl Session {
             GuestFrame::Log(chunk) => {
                 self.logs.push(chunk.stream.into(), chunk.time_ms, &chunk.bytes);
                 // Before the acknowledgement: this is what slows the guest down.
-                sleep(self.budget.take(chunk.bytes.len() as u64)).await;
+                let wait = self.budget.take(chunk.bytes.len() as u64);
+                // Even a timer of zero takes a millisecond.
+                if !wait.is_zero() {
+                    sleep(wait).await;
+                }
                 return;
             }
             GuestFrame::DroppedLogs { chunks, bytes } => {
@@ -326,14 +330,20 @@ impl Session {
                 GuestEvent::Started { boot: Duration::from_millis(boot_ms) }
             }
             GuestFrame::Health(mut report) => {
-                report.detail = shorten(&report.detail);
+                report.detail = plain(&report.detail);
                 GuestEvent::Health(report)
             }
             GuestFrame::Exited(report) => GuestEvent::Exited(report),
-            GuestFrame::Failed { step, reason } => GuestEvent::Failed { step, reason },
+            GuestFrame::Failed { step, reason } => GuestEvent::Failed { step, reason: plain(&reason) },
         };
         self.tell(event).await;
     }
+}
+
+/// A text of the guest's for the node's own messages: bounded, and without control over a terminal.
+fn plain(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
+    shorten(&text)
 }
 
 async fn send(stream: &mut UnixStream, frame: &HostFrame) -> Result<(), Lost> {

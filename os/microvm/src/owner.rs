@@ -221,6 +221,37 @@ fn cause_of_end(life: &Life, kind: &ProcessKind, ended: crate::process::Ended) -
     }
 }
 
+/// A process ended; finds out why. A helper also ends, cleanly, because the VMM did, and the guest's last words
+/// may still be on their way.
+async fn process_ended(
+    owner: &Owner,
+    life: &mut Life,
+    kind: ProcessKind,
+    ended: crate::process::Ended,
+    commands: &mut Commands,
+) -> Ending {
+    let broken_helper = kind != ProcessKind::Vmm && !ended.clean;
+    let mut cause = cause_of_end(life, &kind, ended);
+    let deadline = Instant::now() + SETTLE;
+    while life.vmm_is_running() || !life.guest_has_left() {
+        tokio::select! {
+            event = life.next(commands) => match event {
+                LifeEvent::Guest(event) => if let Some(told) = owner.cause_of_event(&event) {
+                    return Ending::now(told);
+                },
+                // A VMM that a broken helper took along is not the culprit.
+                LifeEvent::Ended(ProcessKind::Vmm, ended) if !broken_helper => {
+                    cause = cause_of_end(life, &ProcessKind::Vmm, ended);
+                }
+                LifeEvent::Ended(..) => {}
+                LifeEvent::Command(Command::Stop { .. }) => return Ending::now(EndCause::Stopped),
+            },
+            () = sleep_until(deadline) => break,
+        }
+    }
+    Ending::now(cause)
+}
+
 struct Preparing<'a> {
     owner: &'a Owner,
     life: &'a mut Life,
@@ -306,7 +337,7 @@ impl Starting<'_> {
                     }
                 }
                 LifeEvent::Ended(kind, ended) => {
-                    return Err(Ending::now(cause_of_end(self.life, &kind, ended)));
+                    return Err(process_ended(self.owner, self.life, kind, ended, commands).await);
                 }
                 LifeEvent::Command(Command::Stop { grace }) => {
                     return Err(Ending { cause: EndCause::Stopped, grace: Some(grace) });
@@ -322,7 +353,7 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    async fn run(mut self, commands: &mut Commands) -> Ending {
+    async fn run(self, commands: &mut Commands) -> Ending {
         let limits = self.owner.settings.limits;
         let mut tracker = PingTracker::new(limits.ping_misses);
         let mut pings = self.life.start_pings(self.owner);
@@ -348,7 +379,9 @@ impl Running<'_> {
                         return Ending::now(cause);
                     }
                 }
-                LifeEvent::Ended(kind, ended) => return self.process_ended(kind, ended, commands).await,
+                LifeEvent::Ended(kind, ended) => {
+                    return process_ended(self.owner, self.life, kind, ended, commands).await;
+                }
                 LifeEvent::Command(Command::Stop { grace }) => {
                     return Ending { cause: EndCause::Stopped, grace: Some(grace) };
                 }
@@ -369,33 +402,6 @@ impl Running<'_> {
         let unhealthy = report.state == HealthState::Unhealthy && self.owner.spec.restart_unhealthy;
         let cause = EndCause::Unhealthy { check: report.check, detail: report.detail };
         unhealthy.then_some(Ending { cause, grace: Some(ABANDONED_GRACE) })
-    }
-
-    /// A helper also ends because the VMM did, and the guest's last words may still be on their way.
-    async fn process_ended(
-        &mut self,
-        kind: ProcessKind,
-        ended: crate::process::Ended,
-        commands: &mut Commands,
-    ) -> Ending {
-        let mut cause = cause_of_end(self.life, &kind, ended);
-        let deadline = Instant::now() + SETTLE;
-        while self.life.vmm_is_running() || !self.life.guest_has_left() {
-            tokio::select! {
-                event = self.life.next(commands) => match event {
-                    LifeEvent::Guest(event) => if let Some(told) = self.owner.cause_of_event(&event) {
-                        return Ending::now(told);
-                    },
-                    LifeEvent::Ended(ProcessKind::Vmm, ended) => {
-                        cause = cause_of_end(self.life, &ProcessKind::Vmm, ended);
-                    }
-                    LifeEvent::Ended(..) => {}
-                    LifeEvent::Command(Command::Stop { .. }) => return Ending::now(EndCause::Stopped),
-                },
-                () = sleep_until(deadline) => break,
-            }
-        }
-        Ending::now(cause)
     }
 }
 

@@ -31,6 +31,8 @@ pub(crate) struct Jailed {
 /// How a jailed process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ended {
+    /// It ended by itself and without complaint.
+    pub(crate) clean: bool,
     pub(crate) status: String,
     pub(crate) last_lines: String,
 }
@@ -81,7 +83,8 @@ impl Jailed {
         }
         self.readers.clear();
         self.errors.finish_lines();
-        Ended { status: describe(status), last_lines: self.errors.tail(SHOWN_BYTES) }
+        let clean = status.as_ref().is_ok_and(ExitStatus::success);
+        Ended { clean, status: describe(status), last_lines: self.errors.tail(SHOWN_BYTES) }
     }
 
     /// Process id on the host of the jail's monitor.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use croft_guest::wire::{Exit, HealthState, Step};
 
-/// Where a VM is in its life. See the diagram in [`crate::owner`].
+/// Where a VM is in its life: preparing, starting, running, stopping, then backing off and preparing again, or
+/// ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Files, control group, sockets and helper processes are being made.

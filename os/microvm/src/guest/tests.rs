@@ -213,6 +213,16 @@ async fn a_health_report_is_bounded() {
     assert!(report.detail.len() <= MAX_TEXT_BYTES + 3);
 }
 
+#[tokio::test]
+async fn a_reason_of_the_guest_can_not_control_a_terminal() {
+    let mut rig = Rig::new();
+    let mut guest = rig.dial().await;
+    say(&mut guest, 0, hello(1, true)).await;
+    say(&mut guest, 1, GuestFrame::Failed { step: Step::User, reason: "a\u{1b}[2Jb\nc".into() }).await;
+    assert!(matches!(rig.event().await, GuestEvent::Hello { .. }));
+    assert_eq!(rig.event().await, GuestEvent::Failed { step: Step::User, reason: "a [2Jb\nc".into() });
+}
+
 #[tokio::test(start_paused = true)]
 async fn output_beyond_the_rate_has_to_wait() {
     let mut budget = Budget::new(1000, 2000);

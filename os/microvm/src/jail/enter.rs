@@ -107,6 +107,8 @@ fn monitor(
         rustix::process::chdir("/").map_err(|error| JailError::step("leaving /proc", error))?;
         File::from(answer).write_all(&[1]).map_err(|error| JailError::step("answering", error))?;
     }
+    // Else it would be called `exe` in every list of processes.
+    let _ = prctl::set_name(c"jail-monitor");
     become_user(MONITOR_USER)?;
     prctl::set_no_new_privs().map_err(|error| JailError::step("giving up new privileges", error))?;
     restrict(false)?;
