@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A failed wait shows the last lines, and ends early when the kernel panics or the machine is gone.
-//! Memory is bounded: beyond [`LINES_MAX`] the oldest lines are only in the log file.
+//! Memory is bounded: beyond `LINES_MAX` the oldest lines are only in the log file.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};

@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// auto (cloud-hypervisor where one can be had), cloud-hypervisor, or alioth.
     #[arg(long, default_value = "auto", value_name = "VMM")]
     vmm: Wanted,
-    /// Where the image goes [default: target/image/<vmm>].
+    /// Where the image goes [default: target/image/VMM].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// A bzImage for the node instead of the one that `cargo xtask kernel` builds.

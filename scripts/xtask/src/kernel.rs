@@ -52,7 +52,7 @@ impl Flavor {
         }
     }
 
-    /// The fragments under kernel-config/<name>/, in the order in which they are applied.
+    /// The fragments under `kernel-config/<name>/`, in the order in which they are applied.
     pub(crate) fn fragments(self) -> &'static [&'static str] {
         match self {
             Self::Node => &["base", "kvm-host", "drivers", "network", "hardening"],

@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// The node's boot configuration.
     #[arg(long, value_name = "FILE")]
     boot: Option<PathBuf>,
-    /// Where its disks are kept [default: target/qemu/<profile>].
+    /// Where its disks are kept [default: target/qemu/PROFILE].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// A guest port to reach from this machine: 80, udp:53, tcp:80=8080 (guest=host).
