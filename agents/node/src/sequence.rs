@@ -55,6 +55,8 @@ const GUEST_INITRAMFS: &str = "/usr/lib/croft/guest/initramfs";
 const POOL: &str = "10.90.0.0/16";
 /// How long the boot waits for a ledger before it goes on with what it knows.
 const LEDGER_WAIT: Duration = Duration::from_secs(20);
+/// The same where contracts of an earlier boot wait to be started: one attempt.
+const LEDGER_WAIT_WITH_WORKLOADS: Duration = Duration::from_secs(6);
 const REGISTER_WAIT: Duration = Duration::from_secs(30);
 /// What guests may send in one packet when nobody knows the uplink's.
 const MTU_BYTES: u32 = 1500;
@@ -124,7 +126,7 @@ impl Start<'_> {
             time.clone(),
             data.folder("contracts").join(".tip"),
         ));
-        alive.through(self.ledger(&ledger, &boot, &time, known.len())).await;
+        let in_reach = alive.through(self.ledger(&ledger, &boot, &time, known.len())).await;
 
         let machines = Machines::open(is_emulated()).await;
         let (addresses, addresses_seen) = watch::channel(reachable(&boot, &network.status()));
@@ -147,7 +149,8 @@ impl Start<'_> {
         let (heard_sender, mut heard) = mpsc::channel(16);
         let (say, say_receiver) = mpsc::channel(16);
         tokio::spawn(voice::speak(unregistered, addresses_seen, say_receiver, heard_sender.clone()));
-        let registered = alive.through(self.register(&mut heard)).await;
+        let patience = if in_reach { REGISTER_WAIT } else { Duration::from_secs(1) };
+        let registered = alive.through(self.register(&mut heard, patience)).await;
 
         let stage = Stage::Reconcile.begin(self.log);
         let desk = Desk::default();
@@ -270,12 +273,14 @@ impl Start<'_> {
         }
     }
 
-    /// Verifies chain and validators by a final header; goes on without one after a while.
-    async fn ledger(&self, ledger: &Ledger, boot: &BootConfig, time: &Time, known: usize) {
+    /// Verifies chain and validators by a final header; goes on without one after a while, and sooner where there
+    /// are workloads to start. Returns whether the ledger is there.
+    async fn ledger(&self, ledger: &Ledger, boot: &BootConfig, time: &Time, known: usize) -> bool {
         let stage = Stage::Ledger.begin(self.log);
-        let deadline = Instant::now() + LEDGER_WAIT;
+        let patience = if known > 0 { LEDGER_WAIT_WITH_WORKLOADS } else { LEDGER_WAIT };
+        let deadline = Instant::now() + patience;
         loop {
-            let reason = match timeout(LEDGER_WAIT, ledger.tip()).await {
+            let reason = match timeout(patience, ledger.tip()).await {
                 Ok(Ok((height, _))) => {
                     links::agree_with_tip(time);
                     stage.ok(&format!(
@@ -283,7 +288,7 @@ impl Start<'_> {
                         boot.grid.name,
                         boot.grid.chain.0.short()
                     ));
-                    return;
+                    return true;
                 }
                 Ok(Err(error)) => chain_of(&error),
                 Err(_) => "no replica answers".to_owned(),
@@ -291,14 +296,14 @@ impl Start<'_> {
             if Instant::now() >= deadline {
                 stage
                     .failed_because(&format!("{reason}; going on with {known} contracts from the data disk"));
-                return;
+                return false;
             }
             stage.waiting(&reason);
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
-    async fn register(&self, heard: &mut mpsc::Receiver<Heard>) -> Option<u64> {
+    async fn register(&self, heard: &mut mpsc::Receiver<Heard>, patience: Duration) -> Option<u64> {
         let stage = Stage::Register.begin(self.log);
         let wait = async {
             while let Some(what) = heard.recv().await {
@@ -312,8 +317,7 @@ impl Start<'_> {
             }
             None
         };
-        if let Some((session, height, reported_until_ms)) = timeout(REGISTER_WAIT, wait).await.ok().flatten()
-        {
+        if let Some((session, height, reported_until_ms)) = timeout(patience, wait).await.ok().flatten() {
             stage.ok(&format!("session {session} at height {height}"));
             return Some(reported_until_ms);
         }
