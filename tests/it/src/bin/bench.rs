@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use croft_it::grid::images;
 use croft_it::http;
 use croft_it::scene::Scene;
@@ -103,6 +103,8 @@ async fn boot_rows(scene: &mut Scene, image: &Path) -> Result<Vec<Row>> {
     let first_instruction = kernel_seconds(mounts)? - number_after(mounts, "ok in ")? / 1000.0;
     let registered = kernel_seconds(&line("register: ok")?.text)?;
     let memory = &line("idle memory:")?.text;
+    // A kernel that can't tell must not look like a node that takes nothing.
+    ensure!(number_after(memory, "idle memory: ")? > 0.0, "the node can't measure its processes: {memory}");
     let resident =
         (number_after(memory, "idle memory: ")? + number_after(memory, "in processes, ")?) / 1024.0;
     Ok(vec![
@@ -144,6 +146,7 @@ async fn deploy_rows(scene: &mut Scene) -> Result<Vec<Row>> {
         let tail = runs.rsplit("ms, ").next().unwrap_or_default();
         tail.split(' ').next().and_then(|n| n.parse::<f64>().ok()).context("no memory in the line")
     })?;
+    ensure!(beside > 0.0, "the node can't measure its monitors: {runs}");
     Ok(vec![
         Row {
             what: "contract final to first reply / VMM start to entry point",
