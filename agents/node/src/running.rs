@@ -11,7 +11,7 @@ use croft_protocol::{ContractBody, ContractId, limits};
 use croft_storage::documents::Documents;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::contracts::Pulled;
 use crate::coverage::Coverage;
@@ -25,6 +25,8 @@ use crate::workload::{Context, Task};
 const TICK: Duration = Duration::from_secs(1);
 /// Changes within this time are one report.
 const SETTLE: Duration = Duration::from_millis(300);
+/// For the ledger's answer to a report.
+const REPORT_ANSWER: Duration = Duration::from_secs(120);
 /// After a report that was not taken.
 const REPORT_RETRY: Duration = Duration::from_secs(10);
 /// Between two requests to settle the same contract.
@@ -88,9 +90,13 @@ impl Running {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let settled_at = self.settled_at();
             tokio::select! {
                 _ = tick.tick() => alive.beat(),
                 Some(what) = self.heard.recv() => self.hear(what),
+                // A task has news, or a report is due: a user sees "running" as soon as it is true.
+                () = self.context.news.notified() => {}
+                () = sleep_until_some(settled_at) => {}
                 _ = terminate.recv() => break,
             }
             self.reap();
@@ -217,6 +223,12 @@ impl Running {
         self.known_ids.send_replace(self.known.keys().copied().collect());
     }
 
+    /// When what changed has settled enough to be reported; none while a report is on its way.
+    fn settled_at(&self) -> Option<Instant> {
+        let at = self.changed_at? + SETTLE;
+        Some(self.report_not_before.map_or(at, |not_before| at.max(not_before)))
+    }
+
     /// Reports a change soon, and otherwise once an hour.
     fn report(&mut self) {
         let now_ms = self.context.time.now_ms();
@@ -251,9 +263,15 @@ impl Running {
             self.changed_at = None;
             return;
         }
-        if self.say.try_send(Say::Report { from_ms, until_ms, contracts }).is_ok() {
-            // Until the answer; the speaker always gives one.
-            self.report_not_before = Some(now + Duration::from_secs(120));
-        }
+        let sent = self.say.try_send(Say::Report { from_ms, until_ms, contracts }).is_ok();
+        // Until the answer, which the speaker always gives; soon again where it has no room for the request.
+        self.report_not_before = Some(now + if sent { REPORT_ANSWER } else { TICK });
+    }
+}
+
+async fn sleep_until_some(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

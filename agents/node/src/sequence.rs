@@ -177,6 +177,7 @@ impl Start<'_> {
             time: time.clone(),
             dns: dns_seen,
             mtu_bytes: MTU_BYTES,
+            news: tokio::sync::Notify::new(),
         });
         let _ = std::fs::create_dir_all(&context.log_dir);
         let (known_sender, known_seen) = watch::channel(BTreeSet::new());

@@ -23,7 +23,7 @@ use croft_protocol::record::WorkloadState;
 use croft_protocol::seal::SealingKey;
 use croft_protocol::workload::{RestartPolicy, Vm, Workload};
 use croft_protocol::{ContractBody, ContractId, Hash, NodeId};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::images::{BlobSource, Image, ImageError, ImageStore};
@@ -58,6 +58,8 @@ pub struct Context {
     /// Resolvers that guests use.
     pub dns: watch::Receiver<Vec<IpAddr>>,
     pub mtu_bytes: u32,
+    /// Wakes the main loop when a task's state changes.
+    pub news: Notify,
 }
 
 /// Which contract needs which images.
@@ -436,6 +438,7 @@ impl Keeper {
             changed
         });
         if changed {
+            self.context.news.notify_one();
             self.show();
         }
     }

@@ -141,8 +141,8 @@ impl Scene {
             .wait_for("workload web: stopped", Duration::from_secs(120))
             .await
             .context("the node stops the workload")?;
-        ensure!(http::is_silent(self.web).await, "the workload still answers");
         self.table.add("contract stopped", started.elapsed(), "microVM gone, capacity free, rest refunded");
+        ensure!(http::is_silent(self.web).await, "the workload still answers");
         Ok(())
     }
 
