@@ -29,8 +29,8 @@ fn main() -> anyhow::Result<()> {
     if arguments.check {
         let report = Store::open(&config.dir, &config.genesis)?.audit()?;
         println!(
-            "the ledger is whole: {} headers, {} records, {} values",
-            report.headers, report.records, report.values
+            "the ledger is whole: {} headers, {} lists of commands, {} records, {} values",
+            report.headers, report.bodies, report.records, report.values
         );
         return Ok(());
     }

@@ -75,5 +75,11 @@ pub fn make_block(
     let outcome = execute_block(before, ctx, commands)?;
     let from = assemble::Before::Header { header: &header, map: before.map_head() };
     let assembled = assemble::assemble(from, ctx, &outcome, before, before)?;
-    Ok(Block { signed: certify(assembled.header), outcome, log: assembled.log, map: assembled.map })
+    Ok(Block {
+        signed: certify(assembled.header),
+        commands: commands.to_vec(),
+        outcome,
+        log: assembled.log,
+        map: assembled.map,
+    })
 }

@@ -12,6 +12,7 @@
 //! block, never serve what was not committed durably, and never start a second history where one is lost.
 
 mod audit;
+mod bodies;
 mod disk;
 #[cfg(test)]
 pub(crate) mod faults;
@@ -29,7 +30,7 @@ use croft_ledger::log_tree::LogUpdate;
 use croft_ledger::state_map::MapUpdate;
 use croft_ledger::{BlockOutcome, InvalidGenesis, StateError};
 use croft_protocol::units::show_bytes;
-use croft_protocol::{ChainId, Genesis, SignedHeader};
+use croft_protocol::{ChainId, Genesis, SignedCommand, SignedHeader};
 use redb::{Database, ReadableDatabase};
 
 pub use audit::AuditReport;
@@ -120,6 +121,8 @@ from_redb!(
 #[derive(Debug, Clone)]
 pub struct Block {
     pub signed: SignedHeader,
+    /// In their order, those that were rejected too: who executes them gets the same header.
+    pub commands: Vec<SignedCommand>,
     pub outcome: BlockOutcome,
     pub log: LogUpdate,
     pub map: MapUpdate,

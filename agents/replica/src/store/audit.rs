@@ -17,6 +17,8 @@ const CHECKED_RECORDS: u64 = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditReport {
     pub headers: u64,
+    /// Blocks whose commands are here and can be read; what they lead to is not executed again.
+    pub bodies: u64,
     pub records: u64,
     pub values: u64,
 }
@@ -122,6 +124,13 @@ pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport,
         expect(signed.header.log_size >= log_size, || format!("the log shrinks at header {height}"))?;
         log_size = signed.header.log_size;
     }
+    let mut bodies = 0;
+    for height in snapshot.heights_with_commands()? {
+        let height = height?;
+        expect(height <= tip.height, || format!("it has commands of block {height}, above the newest"))?;
+        snapshot.commands(height)?;
+        bodies += 1;
+    }
     for position in 0..tip.log_size {
         check_record(snapshot, position)?;
         check_chain_of_versions(snapshot, position)?;
@@ -133,7 +142,7 @@ pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport,
             .map(|_| ())
             .map_err(|e| StoreError::damaged(e.to_string()))
     })?;
-    Ok(AuditReport { headers: tip.height + 1, records: tip.log_size, values })
+    Ok(AuditReport { headers: tip.height + 1, bodies, records: tip.log_size, values })
 }
 
 /// A record names its predecessor; the latest of its kind is what the state map commits to.

@@ -7,15 +7,16 @@ use croft_ledger::state_map::{self, MapHead, MapNodes};
 use croft_ledger::{StateError, StateRead};
 use croft_protocol::api::{ProvedRecord, ProvedValue, Query};
 use croft_protocol::{
-    Body, Capacity, ChainId, Genesis, Hash, Record, RecordId, SignedHeader, StateKey, encode, limits,
+    Body, Capacity, ChainId, Genesis, Hash, Record, RecordId, SignedCommand, SignedHeader, StateKey, encode,
+    limits,
 };
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata};
 
-use super::StoreError;
 use super::tables::{
-    FORMAT, HEADERS, INDEX, Index, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
+    BODIES, FORMAT, HEADERS, INDEX, Index, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
     META_GENESIS, META_MAP, META_TIP, RECORDS, STATE, VERSIONS, index_scope, version_key,
 };
+use super::{StoreError, bodies};
 
 /// A page ends when its records reach this many bytes, so that it fits into a response with its proofs.
 pub(crate) const PAGE_BYTES: usize = limits::RESPONSE_BYTES * 3 / 4;
@@ -28,6 +29,7 @@ pub struct Snapshot {
     map: MapHead,
     genesis: Genesis,
     headers: ReadOnlyTable<u64, &'static [u8]>,
+    bodies: ReadOnlyTable<u64, &'static [u8]>,
     records: ReadOnlyTable<u64, &'static [u8]>,
     versions: ReadOnlyTable<&'static [u8], u64>,
     state: ReadOnlyTable<&'static [u8], &'static [u8]>,
@@ -87,6 +89,7 @@ impl Snapshot {
             map: decoded("the head of the state map", &get(META_MAP)?)?,
             genesis: decoded("the genesis", &get(META_GENESIS)?)?,
             headers,
+            bodies: transaction.open_table(BODIES)?,
             records: transaction.open_table(RECORDS)?,
             versions: transaction.open_table(VERSIONS)?,
             state: transaction.open_table(STATE)?,
@@ -131,6 +134,22 @@ impl Snapshot {
     /// The final header at a height; `None` above the tip.
     pub fn header(&self, height: u64) -> Result<Option<SignedHeader>, StoreError> {
         header_at(&self.headers, height)
+    }
+
+    /// The commands of the block at a height, in their order; `None` above the tip, and where they were never
+    /// had or are kept no longer.
+    pub fn commands(&self, height: u64) -> Result<Option<Vec<SignedCommand>>, StoreError> {
+        match self.bodies.get(height)? {
+            Some(bytes) => Ok(Some(bodies::unpacked(height, bytes.value())?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Every height whose commands are here.
+    pub(super) fn heights_with_commands(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<u64, StoreError>>, StoreError> {
+        Ok(self.bodies.range::<u64>(..)?.map(|entry| Ok(entry?.0.value())))
     }
 
     /// The record at a position of the log; `None` past its end.

@@ -6,7 +6,7 @@ use croft_protocol::{RecordId, encode};
 use redb::TableDefinition;
 
 /// Version of everything in this module. A program refuses files of another.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// [`META_FORMAT`], [`META_CHAIN`], [`META_GENESIS`], [`META_TIP`], [`META_MAP`].
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -23,6 +23,8 @@ pub(super) const META_MAP: &str = "map";
 
 /// Height -> encoded [`croft_protocol::SignedHeader`].
 pub(super) const HEADERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("headers");
+/// Height -> the commands of the block, as `bodies` packs them. Old ones may be gone.
+pub(super) const BODIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("bodies");
 /// Position in the log -> encoded [`croft_protocol::Record`].
 pub(super) const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 /// [`version_key`] -> position in the log.

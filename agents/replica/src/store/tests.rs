@@ -8,6 +8,7 @@ use croft_protocol::{Body, Capacity, Command, ContractState, EndReason, Hash, Ki
 
 use super::faults::{MemoryDisk, Op, apply};
 use super::*;
+use crate::ordering::make_block;
 use crate::testing::{Grid, START_MS, key};
 
 fn apply_all<'a>(image: &mut Vec<u8>, ops: impl IntoIterator<Item = &'a Op>) {
@@ -159,6 +160,10 @@ fn a_block_that_does_not_follow_is_refused_with_the_reason() {
     assert_eq!(refused(|b| b.signed.header.height = 2), says("its height is not the next"));
     assert_eq!(refused(|b| b.signed.header.time_ms = START_MS), says("its time is not later"));
     assert_eq!(refused(|b| b.signed.header.log_size = 9), says("its log has another size"));
+    assert_eq!(
+        refused(|b| b.outcome.results.push(Err(croft_protocol::Rejection::Overflow))),
+        says("it has not one result for each command")
+    );
     assert_eq!(refused(|b| b.signed.header.state_root = Hash::ZERO), says("its state root is wrong"));
     assert_eq!(
         refused(|b| b.signed.certificate.header = Hash::ZERO),
@@ -166,6 +171,50 @@ fn a_block_that_does_not_follow_is_refused_with_the_reason() {
     );
     store.commit(&good).unwrap();
     assert_eq!(store.commit(&good).unwrap_err().to_string(), says("its height is not the next"));
+}
+
+#[test]
+fn the_commands_of_a_block_are_kept_and_make_the_same_block_again() {
+    let grid = Grid::new();
+    let (store, disk) = grid.store();
+    grid.populate(&store);
+    let before = store.latest();
+    let good = grid.sign(&before, &grid.user, 0, grid.pay(7));
+    let bad = grid.sign(&before, &grid.user, 1, grid.pay(u64::MAX));
+    let block = grid.block(&store, &[good.clone(), bad.clone()]);
+    assert!(block.outcome.results[1].is_err(), "a rejected command is part of the block too");
+    store.commit(&block).unwrap();
+    // A second look at the same bytes, as after a start.
+    let opened = grid.open(&disk).unwrap();
+    let snapshot = opened.latest();
+    let kept = snapshot.commands(snapshot.height()).unwrap().unwrap();
+    assert_eq!(kept, [good, bad]);
+    let time_ms = block.signed.header.time_ms;
+    let again = make_block(&before, time_ms, &kept, |header| grid.certify(header)).unwrap();
+    assert_eq!(again.signed, block.signed);
+    assert_eq!(snapshot.commands(0).unwrap(), Some(Vec::new()));
+    assert_eq!(snapshot.commands(snapshot.height() + 1).unwrap(), None);
+}
+
+#[test]
+fn a_file_of_an_earlier_format_is_refused_and_left_alone() {
+    let grid = Grid::new();
+    let (store, disk) = grid.store();
+    drop(store);
+    let database = disk.open().unwrap();
+    let transaction = database.begin_write().unwrap();
+    let old = 1u32.to_le_bytes();
+    transaction.open_table(tables::META).unwrap().insert(tables::META_FORMAT, old.as_slice()).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = grid.open(&disk).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!(
+            "/test/ledger.redb has format 1, this program reads format {}: use the release that wrote it",
+            tables::FORMAT
+        )
+    );
 }
 
 #[test]

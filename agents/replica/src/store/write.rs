@@ -12,10 +12,10 @@ use redb::{Database, ReadableTable, WriteTransaction};
 
 use super::snapshot::Snapshot;
 use super::tables::{
-    FORMAT, HEADERS, INDEX, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT, META_GENESIS,
-    META_MAP, META_TIP, RECORDS, STATE, VERSIONS, version_key,
+    BODIES, FORMAT, HEADERS, INDEX, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
+    META_GENESIS, META_MAP, META_TIP, RECORDS, STATE, VERSIONS, version_key,
 };
-use super::{Block, SignGenesis, StoreError, index};
+use super::{Block, SignGenesis, StoreError, bodies, index};
 
 /// Stale nodes removed along with a small block: a heartbeat has time for it.
 const PRUNED_IN_QUIET: usize = 4_096;
@@ -39,7 +39,7 @@ pub(super) fn genesis_block(genesis: &Genesis, sign: &SignGenesis<'_>) -> Result
     let assembled = assemble::assemble(before, BlockContext::genesis(genesis), &outcome, &no_log, &no_map)
         .map_err(|e| GenesisError::Store(e.into()))?;
     let signed = sign(assembled.header);
-    Ok(Block { signed, outcome, log: assembled.log, map: assembled.map })
+    Ok(Block { signed, commands: Vec::new(), outcome, log: assembled.log, map: assembled.map })
 }
 
 /// Writes the first block of a new file.
@@ -84,6 +84,7 @@ fn check_follows(before: &Snapshot, block: &Block) -> Result<(), StoreError> {
         (new.time_ms > old.time_ms, "its time is not later"),
         (new.validators == old.next_validators, "it is certified by other validators"),
         (new.log_size == old.log_size + block.outcome.records.len() as u64, "its log has another size"),
+        (block.outcome.results.len() == block.commands.len(), "it has not one result for each command"),
         (new.log_root == block.log.head.root && new.log_size == block.log.head.size, "its log root is wrong"),
         (new.state_root == block.map.head.root, "its state root is wrong"),
         (block.signed.certificate.header == new.hash(), "its certificate is for another header"),
@@ -101,6 +102,8 @@ fn write_tables(transaction: &WriteTransaction, block: &Block, prune: usize) -> 
     write_state(transaction, block)?;
     write_nodes(transaction, block, prune)?;
     index::update(transaction, block)?;
+    let body = bodies::packed(&block.commands)?;
+    transaction.open_table(BODIES)?.insert(header.height, body.as_slice())?;
     transaction.open_table(HEADERS)?.insert(header.height, encode(&block.signed).as_slice())?;
     let mut meta = transaction.open_table(META)?;
     meta.insert(META_TIP, header.height.to_le_bytes().as_slice())?;
