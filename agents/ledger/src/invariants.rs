@@ -6,6 +6,7 @@
 //!   shrank;
 //! - names, ports, and the set of contracts addressed to a node are those of the running things, no more and
 //!   no less;
+//! - there is one valid set of validators;
 //! - every record stands under its own id.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use croft_protocol::record::{FarmBody, NodeBody};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
     Body, BotId, Capacity, ContractBody, ContractId, ContractState, Escrow, FarmId, Grains, NodeCapacity,
-    NodeId, Record, StateKey,
+    NodeId, Record, RecordId, StateKey,
 };
 
 /// An invariant that a state breaks.
@@ -40,6 +41,7 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Check {
 /// [`BrokenInvariant`] says what does not hold, and for whom.
 pub fn check_invariants<'a>(state: impl IntoIterator<Item = (&'a StateKey, &'a [u8])>) -> Check {
     let whole = Whole::read(state)?;
+    ensure(whole.has_validators, || "the validators are unknown".to_owned())?;
     whole.check_grains()?;
     whole.check_contracts()?;
     whole.check_nodes()?;
@@ -50,6 +52,7 @@ pub fn check_invariants<'a>(state: impl IntoIterator<Item = (&'a StateKey, &'a [
 #[derive(Default)]
 struct Whole {
     supply: Option<Grains>,
+    has_validators: bool,
     accounts: BTreeMap<BotId, Account>,
     bots: BTreeMap<BotId, String>,
     farms: BTreeMap<FarmId, FarmBody>,
@@ -107,7 +110,12 @@ impl Whole {
                 })?;
                 self.contracts.insert(ContractId(id), *contract);
             }
-            Body::Approval(_) | Body::Report(_) | Body::Transfer(_) | Body::Validators(_) => {}
+            Body::Validators(set) => {
+                ensure(record.id == RecordId::validators(), || format!("validators stand under {id}"))?;
+                set.check().map_err(|e| broken(format_args!("the validators are no set: {e}")))?;
+                self.has_validators = true;
+            }
+            Body::Approval(_) | Body::Report(_) | Body::Transfer(_) => {}
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ pub use block::{
 };
 pub use invariants::{BrokenInvariant, check_invariants};
 pub use memory::MemoryLedger;
-pub use state::{StateError, StateRead, StateReadExt};
+pub use state::{PresentValidators, StateError, StateRead, StateReadExt};
 
 #[cfg(test)]
 mod model_tests;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use croft_protocol::api::{ProvedRecord, ProvedValue};
 use croft_protocol::{
     ChainId, Command, CommandBody, Genesis, Hash, Record, Rejection, SecretKey, SignedCommand, SignedHeader,
-    StateKey, ValidatorSet,
+    SignedValidatorChange, StateKey, ValidatorChange, ValidatorSet,
 };
 
 use crate::assemble::{Before, assemble, certify};
@@ -30,6 +30,7 @@ pub struct MemoryLedger {
     genesis: Genesis,
     chain: ChainId,
     keys: Vec<SecretKey>,
+    /// Who certifies the next block.
     validators: ValidatorSet,
     state: BTreeMap<StateKey, Vec<u8>>,
     log_nodes: BTreeMap<NodeAt, Hash>,
@@ -100,7 +101,10 @@ impl MemoryLedger {
         }
         self.records.extend(outcome.records);
         self.events = outcome.events;
-        self.headers.push(certify(assembled.header, 0, self.validators.clone(), &self.keys));
+        let signing: Vec<_> =
+            self.keys.iter().filter(|k| self.validators.power_of(&k.public()) > 0).cloned().collect();
+        self.headers.push(certify(assembled.header, 0, self.validators.clone(), &signing));
+        self.validators = StateReadExt::validators(self).expect("memory can be read").set;
         if let Err(broken) = self.check() {
             panic!("after block {}: {broken}", ctx.height);
         }
@@ -146,6 +150,23 @@ impl MemoryLedger {
     ) -> Result<Receipt, Rejection> {
         let signed = self.sign(key, command);
         self.commit(time_ms, &[signed]).pop().expect("one command has one result")
+    }
+
+    /// Keys of validators that a later change brings in: they sign when their time comes.
+    pub fn add_keys(&mut self, keys: impl IntoIterator<Item = SecretKey>) {
+        self.keys.extend(keys);
+    }
+
+    /// A change to other validators, signed by some.
+    #[must_use]
+    pub fn sign_change(&self, validators: ValidatorSet, signers: &[SecretKey]) -> SignedValidatorChange {
+        let prev = StateReadExt::validators(self).expect("memory can be read").record;
+        let change = ValidatorChange { prev, validators };
+        let mut signed = SignedValidatorChange { change, signatures: Vec::new() };
+        for key in signers {
+            signed.add(signed.change.sign(key, &self.chain));
+        }
+        signed
     }
 
     /// Checks every invariant of the whole state.

@@ -1,28 +1,64 @@
-//! Random histories against a model that is too simple to be wrong: balances, sold CPU, and what each contract
-//! has been paid. The ledger in memory checks every invariant after each block by itself.
+//! Random histories against a model that is too simple to be wrong: balances, sold CPU, what each contract has
+//! been paid, and who the validators are. The ledger in memory checks every invariant after each block by itself.
 
 use std::collections::BTreeMap;
 
 use croft_protocol::contract::{Approver, PublishedPort, Transport};
+use croft_protocol::header::Validator;
 use croft_protocol::record::WorkloadState;
 use croft_protocol::{
-    Capacity, Command, ContractId, ContractState, Grains, Rate, Rejection, SecretKey, limits,
+    Capacity, Command, ContractId, ContractState, Grains, Hash, Rate, Rejection, SecretKey, ValidatorSet,
+    limits,
 };
 use proptest::prelude::*;
 
-use crate::memory::{ALLOWANCE, Scenario, name};
+use crate::memory::{ALLOWANCE, Scenario, key, name};
 use crate::state::StateReadExt;
 
 #[derive(Debug, Clone)]
 enum Op {
-    Transfer { from: usize, to: usize, amount: u64 },
-    Agree { slot: usize, cpu: u64, rate: u64, duration_s: u64, port: Option<u16>, waits: bool },
-    Approve { slot: usize, approve: bool },
-    Close { slot: usize, by: usize },
-    Settle { slot: usize },
-    Report { covers_ms: u64, percent: u64, state: WorkloadState },
-    Resize { cpu: u64 },
+    Transfer {
+        from: usize,
+        to: usize,
+        amount: u64,
+    },
+    Agree {
+        slot: usize,
+        cpu: u64,
+        rate: u64,
+        duration_s: u64,
+        port: Option<u16>,
+        waits: bool,
+    },
+    Approve {
+        slot: usize,
+        approve: bool,
+    },
+    Close {
+        slot: usize,
+        by: usize,
+    },
+    Settle {
+        slot: usize,
+    },
+    Report {
+        covers_ms: u64,
+        percent: u64,
+        state: WorkloadState,
+    },
+    Resize {
+        cpu: u64,
+    },
+    /// Power of each possible validator, 0 for none; who signs; how many records ago the present one was.
+    Validators {
+        powers: [u64; CANDIDATES],
+        signers: [bool; CANDIDATES],
+        old: usize,
+    },
 }
+
+/// Keys that may become validators: 101, 102, ...; the first four are it in the beginning.
+const CANDIDATES: usize = 6;
 
 fn op() -> impl Strategy<Value = Op> {
     let slot = 0_usize..4;
@@ -46,6 +82,13 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0_u64..1_500_000, 0_u64..=100, state)
             .prop_map(|(covers_ms, percent, state)| Op::Report { covers_ms, percent, state }),
         1 => (0_u64..9000).prop_map(|cpu| Op::Resize { cpu }),
+        // Mostly small steps that many sign, or nothing would ever pass.
+        3 => (
+            prop::array::uniform6(prop_oneof![1 => Just(0_u64), 4 => Just(1), 1 => 1_u64..4]),
+            prop::array::uniform6(prop::bool::weighted(0.9)),
+            prop_oneof![6 => Just(0_usize), 1 => 1_usize..3],
+        )
+            .prop_map(|(powers, signers, old)| Op::Validators { powers, signers, old }),
     ]
 }
 
@@ -82,6 +125,9 @@ struct Model {
     running: BTreeMap<usize, Contract>,
     last: BTreeMap<usize, ContractId>,
     reported_ms: u64,
+    powers: [u64; CANDIDATES],
+    /// Every version of the validators record, by the hash that a change would name.
+    validator_records: Vec<Hash>,
 }
 
 impl Model {
@@ -147,6 +193,7 @@ impl World {
                 let key = self.scenario.node.clone();
                 (true, self.submit(now_ms, &key, Command::RegisterNode { node, join: None }))
             }
+            Op::Validators { powers, signers, old } => self.validators(now_ms, powers, signers, old),
         }
     }
 
@@ -269,6 +316,36 @@ impl World {
         (true, self.submit(now_ms, &node, Command::Report(report)))
     }
 
+    fn validators(
+        &mut self,
+        now_ms: u64,
+        powers: [u64; CANDIDATES],
+        signers: [bool; CANDIDATES],
+        old: usize,
+    ) -> (bool, Result<(), Rejection>) {
+        let now = self.model.powers;
+        // Only present validators sign: that others may not is a test of its own.
+        let signs = |at: usize| signers[at] && now[at] > 0;
+        let mut signed = self.scenario.ledger.sign_change(validator_set(powers), &[]);
+        let records = &self.model.validator_records;
+        let named = records.len().saturating_sub(1 + old);
+        signed.change.prev = records[named];
+        for at in (0..CANDIDATES).filter(|at| signs(*at)) {
+            signed.add(signed.change.sign(&candidate(at), &self.scenario.ledger.chain()));
+        }
+        let total: u64 = now.iter().sum();
+        let signing: u64 = (0..CANDIDATES).filter(|at| signs(*at)).map(|at| now[at]).sum();
+        let stays: u64 = (0..CANDIDATES).map(|at| now[at].min(powers[at])).sum();
+        let expected =
+            named + 1 == records.len() && powers != now && 3 * signing > 2 * total && 3 * stays >= 2 * total;
+        let result = self.submit(now_ms, &self.key(2), Command::SetValidators(Box::new(signed)));
+        if expected {
+            self.model.powers = powers;
+            self.model.validator_records.push(self.scenario.ledger.records().last().unwrap().hash());
+        }
+        (expected, result)
+    }
+
     fn compare(&self) -> Result<(), TestCaseError> {
         for (bot, balance) in self.model.balances.iter().enumerate() {
             prop_assert_eq!(self.scenario.balance(&self.key(bot)), Grains(*balance), "bot {}", bot);
@@ -288,8 +365,30 @@ impl World {
             let ended = matches!(self.scenario.contract(id).state, ContractState::Ended(_));
             prop_assert_eq!(ended, !self.model.running.contains_key(slot));
         }
+        let ledger = &self.scenario.ledger;
+        let set = validator_set(self.model.powers);
+        prop_assert_eq!(ledger.tip().header.next_validators, set.hash());
+        prop_assert_eq!(ledger.validators().unwrap().set, set);
+        // Nobody is left out of the chain of sets, and nobody slips in.
+        let headers = ledger.headers();
+        if let [.., before, tip] = headers {
+            prop_assert_eq!(tip.header.validators, before.header.next_validators);
+            prop_assert_eq!(tip.validators.hash(), tip.header.validators);
+        }
         Ok(())
     }
+}
+
+fn candidate(at: usize) -> SecretKey {
+    key(101 + u8::try_from(at).unwrap())
+}
+
+fn validator_set(powers: [u64; CANDIDATES]) -> ValidatorSet {
+    let all = powers.iter().enumerate().filter(|(_, power)| **power > 0);
+    let mut validators: Vec<_> =
+        all.map(|(at, power)| Validator { key: candidate(at).public(), power: *power }).collect();
+    validators.sort_by_key(|validator| validator.key);
+    ValidatorSet { validators }
 }
 
 proptest! {
@@ -303,13 +402,16 @@ proptest! {
     fn random_histories_are_those_of_the_model(
         ops in prop::collection::vec((1_u64..900_000, op()), 1..40),
     ) {
-        let scenario = Scenario::new();
+        let mut scenario = Scenario::new();
+        scenario.ledger.add_keys([candidate(4), candidate(5)]);
         let model = Model {
             balances: [ALLOWANCE.0; 3],
             cpu: scenario.node_body().capacity.cpu_millis,
             running: BTreeMap::new(),
             last: BTreeMap::new(),
             reported_ms: 0,
+            powers: [1, 1, 1, 1, 0, 0],
+            validator_records: vec![scenario.ledger.validators().unwrap().record],
         };
         let mut now_ms = scenario.now_ms();
         let mut world = World { scenario, model, nonce: 0 };

@@ -7,7 +7,8 @@ use croft_protocol::contract::{ContractBody, ContractId};
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
-    Body, BotId, Escrow, FarmId, NodeCapacity, NodeId, PublicKey, Record, RecordId, StateKey,
+    Body, BotId, Escrow, FarmId, Hash, NodeCapacity, NodeId, PublicKey, Record, RecordId, StateKey,
+    ValidatorSet,
 };
 
 /// The state can't be read, or isn't what this ledger wrote. It stops the block; nobody is to blame who
@@ -55,6 +56,16 @@ pub trait StateRead {
     /// # Errors
     /// [`StateError`] when the store fails.
     fn get(&self, key: &StateKey) -> Result<Option<Vec<u8>>, StateError>;
+}
+
+/// Who orders the ledger from the block after this state on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PresentValidators {
+    pub set: ValidatorSet,
+    /// Hash of the record that says so.
+    pub record: Hash,
+    /// Height of the block that carries it; its own certificate is still by the set before.
+    pub height: u64,
 }
 
 /// Typed reads on any [`StateRead`].
@@ -105,6 +116,20 @@ pub trait StateReadExt: StateRead {
             Body::Contract(contract) => Some(*contract),
             _ => None,
         })
+    }
+
+    /// Who certifies the next block.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; also where there are none, since the genesis has some.
+    fn validators(&self) -> Result<PresentValidators, StateError> {
+        let key = StateKey::Record(RecordId::validators());
+        let bytes = self.get(&key)?.ok_or_else(|| StateError::corrupt(&key, "it is missing"))?;
+        let record: Record = borsh::from_slice(&bytes).map_err(|e| StateError::corrupt(&key, e))?;
+        let Body::Validators(set) = record.body else {
+            return Err(StateError::corrupt(&key, format!("its body is a {:?}", record.body.kind())));
+        };
+        Ok(PresentValidators { set, record: Hash::of_bytes(&bytes), height: record.height })
     }
 
     fn capacity(&self, node: &NodeId) -> Result<Option<NodeCapacity>, StateError> {

@@ -8,6 +8,7 @@ use crate::contract::{ContractId, PublishedPort, SignedTerms};
 use crate::header::ChainId;
 use crate::keys::{BadSignature, Domain};
 use crate::record::{BotBody, FarmId, NodeBody, ReportBody};
+use crate::validators::{InvalidChange, SignedValidatorChange};
 use crate::{BotId, Grains, Hash, Name, NodeId, PriceList, PublicKey, SecretKey, Signature};
 
 /// Everything that can change the ledger.
@@ -37,6 +38,9 @@ pub enum Command {
     Report(ReportBody),
     /// The author, a bot, gives grains away.
     Transfer { to: BotId, amount: Grains, memo: String },
+    /// Anyone brings other validators, whom more than two thirds of the present ones' power signed for. They
+    /// certify from the next block on.
+    SetValidators(Box<SignedValidatorChange>),
 }
 
 /// A farm owner's permission for nodes to join.
@@ -172,6 +176,8 @@ pub enum Rejection {
     Report { reason: String },
     #[error("the ledger is busy: {waiting} commands are waiting; try again in a moment")]
     Busy { waiting: u64 },
+    #[error("the validators can't be changed so: {0}")]
+    Validators(InvalidChange),
 }
 
 /// A version that never was is stale too, whatever fits.

@@ -80,10 +80,22 @@ pub struct ValidatorSet {
 }
 
 /// A list that is no validator set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    BorshSerialize,
+    BorshDeserialize,
+    Serialize,
+    Deserialize,
+    thiserror::Error,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum InvalidValidatorSet {
     #[error("a validator set has 1 to {limit} validators, not {count}", limit = crate::limits::VALIDATORS)]
-    Count { count: usize },
+    Count { count: u64 },
     #[error("validators must stand in ascending order of their keys, each once; {key} does not")]
     Order { key: PublicKey },
     #[error("validator {key} has power {power}; allowed are 1 to 1000000")]
@@ -107,7 +119,7 @@ impl ValidatorSet {
     pub fn check(&self) -> Result<(), InvalidValidatorSet> {
         let count = self.validators.len();
         if count == 0 || count > crate::limits::VALIDATORS {
-            return Err(InvalidValidatorSet::Count { count });
+            return Err(InvalidValidatorSet::Count { count: count as u64 });
         }
         for pair in self.validators.windows(2) {
             if pair[0].key >= pair[1].key {
@@ -125,6 +137,12 @@ impl ValidatorSet {
     #[must_use]
     pub fn hash(&self) -> Hash {
         Hash::of("croft/validators/1", self)
+    }
+
+    /// Power of one key; 0 when it is no validator. The set must be checked.
+    #[must_use]
+    pub fn power_of(&self, key: &PublicKey) -> u64 {
+        self.validators.binary_search_by_key(key, |v| v.key).map_or(0, |at| self.validators[at].power)
     }
 
     #[must_use]

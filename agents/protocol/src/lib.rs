@@ -5,7 +5,7 @@
 //! no I/O, reads no clock and depends on no other crate of ours.
 //!
 //! Where to look: [`command`] says what can be asked of the ledger and why it may be refused, [`record`]
-//! what the ledger keeps, [`header`] what validators sign, [`state`] what can be proved, [`api`] what a
+//! what the ledger keeps, [`header`] what validators sign, [`validators`] how they are replaced, [`state`] what can be proved, [`api`] what a
 //! replica answers, [`peer`] what nodes and bots say to each other, [`workload`] and [`image`] what runs.
 
 pub mod api;
@@ -25,6 +25,7 @@ pub mod record;
 pub mod seal;
 pub mod state;
 pub mod units;
+pub mod validators;
 pub mod workload;
 
 pub use capacity::{Capacity, NodeCapacity};
@@ -37,6 +38,7 @@ pub use money::{Grains, PriceList, Rate};
 pub use name::Name;
 pub use record::{Body, FarmId, Kind, Record, RecordId};
 pub use state::StateKey;
+pub use validators::{InvalidChange, SignedValidatorChange, ValidatorChange};
 
 /// Encodes a value canonically.
 ///

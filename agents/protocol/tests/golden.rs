@@ -19,7 +19,8 @@ use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
     Body, Capacity, Certificate, ChainId, Command, CommandBody, ContractBody, ContractId, ContractState,
     EndReason, Escrow, FarmId, Genesis, Grains, Hash, Header, Name, NodeCapacity, PriceList, PublicKey, Rate,
-    Record, RecordId, SecretKey, SignedCommand, SignedHeader, SignedTerms, StateKey, Terms, ValidatorSet,
+    Record, RecordId, SecretKey, SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange, StateKey,
+    Terms, ValidatorChange, ValidatorSet,
 };
 
 const GOLDEN: &str = include_str!("golden.txt");
@@ -121,7 +122,7 @@ fn report() -> ReportBody {
     }
 }
 
-fn commands() -> [(&'static str, Command); 10] {
+fn commands() -> [(&'static str, Command); 11] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let country = "be".to_owned();
@@ -139,6 +140,7 @@ fn commands() -> [(&'static str, Command); 10] {
             "command/transfer",
             Command::Transfer { to: public(1), amount: Grains(5), memo: "thanks".to_owned() },
         ),
+        ("command/set-validators", Command::SetValidators(Box::new(validator_change()))),
     ]
 }
 
@@ -157,6 +159,18 @@ fn validators() -> ValidatorSet {
     let mut validators = [Validator { key: public(101), power: 1 }, Validator { key: public(102), power: 2 }];
     validators.sort_by_key(|validator| validator.key);
     ValidatorSet { validators: validators.to_vec() }
+}
+
+fn validator_change() -> SignedValidatorChange {
+    let mut next = validators();
+    next.validators.push(Validator { key: public(103), power: 3 });
+    next.validators.sort_by_key(|validator| validator.key);
+    let change = ValidatorChange { prev: Hash([5; 32]), validators: next };
+    let mut signed = SignedValidatorChange { change, signatures: Vec::new() };
+    for n in [101, 102] {
+        signed.add(signed.change.sign(&key(n), &CHAIN));
+    }
+    signed
 }
 
 fn genesis() -> Genesis {
@@ -296,6 +310,7 @@ fn vectors() -> BTreeMap<String, String> {
     add(into, "genesis/chain-id", &genesis().chain_id().0);
     add(into, "validators", &validators());
     add(into, "validators/hash", &validators().hash());
+    add(into, "validator-change", &validator_change());
     add(into, "header", &header().header);
     add(into, "header/hash", &header().header.hash());
     add(into, "certificate", &header().certificate);
@@ -351,6 +366,7 @@ fn the_golden_signatures_are_good() {
     signed_terms().verify(&CHAIN).unwrap();
     let SignedJoin { join, signature } = join();
     public(2).verify(Domain::JOIN, &CHAIN, &join, &signature).unwrap();
+    validator_change().check(&CHAIN, Hash([5; 32]), &validators()).unwrap();
     let certificate = header().certificate;
     for (key, signature) in &certificate.signatures {
         key.verify(Domain::CERTIFICATE, &CHAIN, &certificate.signed_value(), signature).unwrap();

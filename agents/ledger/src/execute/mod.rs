@@ -3,6 +3,7 @@
 mod contracts;
 mod identities;
 mod reports;
+mod validators;
 
 use croft_protocol::record::{BotBody, FarmBody, TransferBody};
 use croft_protocol::{
@@ -29,6 +30,7 @@ pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCo
         Command::Transfer { to, amount, memo } => {
             transfer(work, author, to, *amount, memo, signed.body.sequence)
         }
+        Command::SetValidators(change) => validators::set_validators(work, author, change),
     }
 }
 

@@ -76,13 +76,31 @@ impl Scenario {
     /// When the state machine refuses what it must accept.
     #[must_use]
     pub fn without_node() -> Self {
+        Self::of_validators(&[101, 102, 103, 104])
+    }
+
+    /// The same with other validators, given by the numbers of their keys, all of the same power.
+    ///
+    /// # Panics
+    /// When the state machine refuses what it must accept.
+    #[must_use]
+    pub fn of_validators(numbers: &[u8]) -> Self {
+        let publics: Vec<_> = numbers.iter().map(|n| key(*n).public()).collect();
+        Self::with_validators(ValidatorSet::of_equals(&publics), numbers)
+    }
+
+    /// The same with any set of validators, whose keys have these numbers.
+    ///
+    /// # Panics
+    /// When the state machine refuses what it must accept.
+    #[must_use]
+    pub fn with_validators(set: ValidatorSet, numbers: &[u8]) -> Self {
         let (user, farmer, other, node) = (key(1), key(2), key(3), key(4));
-        let validators: Vec<_> = (101..=104).map(key).collect();
-        let publics: Vec<_> = validators.iter().map(SecretKey::public).collect();
+        let validators: Vec<_> = numbers.iter().map(|n| key(*n)).collect();
         let genesis = Genesis {
             name: name("test"),
             time_ms: START_MS,
-            validators: ValidatorSet::of_equals(&publics),
+            validators: set,
             allocations: [("alice", &user), ("fred", &farmer), ("olga", &other)]
                 .map(|(bot, key)| Allocation { name: name(bot), bot: key.public(), grains: ALLOWANCE })
                 .to_vec(),

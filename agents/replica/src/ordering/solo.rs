@@ -37,6 +37,21 @@ pub enum NotAlone {
     NoValidator { key: PublicKey },
     #[error("this grid has {count} validators, but one replica orders alone: only grids of one can be run")]
     NotOne { count: usize },
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// The set that certifies the next block, if it is this key and nobody else.
+fn alone(before: &Snapshot, key: PublicKey) -> Result<ValidatorSet, NotAlone> {
+    // Not the tip's set: that block may just have replaced it.
+    let set = before.validators()?.set;
+    if set.power_of(&key) == 0 {
+        return Err(NotAlone::NoValidator { key });
+    }
+    match set.validators.len() {
+        1 => Ok(set),
+        count => Err(NotAlone::NotOne { count }),
+    }
 }
 
 /// Orders alone.
@@ -51,7 +66,6 @@ pub struct Solo {
 struct Shared {
     chain: Arc<Chain>,
     key: SecretKey,
-    validators: ValidatorSet,
     pool: Mutex<Mempool>,
     /// Somebody put something into the queue.
     arrived: Notify,
@@ -68,18 +82,10 @@ impl Solo {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(chain: Arc<Chain>, key: SecretKey, clock: Clock) -> Result<Self, NotAlone> {
-        let validators = chain.latest().tip().validators.clone();
-        let count = validators.validators.len();
-        if validators.validators.iter().all(|v| v.key != key.public()) {
-            return Err(NotAlone::NoValidator { key: key.public() });
-        }
-        if count != 1 {
-            return Err(NotAlone::NotOne { count });
-        }
+        alone(&chain.latest(), key.public())?;
         let shared = Arc::new(Shared {
             chain,
             key,
-            validators,
             pool: Mutex::default(),
             arrived: Notify::new(),
             trouble: Mutex::default(),
@@ -192,6 +198,11 @@ impl Shared {
         if let Err(error) = self.chain.store().check_space() {
             return self.trouble(Vec::new(), &error);
         }
+        // A change of validators ends the time of one who orders alone; others must sign the next block.
+        let validators = match alone(&before, self.key.public()) {
+            Ok(validators) => validators,
+            Err(error) => return self.trouble(Vec::new(), &error),
+        };
         let batch = match self.take(&before) {
             Ok(batch) => batch,
             Err(error) => return self.trouble(Vec::new(), &error),
@@ -199,7 +210,7 @@ impl Shared {
         if batch.is_empty() && !due {
             return Step::Nothing;
         }
-        match self.build(&before, time_ms, &batch) {
+        match self.build(&before, validators, time_ms, &batch) {
             Ok(verdicts) => {
                 for (taken, verdict) in batch.into_iter().zip(verdicts) {
                     taken.answer(verdict);
@@ -223,10 +234,15 @@ impl Shared {
     }
 
     /// One block, durable when this returns.
-    fn build(&self, before: &Snapshot, time_ms: u64, batch: &[Taken]) -> Result<Vec<Verdict>, StoreError> {
+    fn build(
+        &self,
+        before: &Snapshot,
+        validators: ValidatorSet,
+        time_ms: u64,
+        batch: &[Taken],
+    ) -> Result<Vec<Verdict>, StoreError> {
         let commands: Vec<SignedCommand> = batch.iter().map(|taken| taken.command.clone()).collect();
-        let certify =
-            |header| assemble::certify(header, 0, self.validators.clone(), std::slice::from_ref(&self.key));
+        let certify = |header| assemble::certify(header, 0, validators, std::slice::from_ref(&self.key));
         let block = make_block(before, time_ms, &commands, certify)?;
         let height = block.signed.header.height;
         let verdicts = block.outcome.results.iter().map(|result| match result {

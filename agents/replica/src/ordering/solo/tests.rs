@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use croft_protocol::{Rejection, limits};
+use croft_protocol::{Command, Rejection, SignedValidatorChange, ValidatorChange, limits};
 
 use super::*;
 use crate::store::RESERVED_BYTES;
@@ -158,4 +158,25 @@ async fn only_the_one_validator_may_order_alone() {
             key(9).public()
         )
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_others_become_validators_too_it_stops_after_the_block_that_says_so() {
+    let bench = start();
+    let set = ValidatorSet::of_equals(&[bench.grid.validator.public(), key(101).public()]);
+    let change = ValidatorChange { prev: bench.chain.latest().validators().unwrap().record, validators: set };
+    let signature = change.sign(&bench.grid.validator, &bench.grid.genesis.chain_id());
+    let signed = SignedValidatorChange { change, signatures: vec![signature] };
+    let command = Command::SetValidators(Box::new(signed));
+    let submit = bench.grid.sign(&bench.chain.latest(), &bench.grid.user, 0, command);
+    let verdict = bench.solo.enqueue(submit).unwrap().await.unwrap();
+    assert!(matches!(verdict, Verdict::Final { height: 1, .. }), "{verdict:?}");
+
+    // Nobody would believe a block that it signs alone now.
+    tokio::time::sleep(2 * HEARTBEAT).await;
+    let refused = bench.solo.enqueue(bench.pay(0, 1)).unwrap_err();
+    let Verdict::Failed(failure) = refused else { panic!("{refused:?}") };
+    assert!(failure.to_string().contains("this grid has 2 validators"), "{failure}");
+    assert_eq!(bench.chain.latest().height(), 1);
+    bench.chain.store().audit().unwrap();
 }
