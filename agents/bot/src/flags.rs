@@ -102,23 +102,26 @@ pub enum GridCommand {
     #[command(after_help = "\
 Example:
   croft grid init demo --listen 127.0.0.1:4600 --treasury 1000000000000
+  croft grid init four --replicas 4         # ports 4600 to 4603
 
-JSON: {grid, chain, validators, replica, listen, dir, treasury: {bot, id, grains}}")]
+JSON: {grid, chain, validators, replicas: [{address, key}], dir, treasury: {bot, id, grains}}")]
     Init(GridInitFlags),
-    /// Run this grid's replica until it is interrupted
+    /// Run this grid's replicas until they are interrupted
     #[command(after_help = "\
 Example:
   croft grid up            # prints 'ready: grid demo …' on stdout once it answers
+  croft grid up --replica 2
 
-JSON: one line {ready: true, grid, chain, replica, listen, height}")]
+JSON: one line {ready: true, grid, chain, replica, listen} for each replica")]
     Up(GridUpFlags),
     /// Height, validators and age of the newest block, verified
     #[command(after_help = "\
 Example:
   croft grid status --json
 
-JSON: {grid, chain, height, header, time_ms, age_ms, records, validators: [{key, power}],
-       replica, replicas, connections, waiting, blob_bytes}")]
+JSON: {grid, chain, height, header, time_ms, age_ms, records, validators: [{key, power}], replicas:
+       [{address, key, trouble} or {address, key, height, lag, validator, deciding, not_signing, trouble,
+       waiting, connections, blob_bytes, evidence, peers: [{key, address, connected, height}]}]}")]
     Status,
     /// Trust a grid that somebody else runs
     #[command(after_help = "\
@@ -140,9 +143,12 @@ pub struct GridInitFlags {
     /// Where the ledger is kept [default: in the home]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// UDP address of its replica
+    /// UDP address of its first replica; the others have the ports after it
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4600")]
     pub listen: SocketAddr,
+    /// How many replicas keep the ledger: 1 orders alone; with 4, one may fail or lie, with 7 two
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub replicas: u8,
     /// All grains there will ever be; they belong to the treasury bot
     #[arg(long, value_name = "GRAINS", default_value = "1000000000000", value_parser = parse_grains)]
     pub treasury: Grains,
@@ -156,9 +162,12 @@ pub struct GridUpFlags {
     /// Where the ledger is kept, if 'grid init' was told so
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// Another UDP address than at 'grid init'
+    /// Another UDP address than at 'grid init', of a grid of one replica
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
+    /// Run only this one of several replicas, counted from 1 [default: all of them]
+    #[arg(long, value_name = "N")]
+    pub replica: Option<u8>,
 }
 
 #[derive(Debug, Subcommand)]

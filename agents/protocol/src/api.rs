@@ -49,6 +49,9 @@ pub enum Request {
     Presence { keys: Vec<PublicKey> },
     /// Height, validators, peers, queue: -> [`Response::Status`].
     Status,
+    /// Only from a replica that this one knows: -> [`Response::Replicating`], then the messages of the caller, one
+    /// frame each, until it ends the stream. Bulky ones have a stream of their own, so that votes never wait.
+    Replicate { bulk: bool },
 }
 
 /// What the replica writes on a stream that it opens to a listener, before the raw bytes.
@@ -138,6 +141,7 @@ pub enum Response {
     Relayed,
     Presence(Vec<bool>),
     Status(Box<Status>),
+    Replicating,
     /// The request can't be answered.
     Failed(Failure),
 }
@@ -179,6 +183,35 @@ pub struct Status {
     pub connections: u32,
     pub waiting: u32,
     pub blob_bytes: u64,
+    /// Of a replica that decides with others.
+    pub agreement: Option<Agreement>,
+}
+
+/// How a replica is that decides with others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct Agreement {
+    /// Whether it is among the validators of the next block.
+    pub validator: bool,
+    /// Why it signs nothing, if so.
+    pub not_signing: Option<String>,
+    /// Why it can't store blocks, if so.
+    pub trouble: Option<String>,
+    /// Height and round that are being decided; none while there is nothing to decide.
+    pub deciding: Option<(u64, u32)>,
+    /// The other replicas that it knows of.
+    pub peers: Vec<PeerStatus>,
+    /// Proofs of misbehaviour that it keeps.
+    pub evidence: u32,
+}
+
+/// Another replica as this one sees it.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct PeerStatus {
+    pub key: PublicKey,
+    pub address: String,
+    pub connected: bool,
+    /// As it said last.
+    pub height: u64,
 }
 
 /// Why a request can't be answered.
@@ -193,6 +226,8 @@ pub enum Failure {
     NotFound { what: String },
     #[error("{key} is not connected to this replica: is the machine on and online?")]
     NotListening { key: PublicKey },
+    #[error("{what} may not do this: {remedy}")]
+    NotAllowed { what: String, remedy: String },
     #[error("quota: {what}; {remedy}")]
     Quota { what: String, remedy: String },
     #[error("the replica can't write: {reason}; its owner must look after it")]

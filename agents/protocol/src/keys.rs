@@ -43,6 +43,10 @@ impl Domain {
     pub const TERMS: Self = Self("croft/terms/1");
     pub const CERTIFICATE: Self = Self("croft/certificate/1");
     pub const JOIN: Self = Self("croft/join/1");
+    /// Votes of validators other than those that make a certificate.
+    pub const VOTE: Self = Self("croft/vote/1");
+    /// Proposals of validators.
+    pub const PROPOSAL: Self = Self("croft/proposal/1");
 }
 
 fn signed_bytes<T: BorshSerialize + ?Sized>(domain: Domain, chain: &ChainId, value: &T) -> Vec<u8> {

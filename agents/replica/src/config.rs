@@ -14,14 +14,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use croft_ledger::assemble;
+use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
 use croft_protocol::units::parse_bytes;
-use croft_protocol::{Genesis, Name, SecretKey, ValidatorSet};
+use croft_protocol::{Genesis, Name, SecretKey, ValidatorSet, limits};
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::BlobQuotas;
+use crate::ordering::bft::log::{self, Log, LogError};
 use crate::replica::ReplicaConfig;
-use crate::store::{OpenError, Store, sync_dir};
+use crate::store::{FileDisk, OpenError, Store, sync_dir};
 
 const CONFIG: &str = "replica.toml";
 const GENESIS: &str = "genesis.json";
@@ -42,6 +44,9 @@ struct File {
     data: PathBuf,
     #[serde(default)]
     blobs: BlobsFile,
+    /// The other replicas.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    peers: Vec<ReplicaAddress>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -114,7 +119,16 @@ impl ReplicaConfig {
             .map_err(|error| invalid(&genesis_path, error.to_string()))?;
         let key_path = dir.join(&file.key);
         let key = parse_key(&read(&key_path)?).ok_or(ConfigError::Key { path: key_path })?;
-        Ok(Self { dir: dir.join(&file.data), listen: file.listen, key, genesis, blobs })
+        if let Some(twice) = file.peers.iter().find(|peer| peer.key == key.public()) {
+            let reason = format!("peers: {} is this replica's own key; leave it out", twice.key);
+            return Err(invalid(path, reason));
+        }
+        if file.peers.len() > limits::VALIDATORS {
+            let reason =
+                format!("peers: at most {} are allowed, not {}", limits::VALIDATORS, file.peers.len());
+            return Err(invalid(path, reason));
+        }
+        Ok(Self { dir: dir.join(&file.data), listen: file.listen, key, genesis, blobs, peers: file.peers })
     }
 }
 
@@ -132,17 +146,25 @@ pub struct GridPlan {
     pub time_ms: u64,
     /// Who owns all grains there will ever be.
     pub allocations: Vec<Allocation>,
-    /// UDP address of its first replica.
-    pub listen: SocketAddr,
+    /// UDP addresses of its replicas: one of them orders alone, several decide together.
+    pub listen: Vec<SocketAddr>,
 }
 
-/// A grid with one validator, ready to be started.
+/// A replica of a new grid.
+#[derive(Debug)]
+pub struct NewReplica {
+    pub key: SecretKey,
+    pub listen: SocketAddr,
+    /// Path of `replica.toml`.
+    pub config: PathBuf,
+}
+
+/// A grid whose replicas are ready to be started.
 #[derive(Debug)]
 pub struct NewGrid {
     pub genesis: Genesis,
-    pub validator: SecretKey,
-    /// Path of `replica.toml`.
-    pub config: PathBuf,
+    /// In the order of the plan's addresses.
+    pub replicas: Vec<NewReplica>,
 }
 
 /// Why there is no new grid.
@@ -150,39 +172,88 @@ pub struct NewGrid {
 pub enum InitError {
     #[error("{path} is there already: a grid is made only once; choose another folder")]
     Exists { path: PathBuf },
+    #[error("a grid has 1 to {} replicas, not {count}", limits::VALIDATORS)]
+    Count { count: usize },
+    #[error("two replicas would listen on {address}: give each an address of its own")]
+    SameAddress { address: SocketAddr },
     #[error("the system has no randomness for a key")]
     Random(#[source] getrandom::Error),
     #[error("can't write {path}: check that the folder may be written and has space")]
     Write { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] OpenError),
+    #[error(transparent)]
+    Log(#[from] LogError),
 }
 
-/// Makes a grid: key, genesis, configuration and the ledger with its first block. The folder may exist.
+/// Folder of one replica of a grid: the grid's own where there is one, numbered folders in it where there are
+/// several.
+#[must_use]
+pub fn replica_dir(dir: &Path, index: usize, count: usize) -> PathBuf {
+    if count == 1 { dir.to_owned() } else { dir.join(format!("replica-{}", index + 1)) }
+}
+
+/// Makes a grid: keys, genesis, and for each replica its configuration, its ledger with the first block, and its
+/// consensus log. The folder may exist.
 ///
 /// # Errors
 /// [`InitError`]; what was there before is untouched.
 pub fn init_grid(dir: &Path, plan: GridPlan) -> Result<NewGrid, InitError> {
+    let GridPlan { name, time_ms, allocations, listen } = plan;
+    let count = listen.len();
+    if !(1..=limits::VALIDATORS).contains(&count) {
+        return Err(InitError::Count { count });
+    }
+    for (index, address) in listen.iter().enumerate() {
+        if listen[..index].contains(address) {
+            return Err(InitError::SameAddress { address: *address });
+        }
+        let dir = replica_dir(dir, index, count);
+        for name in [CONFIG, GENESIS, KEY] {
+            let path = dir.join(name);
+            if path.exists() {
+                return Err(InitError::Exists { path });
+            }
+        }
+    }
+    let keys: Vec<SecretKey> =
+        listen.iter().map(|_| SecretKey::generate()).collect::<Result<_, _>>().map_err(InitError::Random)?;
+    let public: Vec<_> = keys.iter().map(SecretKey::public).collect();
+    let genesis = Genesis { name, time_ms, validators: ValidatorSet::of_equals(&public), allocations };
+    let all: Vec<ReplicaAddress> = listen
+        .iter()
+        .zip(&public)
+        .map(|(address, key)| ReplicaAddress { address: *address, key: *key })
+        .collect();
+    let mut replicas = Vec::with_capacity(count);
+    for (index, key) in keys.iter().enumerate() {
+        let dir = replica_dir(dir, index, count);
+        let peers = all.iter().filter(|replica| replica.key != key.public()).cloned().collect();
+        let config = init_replica(&dir, &genesis, &keys, key, listen[index], peers)?;
+        replicas.push(NewReplica { key: key.clone(), listen: listen[index], config });
+    }
+    Ok(NewGrid { genesis, replicas })
+}
+
+/// The files of one replica.
+fn init_replica(
+    dir: &Path,
+    genesis: &Genesis,
+    validators: &[SecretKey],
+    key: &SecretKey,
+    listen: SocketAddr,
+    peers: Vec<ReplicaAddress>,
+) -> Result<PathBuf, InitError> {
     let write_error = |path: &Path, source| InitError::Write { path: path.to_owned(), source };
     let data = dir.join(DATA);
     std::fs::create_dir_all(&data).map_err(|source| write_error(&data, source))?;
-    for name in [CONFIG, GENESIS, KEY] {
-        let path = dir.join(name);
-        if path.exists() {
-            return Err(InitError::Exists { path });
-        }
-    }
-    let validator = SecretKey::generate().map_err(InitError::Random)?;
-    let validators = ValidatorSet::of_equals(&[validator.public()]);
-    let GridPlan { name, time_ms, allocations, listen } = plan;
-    let genesis = Genesis { name, time_ms, validators, allocations };
-    let sign =
-        |header| assemble::certify(header, 0, genesis.validators.clone(), std::slice::from_ref(&validator));
+    let sign = |header| assemble::certify(header, 0, genesis.validators.clone(), validators);
     // First what may fail for reasons of the plan, last what makes it a grid.
-    drop(Store::create(&data, &genesis, &sign)?);
-    let json = serde_json::to_string_pretty(&genesis).expect("a genesis has a JSON form");
+    drop(Store::create(&data, genesis, &sign)?);
+    drop(Log::create(&FileDisk::create(&log::path(&data))?, genesis.chain_id(), 0)?);
+    let json = serde_json::to_string_pretty(genesis).expect("a genesis has a JSON form");
     let config = format!(
-        "# The first replica of grid '{}'. Start it with: replica --config {CONFIG}\n{}",
+        "# A replica of grid '{}'. Start it with: replica --config {CONFIG}\n{}",
         genesis.name,
         toml::to_string(&File {
             listen,
@@ -190,11 +261,12 @@ pub fn init_grid(dir: &Path, plan: GridPlan) -> Result<NewGrid, InitError> {
             key: default_key(),
             data: default_data(),
             blobs: BlobsFile::default(),
+            peers,
         })
         .expect("a configuration has a TOML form")
     );
     let files = [
-        (KEY, 0o600, format!("{}\n", hex::encode(validator.seed()))),
+        (KEY, 0o600, format!("{}\n", hex::encode(key.seed()))),
         (GENESIS, 0o644, json + "\n"),
         (CONFIG, 0o644, config),
     ];
@@ -203,7 +275,7 @@ pub fn init_grid(dir: &Path, plan: GridPlan) -> Result<NewGrid, InitError> {
         write_new(&path, mode, &text).map_err(|source| write_error(&path, source))?;
     }
     sync_dir(dir).map_err(|source| write_error(dir, source))?;
-    Ok(NewGrid { genesis, validator, config: dir.join(CONFIG) })
+    Ok(dir.join(CONFIG))
 }
 
 fn write_new(path: &Path, mode: u32, text: &str) -> std::io::Result<()> {
@@ -223,7 +295,7 @@ mod tests {
             name: Name::new("demo").unwrap(),
             time_ms: 1_000,
             allocations: Vec::new(),
-            listen: "127.0.0.1:0".parse().unwrap(),
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
         }
     }
 
@@ -231,9 +303,9 @@ mod tests {
     fn a_new_grid_is_read_back_as_it_was_made_and_its_key_is_private() {
         let dir = tempfile::tempdir().unwrap();
         let grid = init_grid(dir.path(), plan()).unwrap();
-        let config = ReplicaConfig::load(&grid.config).unwrap();
+        let config = ReplicaConfig::load(&grid.replicas[0].config).unwrap();
         assert_eq!(config.genesis, grid.genesis);
-        assert_eq!(config.key.public(), grid.validator.public());
+        assert_eq!(config.key.public(), grid.replicas[0].key.public());
         let mode = std::fs::metadata(dir.path().join(KEY)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
@@ -243,24 +315,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = init_grid(dir.path(), plan()).unwrap();
         let error = init_grid(dir.path(), plan()).unwrap_err().to_string();
-        let path = first.config.display();
+        let path = first.replicas[0].config.display();
         assert_eq!(
             error,
             format!("{path} is there already: a grid is made only once; choose another folder")
         );
-        assert_eq!(ReplicaConfig::load(&first.config).unwrap().genesis, first.genesis);
+        assert_eq!(ReplicaConfig::load(&first.replicas[0].config).unwrap().genesis, first.genesis);
     }
 
     #[test]
     fn unknown_fields_and_bad_sizes_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let grid = init_grid(dir.path(), plan()).unwrap();
-        let text = std::fs::read_to_string(&grid.config).unwrap();
-        std::fs::write(&grid.config, format!("colour = 1\n{text}")).unwrap();
-        let error = ReplicaConfig::load(&grid.config).unwrap_err().to_string();
+        let text = std::fs::read_to_string(&grid.replicas[0].config).unwrap();
+        std::fs::write(&grid.replicas[0].config, format!("colour = 1\n{text}")).unwrap();
+        let error = ReplicaConfig::load(&grid.replicas[0].config).unwrap_err().to_string();
         assert!(error.contains("unknown field `colour`"), "{error}");
-        std::fs::write(&grid.config, text.replace("8G", "8 apples")).unwrap();
-        let error = ReplicaConfig::load(&grid.config).unwrap_err().to_string();
+        std::fs::write(&grid.replicas[0].config, text.replace("8G", "8 apples")).unwrap();
+        let error = ReplicaConfig::load(&grid.replicas[0].config).unwrap_err().to_string();
         assert!(error.contains("blobs.per_bot: '8 apples' is not a size"), "{error}");
     }
 
@@ -270,11 +342,11 @@ mod tests {
         let grid = init_grid(dir.path(), plan()).unwrap();
         let key = dir.path().join(KEY);
         std::fs::write(&key, "12").unwrap();
-        let error = ReplicaConfig::load(&grid.config).unwrap_err().to_string();
+        let error = ReplicaConfig::load(&grid.replicas[0].config).unwrap_err().to_string();
         let shown = key.display();
         assert_eq!(error, format!("{shown} holds no key: it must be 64 hex digits; restore it from a copy"));
         std::fs::remove_file(&key).unwrap();
-        let error = ReplicaConfig::load(&grid.config).unwrap_err().to_string();
+        let error = ReplicaConfig::load(&grid.replicas[0].config).unwrap_err().to_string();
         assert_eq!(
             error,
             format!("can't read {shown}: check the path, or make a grid with 'croft grid init'")

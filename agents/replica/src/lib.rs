@@ -20,7 +20,7 @@ pub mod store;
 mod testing;
 
 pub use blobs::BlobQuotas;
-pub use config::{ConfigError, GridPlan, InitError, NewGrid, init_grid};
+pub use config::{ConfigError, GridPlan, InitError, NewGrid, NewReplica, init_grid, replica_dir};
 pub use replica::{Replica, ReplicaConfig, Running, StartError};
 
 /// An error with all its causes in one line, for messages that leave this process.

@@ -6,6 +6,7 @@
 //! An implementation must never answer [`Verdict::Final`] before the block is stored durably, and never
 //! certify two blocks of one height.
 
+pub mod bft;
 pub mod mempool;
 pub mod solo;
 
@@ -13,10 +14,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use croft_ledger::{BlockContext, StateError, assemble, execute_block};
-use croft_protocol::api::Failure;
-use croft_protocol::{Hash, Header, Rejection, SignedCommand, SignedHeader};
+use croft_protocol::api::{Agreement, Failure};
+use croft_protocol::{Hash, Header, PublicKey, Rejection, SignedCommand, SignedHeader};
 use tokio::sync::oneshot;
 
+use self::bft::Inbox;
 use crate::store::{Block, Snapshot};
 
 /// What became of a command.
@@ -43,6 +45,23 @@ pub trait Ordering: fmt::Debug + Send + Sync {
 
     /// Commands that wait.
     fn waiting(&self) -> u32;
+
+    /// Where the messages of another replica go in.
+    ///
+    /// # Errors
+    /// [`Failure::NotAllowed`] when this replica does not decide with that one.
+    fn inbox(&self, peer: &PublicKey) -> Result<Inbox, Failure> {
+        Err(Failure::NotAllowed {
+            what: format!("replica {}", peer.short()),
+            remedy: "this replica orders alone; its owner lists the others under [[peers]] in replica.toml"
+                .to_owned(),
+        })
+    }
+
+    /// How it decides with others, if it does.
+    fn agreement(&self) -> Option<Agreement> {
+        None
+    }
 }
 
 /// Where block time comes from: milliseconds since 1970, UTC. The one place where the wall clock comes in.

@@ -6,7 +6,7 @@
 //! ```
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +18,12 @@ use tokio::time::timeout;
 
 use crate::blobs::{BlobQuotas, Blobs};
 use crate::chain::Chain;
+use crate::ordering::bft::log::{self, Log, LogError};
+use crate::ordering::bft::{Bft, BftError, Plan};
 use crate::ordering::solo::{NotAlone, Solo};
-use crate::ordering::wall_clock;
+use crate::ordering::{Ordering, wall_clock};
 use crate::server::Server;
-use crate::store::{OpenError, Store};
+use crate::store::{FileDisk, OpenError, Store};
 
 /// How long requests under way may take to end when the replica stops.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -37,6 +39,38 @@ pub struct ReplicaConfig {
     pub key: SecretKey,
     pub genesis: Genesis,
     pub blobs: BlobQuotas,
+    /// The other replicas, validators or not, with which this one decides. Without any it orders alone.
+    pub peers: Vec<ReplicaAddress>,
+}
+
+/// How this replica makes blocks.
+#[derive(Debug)]
+enum Order {
+    Solo(Arc<Solo>),
+    Bft(Arc<Bft>),
+}
+
+impl Order {
+    fn shared(&self) -> Arc<dyn Ordering> {
+        match self {
+            Self::Solo(solo) => solo.clone(),
+            Self::Bft(bft) => bft.clone(),
+        }
+    }
+
+    async fn stop(&self) {
+        match self {
+            Self::Solo(solo) => solo.stop().await,
+            Self::Bft(bft) => bft.stop().await,
+        }
+    }
+
+    async fn ended(&self) {
+        match self {
+            Self::Solo(solo) => solo.ended().await,
+            Self::Bft(bft) => bft.ended().await,
+        }
+    }
 }
 
 /// Why a replica does not start.
@@ -46,6 +80,8 @@ pub enum StartError {
     Open(#[from] OpenError),
     #[error(transparent)]
     NotAlone(#[from] NotAlone),
+    #[error(transparent)]
+    Bft(#[from] BftError),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error("can't use the blobs in {path}: check that the folder may be written")]
@@ -64,10 +100,10 @@ impl Replica {
     /// # Errors
     /// [`StartError`] names the file, address or key, and what to do.
     pub async fn start(config: ReplicaConfig) -> Result<Running, StartError> {
-        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas } = config;
+        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas, peers } = config;
         let path = dir.join("blobs");
         let opened = tokio::task::spawn_blocking({
-            let path = path.clone();
+            let (path, dir) = (path.clone(), dir.clone());
             move || -> Result<_, StartError> {
                 let store = Store::open(&dir, &genesis)?;
                 let blobs =
@@ -82,13 +118,36 @@ impl Replica {
         let endpoint = Endpoint::server(&key, listen)?;
         let address = endpoint.local_address().map_err(StartError::Address)?;
         let chain = Arc::new(Chain::new(store));
-        let solo = Arc::new(Solo::start(chain.clone(), key.clone(), wall_clock())?);
-        let server = Server::new(chain.clone(), solo.clone(), Arc::new(blobs));
+        let order = if peers.is_empty() {
+            Order::Solo(Arc::new(Solo::start(chain.clone(), key.clone(), wall_clock())?))
+        } else {
+            let log = open_log(&dir, &chain);
+            let plan = Plan {
+                chain: chain.clone(),
+                log,
+                key: key.clone(),
+                peers,
+                clock: wall_clock(),
+                dir: dir.clone(),
+            };
+            Order::Bft(Arc::new(Bft::start(plan, endpoint.clone())?))
+        };
+        let server = Server::new(chain.clone(), order.shared(), Arc::new(blobs));
         let serving = tokio::spawn(server.run(endpoint.clone()));
         let height = chain.latest().height();
         tracing::info!(%address, grid = %genesis.name, height, key = %key.public(), "replica serves");
-        Ok(Running { address, key: key.public(), genesis, endpoint: Some(endpoint), solo, serving })
+        Ok(Running { address, key: key.public(), genesis, endpoint: Some(endpoint), order, serving })
     }
+}
+
+/// The consensus log of a validator. A ledger that was always ordered alone has none yet, and signed no votes.
+fn open_log(dir: &Path, chain: &Chain) -> Result<Log, LogError> {
+    let (path, tip) = (log::path(dir), chain.latest());
+    let first = tip.tip().validators.validators.len() == 1 && !path.exists();
+    if first {
+        return Log::create(&FileDisk::create(&path)?, chain.store().chain(), tip.height());
+    }
+    Log::open(&FileDisk::open_existing(&path)?, chain.store().chain())
 }
 
 /// A replica that serves. Dropping it stops it without waiting; better call [`Self::stop`].
@@ -100,7 +159,7 @@ pub struct Running {
     genesis: Genesis,
     /// `None` only while it stops.
     endpoint: Option<Endpoint>,
-    solo: Arc<Solo>,
+    order: Order,
     serving: JoinHandle<()>,
 }
 
@@ -137,14 +196,14 @@ impl Running {
     /// Waits until it serves no more by a fault of its own.
     pub async fn ended(&mut self) {
         tokio::select! {
-            () = self.solo.ended() => {}
+            () = self.order.ended() => {}
             _ = &mut self.serving => {}
         }
     }
 
     /// Finishes the block under way, tells everybody, closes the ledger and frees the address.
     pub async fn stop(mut self) {
-        self.solo.stop().await;
+        self.order.stop().await;
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.close("the replica stops").await;
             // It ends by itself once its connections are closed, and lets go of the ledger.

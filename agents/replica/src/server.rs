@@ -11,6 +11,7 @@
 mod answer;
 mod follow;
 mod relay;
+mod replicate;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -274,6 +275,9 @@ impl Stream {
             Request::Relay { to } => {
                 let from = self.connection.peer();
                 relay::run(&self.server, from, to, send, recv).await;
+            }
+            Request::Replicate { .. } => {
+                replicate::run(&self.server, self.connection.peer(), send, recv).await;
             }
             Request::Listen => {
                 self.present.listen();

@@ -200,7 +200,11 @@ impl Endpoint {
         self.connect_within(address, expected, Duration::from_millis(HANDSHAKE_MS)).await
     }
 
-    pub(crate) async fn connect_within(
+    /// As [`Self::connect`], with a time of its own.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_within(
         &self,
         address: SocketAddr,
         expected: PublicKey,

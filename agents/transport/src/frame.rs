@@ -214,6 +214,7 @@ where
 pub struct FrameReader {
     /// The length and the bytes of the next frame, as far as they have come.
     buffer: Vec<u8>,
+    last_bytes: usize,
 }
 
 impl FrameReader {
@@ -239,6 +240,7 @@ impl FrameReader {
     {
         loop {
             if let Some(bytes) = self.take(what, limit)? {
+                self.last_bytes = bytes.len();
                 return Ok(Some(croft_protocol::decode(what, &bytes, limit)?));
             }
             let read = stream.read_buf(&mut self.buffer).await;
@@ -246,6 +248,12 @@ impl FrameReader {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(FrameError::Ended { what }) };
             }
         }
+    }
+
+    /// Size of the last frame that [`Self::next`] gave, in bytes.
+    #[must_use]
+    pub fn last_bytes(&self) -> usize {
+        self.last_bytes
     }
 
     /// The first frame in the buffer, if it is whole.

@@ -1,13 +1,19 @@
 //! `croft grid`: making a grid, running its replica in the foreground, looking at it, trusting another's.
 
+use std::fmt::Write as _;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use croft_protocol::api::Agreement;
 use croft_protocol::boot::{GridPin, ReplicaAddress};
 use croft_protocol::header::{Allocation, Validator};
-use croft_protocol::{ChainId, Grains, Hash, Name, PublicKey};
-use croft_replica::{ConfigError, GridPlan, InitError, Replica, ReplicaConfig, StartError, init_grid};
+use croft_protocol::{ChainId, Grains, Hash, Name, PublicKey, SecretKey, limits};
+use croft_replica::{
+    ConfigError, GridPlan, InitError, Replica, ReplicaConfig, Running, StartError, init_grid, replica_dir,
+};
+use croft_transport::Client;
 use serde::Serialize;
 
 use super::Context;
@@ -19,11 +25,21 @@ use crate::terminal::show_duration;
 
 /// A pin is a few hundred bytes.
 const PIN_BYTES: u64 = 64 * 1024;
+/// For one replica to say how it is.
+const STATUS_TIME: Duration = Duration::from_secs(8);
 
 #[derive(Debug, thiserror::Error)]
 enum GridCommandError {
     #[error("port 0 is another one at each start, but clients pin it: choose one, such as 127.0.0.1:4600")]
     PortZero,
+    #[error("{count} replicas need {count} ports from {first} on, but 65535 is the last: choose a lower one")]
+    Ports { first: SocketAddr, count: u8 },
+    #[error("grid '{grid}' has {count} replicas in {dir}: --replica takes 1 to {count}")]
+    NoSuchReplica { grid: Name, dir: PathBuf, count: usize },
+    #[error(
+        "--listen moves a single replica, but {count} would run: change 'listen' in each replica.toml, and the pin"
+    )]
+    ListenOfMany { count: usize },
     #[error(
         "the ledger of grid '{grid}' is not in {dir}: this home only has its pin; run it where it was made, or say where it is with --dir"
     )]
@@ -47,8 +63,7 @@ struct NewGridView {
     grid: Name,
     chain: ChainId,
     validators: Hash,
-    replica: PublicKey,
-    listen: SocketAddr,
+    replicas: Vec<ReplicaAddress>,
     dir: PathBuf,
     treasury: Treasury,
 }
@@ -84,14 +99,16 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
         name: flags.name.clone(),
         time_ms: now_ms(),
         allocations: vec![allocation],
-        listen: flags.listen,
+        listen: addresses(flags.listen, flags.replicas)?,
     };
     let new = init_grid(&dir, plan)?;
+    let replicas = new.replicas.iter();
+    let replicas = replicas.map(|r| ReplicaAddress { address: reachable(r.listen), key: r.key.public() });
     let pin = GridPin {
         name: flags.name.clone(),
         chain: new.genesis.chain_id(),
         validators: new.genesis.validators.hash(),
-        replicas: vec![ReplicaAddress { address: reachable(flags.listen), key: new.validator.public() }],
+        replicas: replicas.collect(),
     };
     c.home.keep_ledger_dir(&flags.name, &dir)?;
     c.home.add_grid(&pin)?;
@@ -99,21 +116,32 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
         grid: flags.name.clone(),
         chain: pin.chain,
         validators: pin.validators,
-        replica: new.validator.public(),
-        listen: flags.listen,
+        replicas: pin.replicas.clone(),
         dir,
         treasury: Treasury { bot: flags.treasury_bot.clone(), id: treasury.public(), grains: flags.treasury },
     };
     c.terminal.result(&view, |v| {
         format!(
-            "grid '{}' is made\n  chain     {}\n  ledger    {}\n  treasury  bot '{}' with {}\nNext: 'croft grid up'\n",
+            "grid '{}' is made\n  chain     {}\n  ledger    {}\n  replicas  {}\n  treasury  bot '{}' with {}\nNext: 'croft grid up'\n",
             v.grid,
             v.chain,
             v.dir.display(),
+            v.replicas.iter().map(|r| r.address.to_string()).collect::<Vec<_>>().join(", "),
             v.treasury.bot,
             v.treasury.grains
         )
     })
+}
+
+/// One address for each replica: the same machine, one port after the other.
+fn addresses(first: SocketAddr, count: u8) -> Result<Vec<SocketAddr>, Failure> {
+    (0..u16::from(count))
+        .map(|n| {
+            let port = first.port().checked_add(n);
+            let port = port.ok_or_else(|| Failure::usage(GridCommandError::Ports { first, count }))?;
+            Ok(SocketAddr::new(first.ip(), port))
+        })
+        .collect()
 }
 
 /// Where clients on this machine find what listens there.
@@ -159,20 +187,76 @@ pub(super) async fn up(c: &mut Context<'_>, flags: &GridUpFlags) -> Result<(), F
         Some(dir) => dir.clone(),
         None => c.home.ledger_dir(&pin.name)?.unwrap_or_else(|| c.home.grid_dir(&pin.name).join("ledger")),
     };
-    let file = dir.join("replica.toml");
-    if !file.is_file() {
+    let files = replica_files(&dir);
+    if files.is_empty() {
         return Err(Failure::not_found(GridCommandError::NotOurs { grid: pin.name, dir }));
     }
-    let mut config = ReplicaConfig::load(&file)?;
+    let count = files.len();
+    let chosen = match flags.replica {
+        None => files,
+        Some(n) => {
+            let index = usize::from(n).checked_sub(1);
+            let file = index.and_then(|index| files.into_iter().nth(index));
+            let no_such =
+                || GridCommandError::NoSuchReplica { grid: pin.name.clone(), dir: dir.clone(), count };
+            vec![file.ok_or_else(|| Failure::usage(no_such()))?]
+        }
+    };
+    if flags.listen.is_some() && chosen.len() > 1 {
+        return Err(Failure::usage(GridCommandError::ListenOfMany { count }));
+    }
+    let mut all = Vec::with_capacity(chosen.len());
+    for file in chosen {
+        match start(c, &pin, &dir, &file, flags.listen).await {
+            Ok(running) => all.push(running),
+            Err(failure) => {
+                stop_all(all).await;
+                return Err(failure);
+            }
+        }
+    }
+    let ended = futures_util::future::select_all(all.iter_mut().map(|running| Box::pin(running.ended())));
+    let by_itself = tokio::select! {
+        () = c.stop.wait() => false,
+        _ = ended => true,
+    };
+    stop_all(all).await;
+    if by_itself {
+        return Err(Failure::failed(GridCommandError::Ended { grid: pin.name }));
+    }
+    Ok(())
+}
+
+/// The configurations of a grid's replicas, in order.
+fn replica_files(dir: &Path) -> Vec<PathBuf> {
+    let one = dir.join("replica.toml");
+    if one.is_file() {
+        return vec![one];
+    }
+    (0..limits::VALIDATORS)
+        .map(|index| replica_dir(dir, index, limits::VALIDATORS).join("replica.toml"))
+        .take_while(|file| file.is_file())
+        .collect()
+}
+
+async fn start(
+    c: &mut Context<'_>,
+    pin: &GridPin,
+    dir: &Path,
+    file: &Path,
+    listen: Option<SocketAddr>,
+) -> Result<Running, Failure> {
+    let mut config = ReplicaConfig::load(file)?;
     let found = config.genesis.chain_id();
     if found != pin.chain {
-        let error = GridCommandError::OtherChain { grid: pin.name, dir, found, expected: pin.chain };
+        let (grid, dir) = (pin.name.clone(), dir.to_owned());
+        let error = GridCommandError::OtherChain { grid, dir, found, expected: pin.chain };
         return Err(Failure::failed(error));
     }
-    if let Some(listen) = flags.listen {
+    if let Some(listen) = listen {
         config.listen = listen;
     }
-    let mut running = Replica::start(config).await?;
+    let running = Replica::start(config).await?;
     let view = ReplicaView {
         ready: true,
         grid: pin.name.clone(),
@@ -183,15 +267,13 @@ pub(super) async fn up(c: &mut Context<'_>, flags: &GridUpFlags) -> Result<(), F
     c.terminal.item(&view, |r| {
         format!("ready: grid {} on {}, chain {}, replica {}", r.grid, r.listen, r.chain, r.replica)
     })?;
-    tokio::select! {
-        () = c.stop.wait() => {}
-        () = running.ended() => {
-            running.stop().await;
-            return Err(Failure::failed(GridCommandError::Ended { grid: pin.name }));
-        }
+    Ok(running)
+}
+
+async fn stop_all(all: Vec<Running>) {
+    for running in all {
+        running.stop().await;
     }
-    running.stop().await;
-    Ok(())
 }
 
 #[derive(Serialize)]
@@ -204,18 +286,113 @@ struct StatusView {
     age_ms: u64,
     records: u64,
     validators: Vec<Validator>,
-    replica: ReplicaAddress,
-    replicas: usize,
-    connections: u32,
-    waiting: u32,
-    blob_bytes: u64,
+    replicas: Vec<ReplicaStatus>,
+}
+
+/// One replica as it describes itself: nothing of this is proved.
+#[derive(Serialize)]
+struct ReplicaStatus {
+    address: SocketAddr,
+    key: PublicKey,
+    #[serde(flatten)]
+    said: Said,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Said {
+    Nothing {
+        trouble: String,
+    },
+    Status {
+        height: u64,
+        /// Blocks behind the highest of all.
+        lag: u64,
+        waiting: u32,
+        connections: u32,
+        blob_bytes: u64,
+        #[serde(flatten)]
+        agreement: Option<Agreement>,
+    },
+}
+
+/// Asks every replica of the pin at the same time; one that is away must not hide the others.
+async fn ask_all(pin: &GridPin, me: &SecretKey) -> Vec<ReplicaStatus> {
+    let asked = pin.replicas.iter().map(async |replica| {
+        let asked = async {
+            let client = Client::new(me, vec![replica.clone()]).map_err(|e| e.to_string())?;
+            let answer = client.status().await.map_err(|e| e.to_string());
+            client.close().await;
+            answer.map(|answer| answer.value)
+        };
+        let said = match tokio::time::timeout(STATUS_TIME, asked).await {
+            Ok(Ok(status)) => Said::Status {
+                height: status.height,
+                lag: 0,
+                waiting: status.waiting,
+                connections: status.connections,
+                blob_bytes: status.blob_bytes,
+                agreement: status.agreement,
+            },
+            Ok(Err(trouble)) => Said::Nothing { trouble },
+            Err(_) => Said::Nothing { trouble: format!("no answer within {} s", STATUS_TIME.as_secs()) },
+        };
+        ReplicaStatus { address: replica.address, key: replica.key, said }
+    });
+    let mut all = futures_util::future::join_all(asked).await;
+    let highest = all.iter().filter_map(|r| r.said.height()).max().unwrap_or_default();
+    for replica in &mut all {
+        if let Said::Status { height, lag, .. } = &mut replica.said {
+            *lag = highest - *height;
+        }
+    }
+    all
+}
+
+impl Said {
+    fn height(&self) -> Option<u64> {
+        match self {
+            Self::Status { height, .. } => Some(*height),
+            Self::Nothing { .. } => None,
+        }
+    }
+
+    fn show(&self) -> String {
+        let (height, lag, waiting, connections, blob_bytes, agreement) = match self {
+            Self::Nothing { trouble } => return format!("away: {trouble}"),
+            Self::Status { height, lag, waiting, connections, blob_bytes, agreement } => {
+                (height, lag, waiting, connections, blob_bytes, agreement)
+            }
+        };
+        let blobs = croft_protocol::units::show_bytes(*blob_bytes);
+        let mut text = format!(
+            "block {height} ({}), {waiting} waiting, {connections} connections, {blobs} of blobs",
+            if *lag == 0 { "level".to_owned() } else { format!("{lag} behind") }
+        );
+        let Some(agreement) = agreement else { return text };
+        let linked = agreement.peers.iter().filter(|peer| peer.connected).count();
+        let role = if agreement.validator { "validator" } else { "observer" };
+        let _ = write!(text, ", {role}, {linked} of {} peers linked", agreement.peers.len());
+        if let Some((height, round)) = agreement.deciding {
+            let _ = write!(text, ", deciding block {height} in round {round}");
+        }
+        if agreement.evidence > 0 {
+            let _ = write!(text, ", {} proofs of misbehaviour", agreement.evidence);
+        }
+        if let Some(reason) = &agreement.not_signing {
+            let _ = write!(text, "\n              signs nothing: {reason}");
+        }
+        if let Some(reason) = &agreement.trouble {
+            let _ = write!(text, "\n              trouble: {reason}");
+        }
+        text
+    }
 }
 
 pub(super) async fn status(c: &mut Context<'_>) -> Result<(), Failure> {
     let grid = c.reading_grid()?;
     let tip = grid.tip().await?;
-    let said = grid.status_unproved().await?;
-    let replica = grid.client().current().await;
+    let replicas = ask_all(grid.pin(), &SecretKey::generate().map_err(Failure::failed)?).await;
     let view = StatusView {
         grid: grid.name().clone(),
         chain: tip.header().chain,
@@ -226,16 +403,12 @@ pub(super) async fn status(c: &mut Context<'_>) -> Result<(), Failure> {
         records: tip.header().log_size,
         // The header names their hash; the light client has checked that these are they.
         validators: grid.validators().await,
-        replica: replica.unwrap_or_else(|| grid.pin().replicas[0].clone()),
-        replicas: grid.pin().replicas.len(),
-        connections: said.connections,
-        waiting: said.waiting,
-        blob_bytes: said.blob_bytes,
+        replicas,
     };
     grid.close().await;
     c.terminal.result(&view, |s| {
-        format!(
-            "grid '{}' is at block {}, {} old, verified\n  chain       {}\n  header      {}\n  records     {}\n  validators  {}\n  replica     {} ({}), {} connections, {} commands waiting, {} of blobs\n",
+        let mut text = format!(
+            "grid '{}' is at block {}, {} old, verified\n  chain       {}\n  header      {}\n  records     {}\n  validators  {}\n",
             s.grid,
             s.height,
             show_duration(s.age_ms / 1000),
@@ -243,12 +416,11 @@ pub(super) async fn status(c: &mut Context<'_>) -> Result<(), Failure> {
             s.header,
             s.records,
             s.validators.iter().map(|v| v.key.short()).collect::<Vec<_>>().join(", "),
-            s.replica.address,
-            s.replica.key.short(),
-            s.connections,
-            s.waiting,
-            croft_protocol::units::show_bytes(s.blob_bytes)
-        )
+        );
+        for replica in &s.replicas {
+            let _ = writeln!(text, "  replica     {} at {}: {}", replica.key.short(), replica.address, replica.said.show());
+        }
+        text
     })
 }
 

@@ -3,7 +3,7 @@
 //! A command whose predecessor is missing waits a moment for it. Authors take turns, so that one who sends
 //! much delays only himself. No I/O and no clock: time comes in as an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use croft_ledger::SEQUENCE_WINDOW;
@@ -55,6 +55,8 @@ pub struct Mempool {
     bytes: usize,
     /// Whose turn was last.
     served: Option<PublicKey>,
+    /// What came in here and other replicas have not heard of yet.
+    fresh: VecDeque<(PublicKey, u64)>,
 }
 
 impl Mempool {
@@ -107,9 +109,70 @@ impl Mempool {
             return Err(busy);
         }
         queue.insert(sequence, Waiting { command, bytes, arrived: now, answers: vec![sender] });
+        if self.fresh.len() >= WAITING {
+            // Nobody takes them: this replica has no others to tell.
+            self.fresh.pop_front();
+        }
+        self.fresh.push_back((author, sequence));
         self.count += 1;
         self.bytes += bytes;
         Ok(receiver)
+    }
+
+    /// As [`Self::insert`], of a command that another replica passes on: nobody here waits for it.
+    ///
+    /// # Errors
+    /// As [`Self::insert`].
+    pub fn insert_passed_on(&mut self, command: SignedCommand, now: Instant) -> Result<(), Rejection> {
+        let number = (command.body.author, command.body.sequence);
+        self.insert(command, now)?;
+        self.fresh.retain(|fresh| *fresh != number);
+        Ok(())
+    }
+
+    /// Whether this very command waits here.
+    #[must_use]
+    pub fn knows(&self, command: &SignedCommand) -> bool {
+        let queue = self.authors.get(&command.body.author);
+        queue.and_then(|q| q.get(&command.body.sequence)).is_some_and(|known| known.command == *command)
+    }
+
+    /// Commands that came in here since the last call, up to a number of bytes, at least one.
+    pub fn take_fresh(&mut self, limit_bytes: usize) -> Vec<SignedCommand> {
+        let mut commands = Vec::new();
+        let mut bytes = 0;
+        while let Some((author, sequence)) = self.fresh.front() {
+            if let Some(waiting) = self.authors.get(author).and_then(|queue| queue.get(sequence)) {
+                bytes += waiting.bytes;
+                if bytes > limit_bytes && !commands.is_empty() {
+                    break;
+                }
+                commands.push(waiting.command.clone());
+            }
+            self.fresh.pop_front();
+        }
+        commands
+    }
+
+    /// What [`Self::take_batch`] would take; it stays, until [`Self::settle`] tells what became of it.
+    ///
+    /// # Errors
+    /// Whatever `next` fails with.
+    pub fn peek_batch<E>(
+        &mut self,
+        next: impl FnMut(&PublicKey) -> Result<u64, E>,
+    ) -> Result<Vec<SignedCommand>, E> {
+        let picked = self.pick(next)?;
+        Ok(picked.iter().map(|(author, sequence)| self.authors[author][sequence].command.clone()).collect())
+    }
+
+    /// Tells whoever waits for a command what became of it, and forgets it.
+    pub fn settle(&mut self, command: &SignedCommand, verdict: Verdict) {
+        if self.knows(command)
+            && let Some(taken) = self.remove(&command.body.author, command.body.sequence)
+        {
+            taken.answer(verdict);
+        }
     }
 
     /// Takes what fits into one block: of each author in turn the next in sequence. `next` tells an author's
@@ -117,10 +180,16 @@ impl Mempool {
     ///
     /// # Errors
     /// Whatever `next` fails with; then nothing was taken.
-    pub fn take_batch<E>(
+    pub fn take_batch<E>(&mut self, next: impl FnMut(&PublicKey) -> Result<u64, E>) -> Result<Vec<Taken>, E> {
+        let picked = self.pick(next)?;
+        Ok(picked.iter().filter_map(|(author, sequence)| self.remove(author, *sequence)).collect())
+    }
+
+    /// Author and sequence number of what goes into the next block, in order.
+    fn pick<E>(
         &mut self,
         mut next: impl FnMut(&PublicKey) -> Result<u64, E>,
-    ) -> Result<Vec<Taken>, E> {
+    ) -> Result<Vec<(PublicKey, u64)>, E> {
         let mut expected = Vec::with_capacity(self.authors.len());
         for author in self.authors.keys() {
             expected.push((*author, next(author)?));
@@ -143,7 +212,7 @@ impl Mempool {
                 }
                 bytes += size;
                 self.served = Some(author);
-                batch.extend(self.remove(&author, sequence));
+                batch.push((author, sequence));
                 still.push((author, sequence + 1));
             }
             if batch.len() == before {
@@ -210,6 +279,7 @@ impl Mempool {
     pub fn drain(&mut self) -> Vec<Taken> {
         self.count = 0;
         self.bytes = 0;
+        self.fresh.clear();
         let queues = std::mem::take(&mut self.authors).into_values();
         let waiting = queues.flat_map(BTreeMap::into_values);
         waiting.map(|w| Taken { command: w.command, answers: w.answers }).collect()

@@ -76,7 +76,7 @@ impl Server {
                 Ok(Response::Presence(present.collect()))
             }
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
-            Request::Follow { .. } | Request::Listen | Request::Relay { .. } => {
+            Request::Follow { .. } | Request::Listen | Request::Relay { .. } | Request::Replicate { .. } => {
                 Err(Failure::Malformed { reason: "this request has no single answer".to_owned() })
             }
         }
@@ -180,6 +180,7 @@ impl Server {
             connections: u32::try_from(self.presence.connections()).unwrap_or(u32::MAX),
             waiting: self.ordering.waiting(),
             blob_bytes: self.blobs.total_bytes(),
+            agreement: self.ordering.agreement(),
         }
     }
 }

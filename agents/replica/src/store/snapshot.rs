@@ -145,6 +145,14 @@ impl Snapshot {
         }
     }
 
+    /// The first height whose commands are here; the one after the tip where there are none.
+    pub fn earliest_commands(&self) -> Result<u64, StoreError> {
+        match self.bodies.range::<u64>(..)?.next() {
+            Some(entry) => Ok(entry?.0.value()),
+            None => Ok(self.height() + 1),
+        }
+    }
+
     /// Every height whose commands are here.
     pub(super) fn heights_with_commands(
         &self,

@@ -65,10 +65,17 @@ impl Files {
             name: name("test"),
             time_ms: now_ms(),
             allocations: allocations.to_vec(),
-            listen: LOOPBACK,
+            listen: vec![LOOPBACK],
         };
         let grid = init_grid(dir.path(), plan).unwrap();
-        Self { dir, config: grid.config, user, farmer, node, chain: grid.genesis.chain_id() }
+        Self {
+            dir,
+            config: grid.replicas[0].config.clone(),
+            user,
+            farmer,
+            node,
+            chain: grid.genesis.chain_id(),
+        }
     }
 
     pub fn dir(&self) -> &Path {

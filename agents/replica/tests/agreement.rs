@@ -1,0 +1,177 @@
+//! Four replicas on loopback that decide together, asked by real clients.
+
+mod common;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use common::{ALLOWANCE, PATIENCE, key, name, now_ms, within};
+use croft_light::{LightClient, verify_value};
+use croft_protocol::boot::ReplicaAddress;
+use croft_protocol::header::Allocation;
+use croft_protocol::state::Account;
+use croft_protocol::{Command, CommandBody, Genesis, Grains, SecretKey, SignedCommand, StateKey};
+use croft_replica::{GridPlan, NewGrid, Replica, ReplicaConfig, Running, init_grid};
+use croft_transport::Client;
+
+/// A grid of several replicas, some of which run.
+struct Cluster {
+    _dir: tempfile::TempDir,
+    grid: NewGrid,
+    running: Vec<Option<Running>>,
+}
+
+fn free_addresses(count: usize) -> Vec<SocketAddr> {
+    // All are held until all are known, so that no two are the same.
+    let sockets: Vec<_> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
+}
+
+impl Cluster {
+    fn new(count: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let allocations = (1..=4).map(|seed| Allocation {
+            name: name(&format!("bot{seed}")),
+            bot: key(seed).public(),
+            grains: Grains(ALLOWANCE),
+        });
+        let plan = GridPlan {
+            name: name("test"),
+            time_ms: now_ms(),
+            allocations: allocations.collect(),
+            listen: free_addresses(count),
+        };
+        let grid = init_grid(dir.path(), plan).unwrap();
+        let running = grid.replicas.iter().map(|_| None).collect();
+        Self { _dir: dir, grid, running }
+    }
+
+    async fn start(&mut self, index: usize) {
+        let config = ReplicaConfig::load(&self.grid.replicas[index].config).unwrap();
+        self.running[index] = Some(Replica::start(config).await.unwrap());
+    }
+
+    async fn stop(&mut self, index: usize) {
+        self.running[index].take().unwrap().stop().await;
+    }
+
+    async fn up(count: usize) -> Self {
+        let mut cluster = Self::new(count);
+        for index in 0..count {
+            cluster.start(index).await;
+        }
+        cluster
+    }
+
+    fn genesis(&self) -> &Genesis {
+        &self.grid.genesis
+    }
+
+    fn address(&self, index: usize) -> ReplicaAddress {
+        let replica = &self.grid.replicas[index];
+        ReplicaAddress { address: replica.listen, key: replica.key.public() }
+    }
+
+    fn client(&self, me: &SecretKey, index: usize) -> Client {
+        Client::new(me, vec![self.address(index)]).unwrap()
+    }
+
+    fn pay(&self, from: u8, to: u8, sequence: u64, amount: u64) -> SignedCommand {
+        let body = CommandBody {
+            chain: self.genesis().chain_id(),
+            author: key(from).public(),
+            sequence,
+            expires_height: 10_000,
+            command: Command::Transfer { to: key(to).public(), amount: Grains(amount), memo: String::new() },
+        };
+        SignedCommand::sign(body, &key(from))
+    }
+
+    /// A proved balance at one replica.
+    async fn balance(&self, index: usize, of: u8) -> (u64, u64) {
+        let client = self.client(&key(90), index);
+        let account = StateKey::Account(key(of).public());
+        let (signed, values) = client.get(vec![account.clone()]).await.unwrap().value;
+        let mut light = LightClient::new(self.genesis().chain_id(), self.genesis().validators.hash());
+        let tip = light.accept_tip(&signed, None).unwrap();
+        let value = verify_value(&tip, &account, &values[0]).unwrap().unwrap();
+        let account: Account = croft_protocol::decode("account", &value, 1024).unwrap();
+        (tip.height(), account.balance.0)
+    }
+
+    /// Waits until a replica has a height.
+    async fn reaches(&self, index: usize, height: u64) {
+        let client = self.client(&key(91), index);
+        within(async {
+            while client.tip().await.unwrap().value.header.height < height {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
+
+    async fn end(mut self) {
+        for running in self.running.iter_mut().filter_map(Option::take) {
+            running.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_takes_is_final_on_all_four() {
+    let cluster = Cluster::up(4).await;
+    let mut last = 0;
+    for from in 1..=4_u8 {
+        let client = cluster.client(&key(from), usize::from(from) - 1);
+        let to = from % 4 + 1;
+        let paid = within(client.submit(cluster.pay(from, to, 0, 10 * u64::from(from)))).await.unwrap();
+        last = paid.value.height;
+    }
+    for index in 0..4 {
+        cluster.reaches(index, last).await;
+        let (_, balance) = cluster.balance(index, 1).await;
+        assert_eq!(balance, ALLOWANCE - 10 + 40, "replica {index}");
+    }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_of_four_go_on_and_the_fourth_catches_up() {
+    let mut cluster = Cluster::up(4).await;
+    let client = cluster.client(&key(1), 0);
+    within(client.submit(cluster.pay(1, 2, 0, 1))).await.unwrap();
+    cluster.stop(3).await;
+    let mut height = 0;
+    for sequence in 1..6 {
+        let paid = tokio::time::timeout(2 * PATIENCE, client.submit(cluster.pay(1, 2, sequence, 1))).await;
+        height = paid.unwrap().unwrap().value.height;
+    }
+    cluster.start(3).await;
+    cluster.reaches(3, height).await;
+    assert_eq!(cluster.balance(3, 2).await.1, ALLOWANCE + 6);
+    // It decides again, too: with another one away nothing goes on without it.
+    cluster.stop(0).await;
+    let client = cluster.client(&key(2), 3);
+    let paid = tokio::time::timeout(2 * PATIENCE, client.submit(cluster.pay(2, 1, 0, 1))).await;
+    assert!(paid.unwrap().unwrap().value.height > height);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_four_decide_nothing_and_three_do() {
+    let mut cluster = Cluster::new(4);
+    cluster.start(0).await;
+    cluster.start(1).await;
+    let client = cluster.client(&key(1), 0);
+    let command = cluster.pay(1, 2, 0, 5);
+    let waiting = tokio::spawn({
+        let (client, command) = (client.clone(), command.clone());
+        async move { client.submit(command).await }
+    });
+    cluster.start(2).await;
+    // Nothing is decided before: the only way to this height is with a third replica.
+    within(waiting).await.unwrap().unwrap();
+    cluster.reaches(2, 1).await;
+    assert_eq!(cluster.balance(2, 2).await.1, ALLOWANCE + 5);
+    cluster.end().await;
+}
