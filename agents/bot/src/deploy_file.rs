@@ -523,7 +523,7 @@ impl Checker<'_> {
 
     fn placement(&self, raw: RawPlacement) -> Result<Placement, DeployFileError> {
         for country in &raw.country {
-            if country.len() != 2 || !country.bytes().all(|b| b.is_ascii_lowercase()) {
+            if !croft_protocol::name::is_country(country) {
                 let reason = format!(
                     "'{country}' is not a country: use two lower-case letters of ISO 3166-1, such as be"
                 );

@@ -236,15 +236,15 @@ Example:
 
 The boot configuration holds a permission to join: whoever has it can add machines to the farm until it
 expires. For a farm that exists, only a new boot configuration is written.
-JSON: {farm, id, owner, country, prices, created, boot_config, join_expires_ms}")]
+JSON: {farm, id, owner, country, region, prices, created, boot_config, join_expires_ms}")]
     New(FarmNewFlags),
     /// The machines of a farm
     #[command(after_help = "\
 Example:
   croft farm nodes attic
 
-JSON: {nodes: [{node, id, farm, country, online, trust, release, capacity_version, total, used, free,
-       contracts, addresses, cpu_model, threads, vendor, product, session, height}]}
+JSON: {nodes: [{node, id, farm, country, region, online, trust, release, capacity_version, total, used,
+       free, contracts, addresses, cpu_model, threads, vendor, product, session, height}]}
 'online' is what the replica says; everything else is proved.")]
     Nodes {
         /// Which farm [default: all of the acting bot]
@@ -274,6 +274,9 @@ pub struct FarmNewFlags {
     /// Where it is: two letters of ISO 3166-1, such as be
     #[arg(long, value_name = "CODE")]
     pub country: String,
+    /// Where in the country, as you call it: lower-case letters, digits and '-', such as flanders
+    #[arg(long, value_name = "NAME")]
+    pub region: Option<Name>,
     /// Grains per second for one CPU
     #[arg(long, value_name = "GRAINS", default_value_t = 100)]
     pub price_cpu: u64,

@@ -490,8 +490,11 @@ impl Grid {
         let mut after = None;
         loop {
             let page = limits::RECORDS_PER_PAGE as u32;
-            let answer =
-                self.client.query(query.clone(), after, page).await.map_err(|e| self.client_error(e))?;
+            let answer = self
+                .client
+                .query(query.clone(), after.clone(), page)
+                .await
+                .map_err(|e| self.client_error(e))?;
             let Page { records, next, .. } = answer.value;
             found.extend(records.into_iter().map(|r| r.id));
             if next.is_none() || next == after || found.len() >= FOUND_LIMIT {

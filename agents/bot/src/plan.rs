@@ -79,6 +79,7 @@ impl Action {
 pub struct FarmNew {
     pub name: Name,
     pub country: String,
+    pub region: Option<Name>,
     pub prices: PriceList,
     pub boot_config: Option<PathBuf>,
     pub replica_addresses: Vec<std::net::SocketAddr>,
@@ -220,7 +221,7 @@ fn subject(kind: HistoryKind, text: &str) -> Result<Subject, PlanError> {
 }
 
 fn farm_new(flags: FarmNewFlags) -> Result<FarmNew, PlanError> {
-    if flags.country.len() != 2 || !flags.country.bytes().all(|b| b.is_ascii_lowercase()) {
+    if !croft_protocol::name::is_country(&flags.country) {
         return Err(PlanError::Country { country: flags.country });
     }
     for address in &flags.public_address {
@@ -235,6 +236,7 @@ fn farm_new(flags: FarmNewFlags) -> Result<FarmNew, PlanError> {
     Ok(FarmNew {
         name: flags.name,
         country: flags.country,
+        region: flags.region,
         prices: PriceList {
             cpu: flags.price_cpu,
             memory_gib: flags.price_memory,

@@ -10,10 +10,8 @@
 //! No I/O, no clock, no randomness: the same input gives the same answer in every bot. Only typed terms count;
 //! free text and speed of reply never do. Every refusal explains itself before anybody pays.
 
-mod price;
 mod proposal;
 mod rank;
 
-pub use price::quote;
 pub use proposal::{FarmerPolicy, OfferedNode, ProposalRefusal, check_proposal};
 pub use rank::{Candidate, Demand, Excluded, Exclusion, Fit, Matches, rank};

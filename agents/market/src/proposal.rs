@@ -6,8 +6,6 @@ use croft_protocol::capacity::Shortfall;
 use croft_protocol::contract::PublishedPort;
 use croft_protocol::{BotId, FarmId, NodeCapacity, NodeId, PriceList, Terms, limits};
 
-use crate::price::quote;
-
 /// What a farmer allows, beyond prices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FarmerPolicy {
@@ -121,7 +119,7 @@ pub fn check_proposal(
 ) -> Result<(), ProposalRefusal> {
     check_parties(terms, offered)?;
     check_times(terms, policy, now_ms)?;
-    let asked = quote(offered.prices, &terms.resources).ok_or(ProposalRefusal::Overflow)?;
+    let asked = offered.prices.rate(&terms.resources).ok_or(ProposalRefusal::Overflow)?;
     if terms.rate < asked {
         return Err(ProposalRefusal::Rate { got: terms.rate.0, asked: asked.0 });
     }

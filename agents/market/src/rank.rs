@@ -9,8 +9,6 @@ use croft_protocol::record::TrustClass;
 use croft_protocol::{BotId, Capacity, FarmId, Grains, Name, NodeCapacity, NodeId, PriceList, Rate, limits};
 use serde::Serialize;
 
-use crate::price::quote;
-
 /// A node that might serve, as the ledger describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -166,7 +164,7 @@ pub fn rank(candidates: &[Candidate], demand: &Demand) -> Matches {
 fn fit(candidate: &Candidate, demand: &Demand) -> Result<Fit, Vec<Exclusion>> {
     let mut reasons = place(candidate, demand);
     reasons.extend(room(candidate, demand));
-    let rate = quote(&candidate.prices, &demand.resources);
+    let rate = candidate.prices.rate(&demand.resources);
     let price = rate.and_then(|rate| rate.for_seconds(demand.duration_s));
     let (Some(rate), Some(price)) = (rate, price) else {
         reasons.push(Exclusion::Overflow);

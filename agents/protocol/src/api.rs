@@ -9,8 +9,10 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::Serialize;
 
 use crate::header::{Genesis, SignedHeader};
-use crate::record::{FarmId, Record, RecordId};
-use crate::{BotId, Capacity, Hash, NodeId, PublicKey, Rejection, SignedCommand, StateKey};
+use crate::record::{Record, RecordId};
+use crate::{BotId, Hash, NodeId, PublicKey, Rejection, SignedCommand, StateKey};
+
+pub use crate::query::{ContractQuery, Cursor, FarmQuery, InvalidQuery, NodeQuery, Phase, Phases, Query};
 
 /// Version of this protocol, in the ALPN of the connection.
 pub const ALPN: &[u8] = b"croft/1";
@@ -31,8 +33,9 @@ pub enum Request {
     Range { first: u64, count: u32 },
     /// Every version of a thing, oldest first, with proofs against the tip: -> [`Response::Records`].
     History { id: RecordId, first_version: u64, count: u32 },
-    /// Search by index; not proved: check what matters with [`Request::Get`]. -> [`Response::Found`].
-    Query { query: Query, after: Option<RecordId>, count: u32 },
+    /// Search by index. `prove` asks for each found record's proof: -> [`Response::FoundProved`], else
+    /// -> [`Response::Found`]. No proof shows that nothing was left out.
+    Query { query: Query, after: Option<Cursor>, count: u32, prove: bool },
     /// Final headers from now on, with the records that concern some things: stream of [`Event`].
     Follow { concerning: Vec<Concern> },
     /// Which of these blobs the replica has: -> [`Response::Blobs`].
@@ -59,30 +62,6 @@ pub enum Request {
 pub struct IncomingRelay {
     /// Who asked, by the key of its own connection. The TLS inside proves it again.
     pub from: PublicKey,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Query {
-    /// Nodes with at least this much free, optionally of one farm or country.
-    Nodes {
-        farm: Option<FarmId>,
-        country: Option<String>,
-        free: Capacity,
-    },
-    Farms {
-        owner: Option<BotId>,
-    },
-    /// Contracts of a user, a farmer or a node; ended ones only if asked for.
-    Contracts {
-        user: Option<BotId>,
-        farmer: Option<BotId>,
-        node: Option<NodeId>,
-        ended: bool,
-    },
-    Transfers {
-        of: BotId,
-    },
 }
 
 /// What a follower wants to hear of.
@@ -131,6 +110,7 @@ pub enum Response {
         records: Vec<ProvedRecord>,
     },
     Found(Page),
+    FoundProved(Box<ProvedPage>),
     /// In the order of the question.
     Blobs(Vec<bool>),
     Blob(Vec<u8>),
@@ -169,7 +149,26 @@ pub struct Page {
     pub height: u64,
     pub records: Vec<Record>,
     /// Where to go on; `None` at the end.
-    pub next: Option<RecordId>,
+    pub next: Option<Cursor>,
+}
+
+/// A page with proofs against its tip.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ProvedPage {
+    pub tip: SignedHeader,
+    pub things: Vec<ProvedThing>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Cursor>,
+}
+
+/// What a search found of one thing.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ProvedThing {
+    pub id: RecordId,
+    /// Under [`StateKey::Record`].
+    pub record: ProvedValue,
+    /// Of a node, under [`StateKey::Capacity`].
+    pub capacity: Option<ProvedValue>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
@@ -234,4 +233,6 @@ pub enum Failure {
     Storage { reason: String },
     #[error("the replica is busy: {what}; try again in a moment")]
     Busy { what: String },
+    #[error("the page to go on with is no good: {reason}; search again from the start")]
+    Cursor { reason: String },
 }

@@ -21,7 +21,7 @@ pub enum Command {
     /// The author becomes a bot with a name. Once per key.
     CreateBot(BotBody),
     /// The author, a bot, opens a farm.
-    CreateFarm { name: Name, country: String, prices: PriceList },
+    CreateFarm { name: Name, country: String, region: Option<Name>, prices: PriceList },
     /// The farm's owner changes its prices. Contracts keep the rate that they were signed with.
     SetPrices { farm: FarmId, prices: PriceList },
     /// The author, a node, registers itself or a change of itself. `join` is needed the first time.

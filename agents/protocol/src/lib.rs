@@ -21,6 +21,7 @@ pub mod limits;
 pub mod money;
 pub mod name;
 pub mod peer;
+pub mod query;
 pub mod record;
 pub mod seal;
 pub mod state;

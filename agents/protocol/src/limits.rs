@@ -22,6 +22,10 @@ pub const PEER_MESSAGE_BYTES: usize = 256 * 1024;
 pub const KEYS_PER_GET: usize = 256;
 /// Records in one page of a range, history or query.
 pub const RECORDS_PER_PAGE: usize = 256;
+/// Found things in one page with proofs: each proof is read from the state map's tree.
+pub const PROVED_PER_PAGE: usize = 64;
+/// Where a search goes on: opaque to whoever hands it back.
+pub const CURSOR_BYTES: usize = 256;
 /// Contracts that one node may have at a time: bounds its commitment entry and its work.
 pub const CONTRACTS_PER_NODE: usize = 256;
 /// Published ports in one contract.

@@ -45,6 +45,12 @@ impl Name {
     }
 }
 
+/// Whether a text is a country as the ledger writes them: two lower-case letters (ISO 3166-1 alpha-2).
+#[must_use]
+pub fn is_country(text: &str) -> bool {
+    text.len() == 2 && text.bytes().all(|b| b.is_ascii_lowercase())
+}
+
 impl BorshDeserialize for Name {
     fn deserialize_reader<R: io::Read>(reader: &mut R) -> io::Result<Self> {
         let text = String::deserialize_reader(reader)?;

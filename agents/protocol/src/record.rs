@@ -194,6 +194,8 @@ pub struct FarmBody {
     pub name: Name,
     /// ISO 3166-1 alpha-2, lower case.
     pub country: String,
+    /// Where in the country, as its owner calls it: `flanders`, `ile-de-france`.
+    pub region: Option<Name>,
     pub prices: PriceList,
 }
 

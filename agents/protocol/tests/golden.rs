@@ -125,10 +125,10 @@ fn report() -> ReportBody {
 fn commands() -> [(&'static str, Command); 11] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
-    let country = "be".to_owned();
+    let (country, region) = ("be".to_owned(), Some(name("flanders")));
     [
         ("command/create-bot", Command::CreateBot(BotBody { name: name("alice") })),
-        ("command/create-farm", Command::CreateFarm { name: name("green"), country, prices }),
+        ("command/create-farm", Command::CreateFarm { name: name("green"), country, region, prices }),
         ("command/set-prices", Command::SetPrices { farm, prices }),
         ("command/register-node", Command::RegisterNode { node: node(), join: Some(join()) }),
         ("command/agree", Command::Agree(Box::new(signed_terms()))),
@@ -213,6 +213,7 @@ fn records() -> Vec<(&'static str, Record)> {
         owner: public(2),
         name: name("green"),
         country: "be".to_owned(),
+        region: None,
         prices: PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 },
     };
     let id = contract.signed.terms.id();

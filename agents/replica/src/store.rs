@@ -17,6 +17,7 @@ mod disk;
 #[cfg(test)]
 pub(crate) mod faults;
 mod index;
+mod search;
 mod snapshot;
 mod tables;
 #[cfg(test)]
@@ -36,8 +37,9 @@ use redb::{Database, ReadableDatabase};
 pub use audit::AuditReport;
 pub(crate) use disk::free_bytes;
 pub use disk::{Disk, FileDisk};
+pub use search::{Found, SearchError};
 pub(crate) use snapshot::PAGE_BYTES;
-pub use snapshot::{Found, Snapshot};
+pub use snapshot::Snapshot;
 
 /// Name of the ledger's file in a replica's data folder.
 pub const FILE: &str = "ledger.redb";

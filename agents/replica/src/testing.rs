@@ -115,7 +115,7 @@ impl Grid {
 
     pub(crate) fn create_farm() -> Command {
         let prices = PriceList { cpu: 10, memory_gib: 0, ssd_gib: 0, hdd_gib: 0 };
-        Command::CreateFarm { name: name("green"), country: "be".to_owned(), prices }
+        Command::CreateFarm { name: name("green"), country: "be".to_owned(), region: None, prices }
     }
 
     pub(crate) fn node_body(&self, called: &str, session: u64) -> NodeBody {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Bench, Files, LOOPBACK, PATIENCE, key, name, within};
 use croft_light::{LightClient, verify_history, verify_record, verify_value};
-use croft_protocol::api::{Concern, Event, Failure, Query, Request, Response};
+use croft_protocol::api::{Concern, ContractQuery, Event, Failure, FarmQuery, Query, Request, Response};
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::record::FarmBody;
 use croft_protocol::state::Account;
@@ -69,7 +69,7 @@ async fn a_command_becomes_final_and_is_proved_to_a_light_client() {
     assert_eq!(header.header.height, done.height);
     let error = failure(reader.header(1_000_000).await.unwrap_err());
     assert_eq!(error.to_string(), "there is no header 1000000 here");
-    let found = reader.query(Query::Farms { owner: None }, None, 10).await.unwrap().value;
+    let found = reader.query(Query::Farms(FarmQuery::default()), None, 10).await.unwrap().value;
     assert_eq!(found.records.iter().map(|r| r.id).collect::<Vec<_>>(), [farm]);
     let status = reader.status().await.unwrap().value;
     assert_eq!((status.chain, &status.name), (bench.chain(), &name("test")));
@@ -469,7 +469,8 @@ async fn a_contract_goes_from_registration_to_its_end_and_the_node_hears_of_it()
     };
     assert_eq!(heard.id, RecordId::contract(&contract));
     user.submit(bench.sign(&bench.user, 1, Command::Close { contract })).await.unwrap();
-    let live = Query::Contracts { user: Some(bench.user.public()), farmer: None, node: None, ended: false };
+    let live = ContractQuery { user: Some(bench.user.public()), ..ContractQuery::default() };
+    let live = Query::Contracts(live);
     assert_eq!(user.query(live, None, 10).await.unwrap().value.records, []);
     let (_, history) = user.history(RecordId::contract(&contract), 1, 10).await.unwrap().value;
     let versions: Vec<u64> = history.iter().map(|proved| proved.record.version).collect();

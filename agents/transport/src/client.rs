@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_protocol::api::{
-    Concern, Failure, Page, ProvedRecord, ProvedValue, Query, Request, Response, Status,
+    Concern, Cursor, Failure, Page, ProvedPage, ProvedRecord, ProvedValue, Query, Request, Response, Status,
 };
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::{
@@ -203,11 +203,26 @@ impl Client {
     pub async fn query(
         &self,
         query: Query,
-        after: Option<RecordId>,
+        after: Option<Cursor>,
         count: u32,
     ) -> Result<Answer<Page>, ClientError> {
-        self.read(&Request::Query { query, after, count }, move |response| match response {
+        self.read(&Request::Query { query, after, count, prove: false }, move |response| match response {
             Response::Found(page) if page.records.len() <= count as usize => Ok(page),
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// Searches; each found thing comes with its proof against the page's tip. Nothing proves that all were
+    /// found. A page has at most [`limits::PROVED_PER_PAGE`] things.
+    pub async fn query_proved(
+        &self,
+        query: Query,
+        after: Option<Cursor>,
+        count: u32,
+    ) -> Result<Answer<ProvedPage>, ClientError> {
+        self.read(&Request::Query { query, after, count, prove: true }, move |response| match response {
+            Response::FoundProved(page) if page.things.len() <= count as usize => Ok(*page),
             other => Err(other),
         })
         .await

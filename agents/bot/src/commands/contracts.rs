@@ -1,6 +1,6 @@
 //! Finding a bot's contracts: searched for where a search is enough, proved always.
 
-use croft_protocol::api::Query;
+use croft_protocol::api::{ContractQuery, Phases, Query};
 use croft_protocol::record::WorkloadState;
 use croft_protocol::{Body, BotId, ContractId, Kind, Name, Record, RecordId};
 use serde::Serialize;
@@ -12,7 +12,8 @@ use crate::grid::{Contract, Grid, GridError};
 /// A user's contracts, running ones first, newest first. A replica may hide some; none is made up.
 pub(super) async fn of_user(acting: &Acting, ended: bool) -> Result<Vec<Contract>, GridError> {
     let me = acting.id();
-    let query = Query::Contracts { user: Some(me), farmer: None, node: None, ended };
+    let phases = if ended { Phases::ALL } else { Phases::LIVE };
+    let query = Query::Contracts(ContractQuery { user: Some(me), phases, ..ContractQuery::default() });
     let mut ids: Vec<ContractId> = acting
         .grid
         .find_unproved(&query)

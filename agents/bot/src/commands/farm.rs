@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use croft_protocol::api::Query;
+use croft_protocol::api::{FarmQuery, NodeQuery, Query};
 use croft_protocol::boot::{BootConfig, FarmJoin, GridPin, NodeSettings};
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::keys::Domain;
@@ -50,6 +50,7 @@ struct NewFarm {
     id: FarmId,
     owner: Name,
     country: String,
+    region: Option<Name>,
     prices: PriceList,
     created: bool,
     boot_config: PathBuf,
@@ -72,8 +73,9 @@ pub(super) async fn new(c: &mut Context<'_>, new: FarmNew) -> Result<(), Failure
     acting.must_be_registered().await?;
 
     let (id, farm, created) = open_farm(&acting, &new).await?;
-    if !created && farm.prices != new.prices {
-        c.note(&format!("farm '{}' exists: its prices stay as they are", new.name));
+    let place = (&new.country, &new.region);
+    if !created && (farm.prices != new.prices || (&farm.country, &farm.region) != place) {
+        c.note(&format!("farm '{}' exists: its prices and place stay as they are", new.name));
     }
     let join_expires_ms = acting.grid.tip().await?.time_ms().saturating_add(new.valid_s.saturating_mul(1000));
     let config = boot_config(&acting, &new, id, join_expires_ms)?;
@@ -90,6 +92,7 @@ pub(super) async fn new(c: &mut Context<'_>, new: FarmNew) -> Result<(), Failure
         id,
         owner: acting.name.clone(),
         country: farm.country,
+        region: farm.region,
         prices: farm.prices,
         created,
         boot_config: std::path::absolute(&path).unwrap_or(path),
@@ -115,8 +118,9 @@ async fn open_farm(acting: &Acting, new: &FarmNew) -> Result<(FarmId, FarmBody, 
     let (id, farm) = if let Some(found) = found {
         found
     } else {
-        let (name, country, prices) = (new.name.clone(), new.country.clone(), new.prices);
-        acting.grid.submit(&acting.key, &Command::CreateFarm { name, country, prices }).await?;
+        let (name, country, region) = (new.name.clone(), new.country.clone(), new.region.clone());
+        let command = Command::CreateFarm { name, country, region, prices: new.prices };
+        acting.grid.submit(&acting.key, &command).await?;
         acting
             .grid
             .farm_named(&new.name)
@@ -176,6 +180,7 @@ struct NodeView {
     id: NodeId,
     farm: Name,
     country: String,
+    region: Option<Name>,
     online: bool,
     trust: TrustClass,
     release: String,
@@ -237,7 +242,7 @@ pub(super) async fn farms_of(
     owner: Option<BotId>,
 ) -> Result<Vec<(FarmId, FarmBody)>, GridError> {
     let mut farms = Vec::new();
-    for id in grid.find_unproved(&Query::Farms { owner }).await? {
+    for id in grid.find_unproved(&Query::Farms(FarmQuery { owner, ..FarmQuery::default() })).await? {
         if id.kind != Kind::Farm {
             continue;
         }
@@ -253,7 +258,7 @@ pub(super) async fn farms_of(
 
 /// Nodes of a farm, as a replica finds them, each proved.
 async fn nodes_of(grid: &Grid, farm: FarmId) -> Result<Vec<Node>, GridError> {
-    let query = Query::Nodes { farm: Some(farm), country: None, free: Capacity::default() };
+    let query = Query::Nodes(NodeQuery { farm: Some(farm), ..NodeQuery::default() });
     let mut ids: Vec<NodeId> = grid
         .find_unproved(&query)
         .await?
@@ -275,6 +280,7 @@ fn view(node: Node, farm: &FarmBody, online: bool) -> NodeView {
         id: node.id,
         farm: farm.name.clone(),
         country: farm.country.clone(),
+        region: farm.region.clone(),
         online,
         trust: node.body.trust,
         release: node.body.release,

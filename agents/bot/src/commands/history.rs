@@ -106,8 +106,9 @@ fn what(body: &Body, before: Option<&Body>) -> String {
         Body::Bot(bot) => format!("bot '{}'", bot.name),
         Body::Farm(farm) => {
             let p = farm.prices;
+            let region = farm.region.as_ref().map(|region| format!(" ({region})")).unwrap_or_default();
             format!(
-                "in {}, prices: CPU {}, memory {}, SSD {}, HDD {}",
+                "in {}{region}, prices: CPU {}, memory {}, SSD {}, HDD {}",
                 farm.country, p.cpu, p.memory_gib, p.ssd_gib, p.hdd_gib
             )
         }

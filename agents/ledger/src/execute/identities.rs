@@ -2,6 +2,7 @@
 
 use croft_protocol::command::SignedJoin;
 use croft_protocol::keys::Domain;
+use croft_protocol::name::is_country;
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
 use croft_protocol::{Body, FarmId, Name, NodeCapacity, PriceList, PublicKey, RecordId, Rejection, StateKey};
 
@@ -27,16 +28,17 @@ pub(super) fn create_farm(
     work: &mut Work<'_>,
     author: PublicKey,
     name: &Name,
-    country: &str,
+    (country, region): (&str, Option<&Name>),
     prices: PriceList,
 ) -> Step {
     known_bot(work, &author)?;
-    if country.len() != 2 || !country.bytes().all(|b| b.is_ascii_lowercase()) {
+    if !is_country(country) {
         return Err(Rejection::Country { country: country.chars().take(16).collect() }.into());
     }
     let id = FarmId::new(&author, name);
     claim_name(work, StateKey::FarmName(name.clone()), "farm name", name, &id)?;
-    let body = FarmBody { owner: author, name: name.clone(), country: country.to_owned(), prices };
+    let (country, region) = (country.to_owned(), region.cloned());
+    let body = FarmBody { owner: author, name: name.clone(), country, region, prices };
     work.append(RecordId::farm(&id), Body::Farm(body), author)
 }
 

@@ -17,8 +17,9 @@ use crate::work::{Step, Stop, Work};
 pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCommand) -> Step {
     match &signed.body.command {
         Command::CreateBot(bot) => identities::create_bot(work, author, bot),
-        Command::CreateFarm { name, country, prices } => {
-            identities::create_farm(work, author, name, country, *prices)
+        Command::CreateFarm { name, country, region, prices } => {
+            let place = (country.as_str(), region.as_ref());
+            identities::create_farm(work, author, name, place, *prices)
         }
         Command::SetPrices { farm, prices } => identities::set_prices(work, author, farm, *prices),
         Command::RegisterNode { node, join } => identities::register_node(work, author, node, join.as_ref()),

@@ -108,7 +108,8 @@ impl Scenario {
         let mut ledger = MemoryLedger::new(genesis, validators.clone()).expect("the genesis is valid");
         let farm = FarmId::new(&farmer.public(), &name("green"));
         let prices = PriceList { cpu: 10, memory_gib: 2, ssd_gib: 1, hdd_gib: 0 };
-        let create = Command::CreateFarm { name: name("green"), country: "be".to_owned(), prices };
+        let create =
+            Command::CreateFarm { name: name("green"), country: "be".to_owned(), region: None, prices };
         ledger.submit(&farmer, create).expect("a farm can be opened");
         Self { ledger, validators, user, farmer, other, node, farm }
     }

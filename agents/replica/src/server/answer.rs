@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use croft_ledger::check_admission;
-use croft_protocol::api::{Failure, Page, ProvedRecord, Query, Request, Response, Status};
-use croft_protocol::{PublicKey, RecordId, SignedCommand, StateKey, limits};
+use croft_protocol::api::{
+    Cursor, Failure, Page, ProvedPage, ProvedRecord, Query, Request, Response, Status,
+};
+use croft_protocol::{PublicKey, SignedCommand, StateKey, limits};
 
 use super::Server;
 use crate::ordering::Verdict;
-use crate::store::{Snapshot, StoreError};
+use crate::store::{Found, SearchError, Snapshot, StoreError};
 
 /// Blobs that one question may be about: what fits into a request.
 const HASHES_PER_QUESTION: usize = 4_000;
@@ -55,7 +57,7 @@ impl Server {
             Request::History { id, first_version, count } => {
                 self.records(count, move |s, count| s.history(&id, first_version, count)).await
             }
-            Request::Query { query, after, count } => self.query(query, after, count).await,
+            Request::Query { query, after, count, prove } => self.query(query, after, count, prove).await,
             Request::HasBlobs { hashes } => {
                 at_most("blobs", hashes.len(), HASHES_PER_QUESTION)?;
                 Ok(Response::Blobs(self.blobs.has(&hashes)))
@@ -148,21 +150,30 @@ impl Server {
         .await
     }
 
-    async fn query(&self, query: Query, after: Option<RecordId>, count: u32) -> Result<Response, Failure> {
+    async fn query(
+        &self,
+        query: Query,
+        after: Option<Cursor>,
+        count: u32,
+        prove: bool,
+    ) -> Result<Response, Failure> {
         at_most("records", count as usize, limits::RECORDS_PER_PAGE)?;
-        if let Query::Nodes { country: Some(country), .. } = &query
-            && country.len() != 2
-        {
-            let reason = "a country has two letters, such as be".to_owned();
-            return Err(Failure::Malformed { reason });
-        }
+        query.check().map_err(|error| Failure::Malformed { reason: error.to_string() })?;
+        let refused = |error: SearchError| match error {
+            SearchError::Cursor { reason } => Failure::Cursor { reason: reason.to_owned() },
+            SearchError::Store(error) => failed(error),
+        };
         let snapshot = self.chain.latest();
         self.blocking(move || {
-            let found = snapshot.query(&query, after.as_ref(), count as usize).map_err(failed)?;
-            let found =
-                found.ok_or_else(|| Failure::NotFound { what: format!("{after:?} to go on after") })?;
-            let height = snapshot.height();
-            Ok(Response::Found(Page { height, records: found.records, next: found.next }))
+            let (after, count) = (after.as_ref(), count as usize);
+            if prove {
+                let Found { things, next, .. } =
+                    snapshot.query_proved(&query, after, count).map_err(refused)?;
+                let page = ProvedPage { tip: snapshot.tip().clone(), things, next };
+                return Ok(Response::FoundProved(Box::new(page)));
+            }
+            let Found { things, next, .. } = snapshot.query(&query, after, count).map_err(refused)?;
+            Ok(Response::Found(Page { height: snapshot.height(), records: things, next }))
         })
         .await
     }

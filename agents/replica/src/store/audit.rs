@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use croft_ledger::{log_tree, state_map};
-use croft_protocol::{ChainId, Hash, Header, RecordId, SignedHeader, StateKey, encode};
+use croft_protocol::{ChainId, Hash, Header, Record, RecordId, SignedHeader, StateKey, encode};
 use redb::{Database, ReadableDatabase};
 
 use super::snapshot::{Snapshot, identify};
 use super::tables::FORMAT;
-use super::{OpenError, StoreError};
+use super::{OpenError, StoreError, index};
 
 /// Records at the end of the log that are checked at every start: those of the last blocks.
 const CHECKED_RECORDS: u64 = 256;
@@ -45,6 +45,9 @@ pub(super) fn check_open(path: &Path, database: &Database, chain: &ChainId) -> R
     if found != *chain {
         return Err(OpenError::WrongChain { path: path.to_owned(), found, expected: *chain });
     }
+    drop(transaction);
+    index::ensure(database).map_err(damaged)?;
+    let transaction = database.begin_read().map_err(|e| damaged(e.into()))?;
     let snapshot = Snapshot::new(&transaction).map_err(damaged)?;
     check_tip(&snapshot, chain).map_err(damaged)?;
     Ok(snapshot)
@@ -131,10 +134,14 @@ pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport,
         snapshot.commands(height)?;
         bodies += 1;
     }
+    let mut index = index::Check::default();
     for position in 0..tip.log_size {
         check_record(snapshot, position)?;
-        check_chain_of_versions(snapshot, position)?;
+        if let Some(newest) = check_chain_of_versions(snapshot, position)? {
+            index.record(snapshot, &newest)?;
+        }
     }
+    index.finish(snapshot)?;
     let mut values = 0;
     snapshot.each_value(|key, value| {
         values += 1;
@@ -145,8 +152,8 @@ pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport,
     Ok(AuditReport { headers: tip.height + 1, bodies, records: tip.log_size, values })
 }
 
-/// A record names its predecessor; the latest of its kind is what the state map commits to.
-fn check_chain_of_versions(snapshot: &Snapshot, position: u64) -> Result<(), StoreError> {
+/// A record names its predecessor; the newest of its kind, which is handed back, is what the state map commits to.
+fn check_chain_of_versions(snapshot: &Snapshot, position: u64) -> Result<Option<Record>, StoreError> {
     let Some(record) = snapshot.record_at(position)? else {
         return Err(StoreError::damaged(format!("record {position} is missing")));
     };
@@ -167,6 +174,7 @@ fn check_chain_of_versions(snapshot: &Snapshot, position: u64) -> Result<(), Sto
     if snapshot.latest_position(&id)? == Some(position) {
         state_map::prove(snapshot, snapshot.map_head(), &StateKey::Record(id), Some(encode(&record)))
             .map_err(|e| StoreError::damaged(e.to_string()))?;
+        return Ok(Some(record));
     }
-    Ok(())
+    Ok(None)
 }

@@ -5,23 +5,23 @@ use std::fmt;
 use croft_ledger::log_tree::{self, LogNodes, NodeAt};
 use croft_ledger::state_map::{self, MapHead, MapNodes};
 use croft_ledger::{StateError, StateRead};
-use croft_protocol::api::{ProvedRecord, ProvedValue, Query};
+use croft_protocol::api::{Cursor, ProvedRecord, ProvedThing, ProvedValue, Query};
 use croft_protocol::{
-    Body, Capacity, ChainId, Genesis, Hash, Record, RecordId, SignedCommand, SignedHeader, StateKey, encode,
-    limits,
+    Capacity, ChainId, Genesis, Hash, Kind, NodeCapacity, NodeId, PublicKey, Record, RecordId, SignedCommand,
+    SignedHeader, StateKey, encode, limits,
 };
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata};
 
+use super::index::Entry;
+use super::search::{Bounds, Found, SearchError, search};
 use super::tables::{
-    BODIES, FORMAT, HEADERS, INDEX, Index, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
-    META_GENESIS, META_MAP, META_TIP, RECORDS, STATE, VERSIONS, index_scope, version_key,
+    BODIES, ENTRIES, FORMAT, HEADERS, INDEX, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
+    META_GENESIS, META_MAP, META_TIP, RECORDS, STATE, VERSIONS, version_key,
 };
 use super::{StoreError, bodies};
 
 /// A page ends when its records reach this many bytes, so that it fits into a response with its proofs.
 pub(crate) const PAGE_BYTES: usize = limits::RESPONSE_BYTES * 3 / 4;
-/// Entries that one search looks at before it hands back what it has: bounds what a stranger can cost.
-const SCANNED_ENTRIES: usize = 20_000;
 
 /// A committed state.
 pub struct Snapshot {
@@ -36,21 +36,14 @@ pub struct Snapshot {
     log_nodes: ReadOnlyTable<(u8, u64), &'static [u8; 32]>,
     map_nodes: ReadOnlyTable<&'static [u8], &'static [u8]>,
     map_stale: ReadOnlyTable<(u64, u32), &'static [u8]>,
-    index: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    index: ReadOnlyTable<&'static [u8], ()>,
+    entries: ReadOnlyTable<&'static [u8], &'static [u8]>,
 }
 
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot").field("height", &self.tip.header.height).finish_non_exhaustive()
     }
-}
-
-/// What a search found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    pub records: Vec<Record>,
-    /// Where to go on; `None` at the end.
-    pub next: Option<RecordId>,
 }
 
 /// Version and chain of a file, whatever else is in it.
@@ -97,6 +90,7 @@ impl Snapshot {
             map_nodes: transaction.open_table(MAP_NODES)?,
             map_stale: transaction.open_table(MAP_STALE)?,
             index: transaction.open_table(INDEX)?,
+            entries: transaction.open_table(ENTRIES)?,
         })
     }
 
@@ -266,95 +260,72 @@ impl Snapshot {
         Ok(page)
     }
 
-    /// Searches by index, in the order in which things came to be. `None` when `after` is not known.
+    /// Searches by index: the latest version of each found thing, as many as were asked for and fit into a
+    /// page.
+    ///
+    /// # Errors
+    /// [`SearchError::Cursor`] when `from` is not of this search.
     pub fn query(
         &self,
         query: &Query,
-        after: Option<&RecordId>,
+        from: Option<&Cursor>,
         count: usize,
-    ) -> Result<Option<Found>, StoreError> {
-        let scope = scope_of(query);
-        let start = match after {
-            None => scope.clone(),
-            Some(id) => match self.position(id, 1)? {
-                None => return Ok(None),
-                Some(first) => [&scope[..], &first.saturating_add(1).to_be_bytes()].concat(),
-            },
-        };
-        let end = [&scope[..], &[0xff; 8]].concat();
-        let mut found = Found { records: Vec::new(), next: None };
-        let mut bytes = 0;
-        let mut last = None;
-        let entries = self.index.range::<&[u8]>(start.as_slice()..=end.as_slice())?;
-        for (scanned, entry) in entries.enumerate() {
-            let (_, value) = entry?;
-            let (id, free) = indexed(value.value())?;
-            if found.records.len() >= count || bytes > PAGE_BYTES || scanned >= SCANNED_ENTRIES {
-                found.next = last;
-                break;
-            }
-            last = Some(id);
-            if let Query::Nodes { free: needed, .. } = query
-                && !free.is_some_and(|free| free.covers(needed))
-            {
-                continue;
-            }
-            let record = self
-                .latest_record(&id)?
-                .ok_or_else(|| StoreError::damaged(format!("{id:?} is indexed, but missing")))?;
-            if self.matches(query, &record)? {
-                bytes += encode(&record).len();
-                found.records.push(record);
-            }
-        }
-        Ok(Some(found))
-    }
-
-    /// What the scope of the index does not say already.
-    fn matches(&self, query: &Query, record: &Record) -> Result<bool, StoreError> {
-        Ok(match (query, &record.body) {
-            (Query::Nodes { farm: Some(farm), country: Some(country), .. }, Body::Node(_)) => {
-                let farm = self.latest_record(&RecordId::farm(farm))?;
-                matches!(farm.map(|f| f.body), Some(Body::Farm(farm)) if farm.country == *country)
-            }
-            (Query::Contracts { user, farmer, node, .. }, Body::Contract(contract)) => {
-                let terms = &contract.signed.terms;
-                user.is_none_or(|u| terms.user == u)
-                    && farmer.is_none_or(|f| terms.farmer == f)
-                    && node.is_none_or(|n| terms.node == n)
-            }
-            _ => true,
+    ) -> Result<Found<Record>, SearchError> {
+        search(self, query, from, Bounds::of(count), |id| {
+            let record = self.latest_record(&id)?.ok_or_else(|| no_record(&id))?;
+            let bytes = encode(&record).len();
+            Ok((record, bytes))
         })
     }
-}
 
-/// The narrowest index that answers a query.
-fn scope_of(query: &Query) -> Vec<u8> {
-    match query {
-        Query::Farms { owner: None } => index_scope(Index::Farms, &[]),
-        Query::Farms { owner: Some(owner) } => index_scope(Index::FarmsOfOwner, &owner.0),
-        Query::Nodes { farm: Some(farm), .. } => index_scope(Index::NodesOfFarm, &farm.0.0),
-        Query::Nodes { farm: None, country: Some(country), .. } => {
-            index_scope(Index::NodesInCountry, country.as_bytes())
+    /// As [`Self::query`], each with proofs against the tip.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn query_proved(
+        &self,
+        query: &Query,
+        from: Option<&Cursor>,
+        count: usize,
+    ) -> Result<Found<ProvedThing>, SearchError> {
+        let count = count.min(limits::PROVED_PER_PAGE);
+        search(self, query, from, Bounds::of(count), |id| {
+            let record = self.prove(&StateKey::Record(id))?;
+            let capacity = match id.kind {
+                Kind::Node => Some(self.prove(&StateKey::Capacity(PublicKey(id.id.0)))?),
+                _ => None,
+            };
+            let thing = ProvedThing { id, record, capacity };
+            let bytes = encode(&thing).len();
+            Ok((thing, bytes))
+        })
+    }
+
+    pub(super) fn index(&self) -> &ReadOnlyTable<&'static [u8], ()> {
+        &self.index
+    }
+
+    pub(super) fn entries(&self) -> &ReadOnlyTable<&'static [u8], &'static [u8]> {
+        &self.entries
+    }
+
+    /// What searches compare of a thing.
+    pub(super) fn entry(&self, id: &RecordId) -> Result<Option<Entry>, StoreError> {
+        let entry = self.entries.get(encode(id).as_slice())?;
+        entry.map(|bytes| decoded("an index entry", bytes.value())).transpose()
+    }
+
+    /// What is free on a node.
+    pub(super) fn free(&self, node: &NodeId) -> Result<Capacity, StoreError> {
+        match self.value(&StateKey::Capacity(*node))? {
+            Some(bytes) => Ok(decoded::<NodeCapacity>("a node's capacity", &bytes)?.free()),
+            None => Ok(Capacity::default()),
         }
-        Query::Nodes { farm: None, country: None, .. } => index_scope(Index::Nodes, &[]),
-        Query::Contracts { user, farmer, node, ended } => match (node.or(*user).or(*farmer), ended) {
-            (Some(party), true) => index_scope(Index::ContractsOf, &party.0),
-            (Some(party), false) => index_scope(Index::LiveContractsOf, &party.0),
-            (None, true) => index_scope(Index::Contracts, &[]),
-            (None, false) => index_scope(Index::LiveContracts, &[]),
-        },
-        Query::Transfers { of } => index_scope(Index::TransfersOf, &of.0),
     }
 }
 
-/// The value of an index entry.
-pub(super) fn index_value(id: &RecordId, free: Option<&Capacity>) -> Vec<u8> {
-    encode(&(id, free))
-}
-
-fn indexed(bytes: &[u8]) -> Result<(RecordId, Option<Capacity>), StoreError> {
-    decoded("an index entry", bytes)
+fn no_record(id: &RecordId) -> StoreError {
+    StoreError::damaged(format!("{id:?} is indexed, but missing"))
 }
 
 fn header_at(

@@ -12,8 +12,8 @@ use redb::{Database, ReadableTable, WriteTransaction};
 
 use super::snapshot::Snapshot;
 use super::tables::{
-    BODIES, FORMAT, HEADERS, INDEX, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
-    META_GENESIS, META_MAP, META_TIP, RECORDS, STATE, VERSIONS, version_key,
+    BODIES, FORMAT, HEADERS, INDEX_VERSION, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
+    META_GENESIS, META_INDEX, META_MAP, META_TIP, RECORDS, STATE, VERSIONS, version_key,
 };
 use super::{Block, SignGenesis, StoreError, bodies, index};
 
@@ -53,6 +53,7 @@ pub(super) fn write_first(database: &Database, genesis: &Genesis, block: &Block)
         meta.insert(META_FORMAT, FORMAT.to_le_bytes().as_slice())?;
         meta.insert(META_CHAIN, encode(&genesis.chain_id()).as_slice())?;
         meta.insert(META_GENESIS, encode(genesis).as_slice())?;
+        meta.insert(META_INDEX, INDEX_VERSION.to_le_bytes().as_slice())?;
     }
     write_tables(&transaction, block, 0)?;
     transaction.commit()?;
@@ -130,8 +131,6 @@ fn write_state(transaction: &WriteTransaction, block: &Block) -> Result<(), Stor
     let latest: BTreeMap<RecordId, &croft_protocol::Record> =
         block.outcome.records.iter().map(|record| (record.id, record)).collect();
     let mut state = transaction.open_table(STATE)?;
-    // Opened so that it exists from the first block on.
-    transaction.open_table(INDEX)?;
     for (key, value) in &block.outcome.writes {
         match (key, value) {
             (StateKey::Record(id), value) => {

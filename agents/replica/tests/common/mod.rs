@@ -111,7 +111,7 @@ impl Files {
 
     pub fn create_farm() -> Command {
         let prices = PriceList { cpu: 10, memory_gib: 0, ssd_gib: 0, hdd_gib: 0 };
-        Command::CreateFarm { name: name("green"), country: "be".to_owned(), prices }
+        Command::CreateFarm { name: name("green"), country: "be".to_owned(), region: None, prices }
     }
 
     pub fn register(&self) -> Command {

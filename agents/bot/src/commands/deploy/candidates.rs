@@ -4,10 +4,10 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use croft_market::{Candidate, Demand};
-use croft_protocol::api::Query;
+use croft_protocol::api::{NodeQuery, Query};
 use croft_protocol::contract::PublishedPort;
 use croft_protocol::record::{FarmBody, FarmId};
-use croft_protocol::{Capacity, Kind, NodeId, PublicKey};
+use croft_protocol::{Kind, NodeId, PublicKey};
 
 use crate::deploy_file::Placement;
 use crate::grid::{Grid, GridError, Node};
@@ -33,12 +33,12 @@ pub(super) async fn candidates(
             placement.countries.iter().cloned().map(Some).collect()
         };
         for country in countries {
-            found.extend(search(grid, &Query::Nodes { farm, country, free: demand.resources }).await?);
+            let query = NodeQuery { farm, country, free: demand.resources, ..NodeQuery::default() };
+            found.extend(search(grid, query).await?);
         }
     }
     if found.is_empty() {
-        let all = Query::Nodes { farm: None, country: None, free: Capacity::default() };
-        found = search(grid, &all).await?;
+        found = search(grid, NodeQuery::default()).await?;
     }
     found.sort_unstable();
     found.dedup();
@@ -46,8 +46,8 @@ pub(super) async fn candidates(
     describe(grid, &found, &demand.ports).await
 }
 
-async fn search(grid: &Grid, query: &Query) -> Result<Vec<NodeId>, GridError> {
-    let found = grid.find_unproved(query).await?;
+async fn search(grid: &Grid, query: NodeQuery) -> Result<Vec<NodeId>, GridError> {
+    let found = grid.find_unproved(&Query::Nodes(query)).await?;
     Ok(found.into_iter().filter(|id| id.kind == Kind::Node).map(|id| PublicKey(id.id.0)).collect())
 }
 

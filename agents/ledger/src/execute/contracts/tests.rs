@@ -191,7 +191,7 @@ fn the_parties_farm_and_node_must_belong_together() {
     let mut scenario = Scenario::new();
     let farmer = scenario.farmer.clone();
     let prices = croft_protocol::PriceList::default();
-    let create = Command::CreateFarm { name: name("red"), country: "nl".to_owned(), prices };
+    let create = Command::CreateFarm { name: name("red"), country: "nl".to_owned(), region: None, prices };
     scenario.ledger.submit(&farmer, create).unwrap();
     let mut terms = scenario.terms("web");
     terms.farm = croft_protocol::FarmId::new(&farmer.public(), &name("red"));

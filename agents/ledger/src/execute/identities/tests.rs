@@ -11,7 +11,12 @@ fn refused(scenario: &mut Scenario, key: &SecretKey, command: Command) -> String
 }
 
 fn farm_command(called: &str, country: &str) -> Command {
-    Command::CreateFarm { name: name(called), country: country.to_owned(), prices: PriceList::default() }
+    Command::CreateFarm {
+        name: name(called),
+        country: country.to_owned(),
+        region: None,
+        prices: PriceList::default(),
+    }
 }
 
 #[test]
