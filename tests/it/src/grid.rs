@@ -67,53 +67,96 @@ pub struct Grid {
     croft: PathBuf,
     replica_port: u16,
     web_port: u16,
-    ledger: Option<Service>,
+    /// One process for each replica.
+    ledger: Vec<Option<Service>>,
     farmer: Option<Service>,
 }
 
 impl Grid {
-    /// A new grid called `demo` below `dir`, with its ledger running.
+    /// A new grid called `demo` below `dir`, with its ledger running: on one replica that orders alone, or on
+    /// several that decide together, each its own process.
     ///
     /// # Errors
     /// Names the step that failed.
-    pub async fn start(dir: &Path) -> Result<Self> {
+    pub async fn start(dir: &Path, replicas: u16) -> Result<Self> {
         let croft = binary("croft")?;
         std::fs::create_dir_all(dir)?;
-        let replica_port = free_udp_port()?;
+        let replica_port = free_udp_ports(replicas)?;
         let mut grid = Self {
             dir: dir.to_owned(),
             croft,
             replica_port,
             web_port: free_tcp_port()?,
-            ledger: None,
+            ledger: (0..replicas).map(|_| None).collect(),
             farmer: None,
         };
-        grid.croft(["grid", "init", "demo", "--listen", &format!("127.0.0.1:{replica_port}")]).await?;
+        let (listen, count) = (format!("127.0.0.1:{replica_port}"), replicas.to_string());
+        grid.croft(["grid", "init", "demo", "--listen", &listen, "--replicas", &count]).await?;
         grid.start_ledger().await?;
         Ok(grid)
     }
 
-    /// Starts the ledger's process.
+    /// Starts every process of the ledger.
     ///
     /// # Errors
-    /// When it does not get ready.
+    /// When one does not get ready.
     pub async fn start_ledger(&mut self) -> Result<()> {
-        let mut command = self.command();
-        command.args(["grid", "up"]);
-        let log = self.dir.join("ledger.log");
-        self.ledger = Some(Service::start("croft grid up", command, "ready", &log).await?);
+        for index in 0..self.ledger.len() {
+            self.start_replica(index).await?;
+        }
         Ok(())
     }
 
-    /// Ends the ledger's process in order.
+    /// Starts one process of the ledger, counted from 0.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub async fn start_replica(&mut self, index: usize) -> Result<()> {
+        let mut command = self.command();
+        let number = (index + 1).to_string();
+        command.args(["grid", "up", "--replica", &number]);
+        let log = self.dir.join(format!("ledger-{number}.log"));
+        self.ledger[index] = Some(Service::start("croft grid up", command, "ready", &log).await?);
+        Ok(())
+    }
+
+    /// Ends the ledger's processes in order.
+    ///
+    /// # Errors
+    /// When one does not end.
+    pub async fn stop_ledger(&mut self) -> Result<()> {
+        for index in 0..self.ledger.len() {
+            self.stop_replica(index).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends one process of the ledger in order.
     ///
     /// # Errors
     /// When it does not end.
-    pub async fn stop_ledger(&mut self) -> Result<()> {
-        match self.ledger.take() {
-            Some(ledger) => ledger.stop().await,
+    pub async fn stop_replica(&mut self, index: usize) -> Result<()> {
+        match self.ledger[index].take() {
+            Some(replica) => replica.stop().await,
             None => Ok(()),
         }
+    }
+
+    /// Kills one process of the ledger, as a power cut would.
+    ///
+    /// # Errors
+    /// When it can't be killed.
+    pub async fn kill_replica(&mut self, index: usize) -> Result<()> {
+        if let Some(mut replica) = self.ledger[index].take() {
+            replica.child.kill().await.context("a replica can't be killed")?;
+        }
+        Ok(())
+    }
+
+    /// How many replicas the grid has.
+    #[must_use]
+    pub fn replicas(&self) -> usize {
+        self.ledger.len()
     }
 
     /// A farm called `alpha` of a bot called `farmer`, whose process answers proposals.
@@ -122,27 +165,16 @@ impl Grid {
     /// Names the command that failed.
     pub async fn farm(&mut self) -> Result<()> {
         self.croft(["bot", "new", "farmer", "--grains", "1000000"]).await?;
-        let replica = format!("10.0.2.2:{}", self.replica_port);
         let boot = self.boot_file();
         let boot = boot.to_str().context("a path in UTF-8")?;
-        self.croft([
-            "--bot",
-            "farmer",
-            "farm",
-            "new",
-            "alpha",
-            "--country",
-            "be",
-            "--boot-config",
-            boot,
-            "--replica-address",
-            &replica,
-            "--public-address",
-            "127.0.0.1",
-            "--node-name",
-            "n1",
-        ])
-        .await?;
+        let new = ["--bot", "farmer", "farm", "new", "alpha", "--country", "be", "--boot-config", boot];
+        let node = ["--public-address", "127.0.0.1", "--node-name", "n1"];
+        let mut arguments: Vec<String> = new.iter().chain(&node).map(ToString::to_string).collect();
+        // As QEMU shows this machine to the node.
+        for port in (self.replica_port..).take(self.ledger.len()) {
+            arguments.extend(["--replica-address".to_owned(), format!("10.0.2.2:{port}")]);
+        }
+        self.croft(arguments).await?;
         let mut command = self.command();
         command.args(["--bot", "farmer", "farm", "serve"]);
         let log = self.dir.join("farmer.log");
@@ -282,9 +314,17 @@ pub fn binary(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name} is not built: run 'cargo build -p croft-bot' first"))
 }
 
-/// A UDP port of loopback that nobody has now.
-fn free_udp_port() -> Result<u16> {
-    Ok(UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?.port())
+/// The first of some UDP ports of loopback in a row that nobody has now.
+fn free_udp_ports(count: u16) -> Result<u16> {
+    for _ in 0..100 {
+        let first = UdpSocket::bind(("127.0.0.1", 0))?;
+        let port = first.local_addr()?.port();
+        let others = (1..count).map(|n| UdpSocket::bind(("127.0.0.1", port.checked_add(n)?)).ok());
+        if others.collect::<Option<Vec<_>>>().is_some() {
+            return Ok(port);
+        }
+    }
+    bail!("there are no {count} free UDP ports in a row")
 }
 
 /// A TCP port of loopback that nobody has now.

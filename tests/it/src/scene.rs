@@ -39,13 +39,17 @@ impl Scene {
     ///
     /// # Errors
     /// Names the step that failed, with the last lines of the machine.
-    pub async fn begin(dir: &Path, image: &Path, say: Say<'_>) -> Result<Self> {
+    pub async fn begin(dir: &Path, image: &Path, replicas: u16, say: Say<'_>) -> Result<Self> {
         let mut table = Table::default();
         say("starting the ledger (croft grid up) and a farm owned by a bot");
         let started = Instant::now();
-        let mut grid = Grid::start(dir).await?;
+        let mut grid = Grid::start(dir, replicas).await?;
         grid.farm().await?;
-        table.add("ledger and farm", started.elapsed(), "croft grid up, farm 'alpha' of bot 'farmer'");
+        let what = match replicas {
+            1 => "croft grid up, farm 'alpha' of bot 'farmer'".to_owned(),
+            n => format!("{n} replicas that decide together, farm 'alpha' of bot 'farmer'"),
+        };
+        table.add("ledger and farm", started.elapsed(), what);
         say("booting the image on an empty machine in QEMU");
         let started = Instant::now();
         let mut node = grid.boot_node(image).await?;
@@ -119,12 +123,19 @@ impl Scene {
     pub async fn power_cut(&mut self, say: Say<'_>) -> Result<()> {
         say("pulling the power (SIGKILL on QEMU) and booting again");
         self.node.kill().await?;
+        if self.grid.replicas() > 1 {
+            say("killing the first replica too: the others go on");
+            self.grid.kill_replica(0).await?;
+        }
         ensure!(http::is_silent(self.web).await, "something else answers on {}", self.web);
         let started = Instant::now();
         self.node = self.grid.boot_node(&self.image).await?;
         self.web = self.node.address(self.grid.web_port()).context("the published port is forwarded")?;
         http::wait_for_ok(self.web, "/", ANSWERS).await.with_context(|| self.node.serial().tail())?;
         self.table.add("power cut to reply", started.elapsed(), "the same workload, nobody's help");
+        if self.grid.replicas() > 1 {
+            self.grid.start_replica(0).await?;
+        }
         Ok(())
     }
 

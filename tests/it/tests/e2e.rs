@@ -28,7 +28,7 @@ fn say(text: &str) {
 async fn lifecycle(vmm: &str, image: PathBuf) {
     eprintln!("== lifecycle with {vmm}");
     let dir = tempfile::tempdir().unwrap();
-    let mut scene = Scene::begin(dir.path(), &image, &mut say).await.unwrap();
+    let mut scene = Scene::begin(dir.path(), &image, 1, &mut say).await.unwrap();
     scene.deploy(&cache(), &mut say).await.unwrap();
 
     let ps = scene.grid.croft(["--bot", "alice", "ps"]).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_machine_that_pins_other_validators_says_so_and_stays_up() {
     let _alone = one_machine().await;
     let (_, image) = images().unwrap().remove(0);
     let dir = tempfile::tempdir().unwrap();
-    let mut grid = Grid::start(dir.path()).await.unwrap();
+    let mut grid = Grid::start(dir.path(), 1).await.unwrap();
     grid.farm().await.unwrap();
     let mut lines: Vec<String> = grid.boot_config().unwrap().lines().map(str::to_owned).collect();
     for line in &mut lines {
@@ -96,7 +96,7 @@ async fn what_does_not_fit_is_refused_before_anybody_pays() {
     let _alone = one_machine().await;
     let (_, image) = images().unwrap().remove(0);
     let dir = tempfile::tempdir().unwrap();
-    let mut grid = Grid::start(dir.path()).await.unwrap();
+    let mut grid = Grid::start(dir.path(), 1).await.unwrap();
     grid.farm().await.unwrap();
     let mut node = grid.boot_node(&image).await.unwrap();
     scene::registered(&mut node).await.unwrap();

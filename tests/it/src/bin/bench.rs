@@ -68,7 +68,7 @@ async fn run() -> Result<bool> {
         images.into_iter().next().context("no image with that VMM: run 'cargo xtask image'")?;
     let dir = tempfile::tempdir()?;
     let mut say = |text: &str| eprintln!("bench: {text}");
-    let mut scene = Scene::begin(dir.path(), &image, &mut say).await?;
+    let mut scene = Scene::begin(dir.path(), &image, 1, &mut say).await?;
     let mut rows = Vec::new();
     if boot {
         rows.extend(boot_rows(&mut scene, &image).await?);

@@ -9,22 +9,28 @@ use anyhow::{Context, Result, bail};
 use croft_it::grid::images;
 use croft_it::scene::Scene;
 
-const USAGE: &str = "usage: demo [--keep] [--vmm cloud-hypervisor|alioth]
-  --keep      leave the grid up until Ctrl-C, and say how to use it
-  --vmm NAME  the image to boot; default: the one with cloud-hypervisor, else alioth";
+const USAGE: &str = "usage: demo [--keep] [--vmm cloud-hypervisor|alioth] [--replicas N]
+  --keep        leave the grid up until Ctrl-C, and say how to use it
+  --vmm NAME    the image to boot; default: the one with cloud-hypervisor, else alioth
+  --replicas N  how many processes keep the ledger; with 4, one of them is killed on the way; default: 1";
 
 struct Options {
     keep: bool,
     vmm: Option<String>,
+    replicas: u16,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { keep: false, vmm: None };
+    let mut options = Options { keep: false, vmm: None, replicas: 1 };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--keep" => options.keep = true,
             "--vmm" => options.vmm = Some(arguments.next().context(USAGE)?),
+            "--replicas" => {
+                let count = arguments.next().and_then(|n| n.parse().ok()).filter(|n| (1..=64).contains(n));
+                options.replicas = count.context("--replicas takes a number from 1 to 64")?;
+            }
             "--help" | "-h" => {
                 println!("{USAGE}");
                 std::process::exit(0);
@@ -63,7 +69,7 @@ async fn run() -> Result<()> {
     let dir = tempfile::tempdir().context("a directory for the grid")?;
     let cache = std::env::var_os("CROFT_DEMO_CACHE").map_or_else(|| dir.path().to_owned(), PathBuf::from);
 
-    let mut scene = Scene::begin(dir.path(), &image, &mut say).await?;
+    let mut scene = Scene::begin(dir.path(), &image, options.replicas, &mut say).await?;
     scene.deploy(&cache, &mut say).await?;
     scene.show(&["--bot", "alice", "ps"], &mut say).await?;
     scene.show(&["--bot", "alice", "logs", "web", "--tail", "5"], &mut say).await?;
@@ -79,6 +85,9 @@ async fn run() -> Result<()> {
     scene.stop(&mut say).await?;
     scene.show(&["--bot", "farmer", "farm", "nodes"], &mut say).await?;
     scene.show(&["--bot", "alice", "history", "web"], &mut say).await?;
+    if options.replicas > 1 {
+        scene.show(&["grid", "status"], &mut say).await?;
+    }
     let Scene { grid, mut node, table, .. } = scene;
     say("switching the machine off");
     node.powerdown(std::time::Duration::from_secs(120)).await.context("the machine ends in order")?;
