@@ -121,7 +121,8 @@ Example:
 
 JSON: {grid, chain, height, header, time_ms, age_ms, records, validators: [{key, power}], replicas:
        [{address, key, trouble} or {address, key, height, lag, validator, deciding, not_signing, trouble,
-       waiting, connections, blob_bytes, evidence, peers: [{key, address, connected, height}]}]}")]
+       waiting, connections, blob_bytes, kept: {headers, commands,
+       proofs, stale_rows}, evidence, peers: [{key, address, connected, height}]}]}")]
     Status,
     /// Trust a grid that somebody else runs
     #[command(after_help = "\

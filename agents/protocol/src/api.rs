@@ -182,6 +182,8 @@ pub struct Status {
     pub connections: u32,
     pub waiting: u32,
     pub blob_bytes: u64,
+    /// How far back it can answer.
+    pub kept: Kept,
     /// Of a replica that decides with others.
     pub agreement: Option<Agreement>,
 }
@@ -211,6 +213,19 @@ pub struct PeerStatus {
     pub connected: bool,
     /// As it said last.
     pub height: u64,
+}
+
+/// From which heights on a replica has what. Records it has all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct Kept {
+    /// Every header from here on; of those before only some.
+    pub headers: u64,
+    /// Commands of blocks, for replicas that were away; `None` while it has none.
+    pub commands: Option<u64>,
+    /// Proofs of values.
+    pub proofs: u64,
+    /// Rows of outdated nodes of the state map that it still has.
+    pub stale_rows: u64,
 }
 
 /// Why a request can't be answered.

@@ -1,7 +1,7 @@
 //! The files of a replica: what `grid init` writes and `replica --config` reads.
 //!
 //! ```text
-//!   replica.toml    listen address, quotas, where the rest is
+//!   replica.toml    listen address, quotas, what is kept of the past, where the rest is
 //!   genesis.json    what everybody on the grid agrees on; to be given to everybody
 //!   validator.key   the seed of the validator's key, 64 hex digits; mode 0600, to be given to nobody
 //!   data/           the ledger and the blobs
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::blobs::BlobQuotas;
 use crate::ordering::bft::log::{self, Log, LogError};
 use crate::replica::ReplicaConfig;
-use crate::store::{FileDisk, OpenError, Store, sync_dir};
+use crate::store::{FileDisk, Keep, OpenError, Store, sync_dir};
 
 const CONFIG: &str = "replica.toml";
 const GENESIS: &str = "genesis.json";
@@ -44,9 +44,26 @@ struct File {
     data: PathBuf,
     #[serde(default)]
     blobs: BlobsFile,
+    #[serde(default)]
+    keep: KeepFile,
     /// The other replicas.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     peers: Vec<ReplicaAddress>,
+}
+
+/// How many blocks back there are proofs and commands; see [`Keep`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KeepFile {
+    proof_blocks: u64,
+    command_blocks: u64,
+}
+
+impl Default for KeepFile {
+    fn default() -> Self {
+        let Keep { proof_blocks, command_blocks } = Keep::default();
+        Self { proof_blocks, command_blocks }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -128,7 +145,17 @@ impl ReplicaConfig {
                 format!("peers: at most {} are allowed, not {}", limits::VALIDATORS, file.peers.len());
             return Err(invalid(path, reason));
         }
-        Ok(Self { dir: dir.join(&file.data), listen: file.listen, key, genesis, blobs, peers: file.peers })
+        let KeepFile { proof_blocks, command_blocks } = file.keep;
+        let keep = Keep { proof_blocks, command_blocks };
+        Ok(Self {
+            dir: dir.join(&file.data),
+            listen: file.listen,
+            key,
+            genesis,
+            blobs,
+            keep,
+            peers: file.peers,
+        })
     }
 }
 
@@ -261,6 +288,7 @@ fn init_replica(
             key: default_key(),
             data: default_data(),
             blobs: BlobsFile::default(),
+            keep: KeepFile::default(),
             peers,
         })
         .expect("a configuration has a TOML form")

@@ -13,6 +13,7 @@ pub mod chain;
 pub mod config;
 pub mod ordering;
 mod presence;
+mod pruning;
 pub mod replica;
 mod server;
 pub mod store;

@@ -22,8 +22,9 @@ use crate::ordering::bft::log::{self, Log, LogError};
 use crate::ordering::bft::{Bft, BftError, Plan};
 use crate::ordering::solo::{NotAlone, Solo};
 use crate::ordering::{Ordering, wall_clock};
+use crate::pruning;
 use crate::server::Server;
-use crate::store::{FileDisk, OpenError, Store};
+use crate::store::{FileDisk, Keep, OpenError, Store};
 
 /// How long requests under way may take to end when the replica stops.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -39,6 +40,8 @@ pub struct ReplicaConfig {
     pub key: SecretKey,
     pub genesis: Genesis,
     pub blobs: BlobQuotas,
+    /// How much of the past is kept.
+    pub keep: Keep,
     /// The other replicas, validators or not, with which this one decides. Without any it orders alone.
     pub peers: Vec<ReplicaAddress>,
 }
@@ -100,7 +103,7 @@ impl Replica {
     /// # Errors
     /// [`StartError`] names the file, address or key, and what to do.
     pub async fn start(config: ReplicaConfig) -> Result<Running, StartError> {
-        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas, peers } = config;
+        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas, keep, peers } = config;
         let path = dir.join("blobs");
         let opened = tokio::task::spawn_blocking({
             let (path, dir) = (path.clone(), dir.clone());
@@ -134,9 +137,10 @@ impl Replica {
         };
         let server = Server::new(chain.clone(), order.shared(), Arc::new(blobs));
         let serving = tokio::spawn(server.run(endpoint.clone()));
+        let pruning = pruning::start(chain.clone(), order.shared(), keep);
         let height = chain.latest().height();
         tracing::info!(%address, grid = %genesis.name, height, key = %key.public(), "replica serves");
-        Ok(Running { address, key: key.public(), genesis, endpoint: Some(endpoint), order, serving })
+        Ok(Running { address, key: key.public(), genesis, endpoint: Some(endpoint), order, serving, pruning })
     }
 }
 
@@ -161,10 +165,12 @@ pub struct Running {
     endpoint: Option<Endpoint>,
     order: Order,
     serving: JoinHandle<()>,
+    pruning: JoinHandle<()>,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.pruning.abort();
         self.serving.abort();
     }
 }
@@ -204,6 +210,9 @@ impl Running {
     /// Finishes the block under way, tells everybody, closes the ledger and frees the address.
     pub async fn stop(mut self) {
         self.order.stop().await;
+        // A slice that is under way ends by itself; it lets go of the ledger as `serving` does.
+        self.pruning.abort();
+        let _ = (&mut self.pruning).await;
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.close("the replica stops").await;
             // It ends by itself once its connections are closed, and lets go of the ledger.

@@ -17,6 +17,7 @@ mod disk;
 #[cfg(test)]
 pub(crate) mod faults;
 mod index;
+mod past;
 mod search;
 mod snapshot;
 mod tables;
@@ -25,6 +26,8 @@ mod tests;
 mod write;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use croft_ledger::log_tree::LogUpdate;
@@ -37,6 +40,7 @@ use redb::{Database, ReadableDatabase};
 pub use audit::AuditReport;
 pub(crate) use disk::free_bytes;
 pub use disk::{Disk, FileDisk};
+pub use past::{Keep, PastError, Slice};
 pub use search::{Found, SearchError};
 pub(crate) use snapshot::PAGE_BYTES;
 pub use snapshot::Snapshot;
@@ -138,6 +142,8 @@ pub struct Store {
     /// `None` between a failed write and [`Store::recover`].
     database: RwLock<Option<Database>>,
     latest: RwLock<Arc<Snapshot>>,
+    /// Blocks that wait for the file: pruning lets them go first.
+    committing: AtomicUsize,
 }
 
 /// Makes the certificate of the genesis header.
@@ -209,7 +215,13 @@ impl Store {
     fn checked(disk: Box<dyn Disk>, database: Database, chain: ChainId) -> Result<Self, OpenError> {
         let snapshot = audit::check_open(disk.path(), &database, &chain)?;
         let latest = RwLock::new(Arc::new(snapshot));
-        Ok(Self { disk, chain, database: RwLock::new(Some(database)), latest })
+        Ok(Self {
+            disk,
+            chain,
+            database: RwLock::new(Some(database)),
+            latest,
+            committing: AtomicUsize::new(0),
+        })
     }
 
     /// The state at the newest committed block. Cheap.
@@ -250,7 +262,9 @@ impl Store {
     /// to light at [`Self::recover`].
     pub fn commit(&self, block: &Block) -> Result<Arc<Snapshot>, StoreError> {
         self.check_space()?;
+        self.committing.fetch_add(1, Relaxed);
         let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        self.committing.fetch_sub(1, Relaxed);
         let database = slot.as_ref().ok_or(StoreError::Closed)?;
         let stored = write::write_block(database, &self.latest(), block)
             .and_then(|()| Ok(Arc::new(Snapshot::new(&database.begin_read()?)?)));
@@ -266,6 +280,25 @@ impl Store {
                 Err(error)
             }
         }
+    }
+
+    /// Removes about `at_most` things of the past that `keep` does not ask for. Lets blocks go first, and leaves
+    /// the file alone while the disk is short: what is removed makes room only inside the file, and costs some
+    /// first.
+    ///
+    /// # Errors
+    /// [`StoreError`]; after [`StoreError::Io`] the file is closed until [`Self::recover`].
+    pub fn prune(&self, keep: Keep, at_most: usize) -> Result<Slice, StoreError> {
+        if self.committing.load(Relaxed) > 0 || self.check_space().is_err() {
+            return Ok(Slice::Deferred);
+        }
+        let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = slot.as_ref() else { return Ok(Slice::Deferred) };
+        let pruned = past::prune(database, self.latest().height(), keep, at_most);
+        if matches!(pruned, Err(StoreError::Io(_))) {
+            *slot = None;
+        }
+        pruned
     }
 
     /// Opens the file again after a failed write and checks it. Does nothing where nothing failed.

@@ -11,6 +11,7 @@ use croft_protocol::state::Account;
 use croft_protocol::{
     Body, ChainId, Command, Grains, Hash, RecordId, Rejection, SignedCommand, StateKey, limits,
 };
+use croft_replica::store::Keep;
 use croft_replica::{Replica, ReplicaConfig};
 use croft_transport::{ClientError, Endpoint, frame, peer_accept, peer_connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -225,6 +226,29 @@ async fn blobs_come_back_to_anybody_but_only_bots_may_store_them() {
     assert_eq!(error.to_string(), format!("there is no blob {} here", Hash::ZERO));
     let status = stranger.status().await.unwrap().value;
     assert_eq!(status.blob_bytes, limits::BLOB_BYTES as u64);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_replica_forgets_old_commands_and_proofs_by_itself_and_says_how_far_back_it_goes() {
+    let bench = Bench::start_with(|config| config.keep = Keep { proof_blocks: 2, command_blocks: 3 }).await;
+    let user = bench.client(&bench.user);
+    let mut sequence = 0;
+    // What was removed after a block shows with the next one.
+    let kept = within(async {
+        loop {
+            user.submit(bench.sign(&bench.user, sequence, bench.pay(1))).await.unwrap();
+            sequence += 1;
+            let status = user.status().await.unwrap().value;
+            if status.height > 8 && status.kept.commands.is_some_and(|from| from + 5 > status.height) {
+                return status.kept;
+            }
+        }
+    })
+    .await;
+    assert_eq!(kept.headers, 0);
+    assert!(kept.proofs > 2, "{kept:?}");
+    assert_eq!(user.header(1).await.unwrap().value.header.height, 1, "headers stay");
     bench.stop().await;
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use croft_protocol::api::Agreement;
+use croft_protocol::api::{Agreement, Kept};
 use croft_protocol::boot::{GridPin, ReplicaAddress};
 use croft_protocol::header::{Allocation, Validator};
 use croft_protocol::{ChainId, Grains, Hash, Name, PublicKey, SecretKey, limits};
@@ -311,6 +311,7 @@ enum Said {
         waiting: u32,
         connections: u32,
         blob_bytes: u64,
+        kept: Kept,
         #[serde(flatten)]
         agreement: Option<Agreement>,
     },
@@ -332,6 +333,7 @@ async fn ask_all(pin: &GridPin, me: &SecretKey) -> Vec<ReplicaStatus> {
                 waiting: status.waiting,
                 connections: status.connections,
                 blob_bytes: status.blob_bytes,
+                kept: status.kept,
                 agreement: status.agreement,
             },
             Ok(Err(trouble)) => Said::Nothing { trouble },
@@ -358,16 +360,19 @@ impl Said {
     }
 
     fn show(&self) -> String {
-        let (height, lag, waiting, connections, blob_bytes, agreement) = match self {
+        let (height, lag, waiting, connections, blob_bytes, kept, agreement) = match self {
             Self::Nothing { trouble } => return format!("away: {trouble}"),
-            Self::Status { height, lag, waiting, connections, blob_bytes, agreement } => {
-                (height, lag, waiting, connections, blob_bytes, agreement)
+            Self::Status { height, lag, waiting, connections, blob_bytes, kept, agreement } => {
+                (height, lag, waiting, connections, blob_bytes, kept, agreement)
             }
         };
         let blobs = croft_protocol::units::show_bytes(*blob_bytes);
         let mut text = format!(
-            "block {height} ({}), {waiting} waiting, {connections} connections, {blobs} of blobs",
-            if *lag == 0 { "level".to_owned() } else { format!("{lag} behind") }
+            "block {height} ({}), {waiting} waiting, {connections} connections, {blobs} of blobs, \
+             headers from {}, proofs from {}",
+            if *lag == 0 { "level".to_owned() } else { format!("{lag} behind") },
+            kept.headers,
+            kept.proofs
         );
         let Some(agreement) = agreement else { return text };
         let linked = agreement.peers.iter().filter(|peer| peer.connected).count();

@@ -77,7 +77,7 @@ impl Server {
                 let present = keys.iter().map(|key| self.presence.is_connected(key));
                 Ok(Response::Presence(present.collect()))
             }
-            Request::Status => Ok(Response::Status(Box::new(self.status()))),
+            Request::Status => self.status().await,
             Request::Follow { .. } | Request::Listen | Request::Relay { .. } | Request::Replicate { .. } => {
                 Err(Failure::Malformed { reason: "this request has no single answer".to_owned() })
             }
@@ -86,8 +86,15 @@ impl Server {
 
     async fn header(&self, height: u64) -> Result<Response, Failure> {
         let snapshot = self.chain.latest();
+        let base = snapshot.base();
         let header = self.blocking(move || snapshot.header(height).map_err(failed)).await?;
-        let header = header.ok_or_else(|| Failure::NotFound { what: format!("header {height}") })?;
+        let header = header.ok_or_else(|| {
+            let what = match base {
+                base if height < base => format!("header {height}, the earliest is {base},"),
+                _ => format!("header {height}"),
+            };
+            Failure::NotFound { what }
+        })?;
         Ok(Response::Header(Box::new(header)))
     }
 
@@ -178,10 +185,12 @@ impl Server {
         .await
     }
 
-    fn status(&self) -> Status {
+    async fn status(&self) -> Result<Response, Failure> {
         let snapshot: Arc<Snapshot> = self.chain.latest();
+        let read = snapshot.clone();
+        let kept = self.blocking(move || read.kept().map_err(failed)).await?;
         let signed = snapshot.tip();
-        Status {
+        Ok(Response::Status(Box::new(Status {
             name: snapshot.genesis().name.clone(),
             chain: signed.header.chain,
             height: signed.header.height,
@@ -191,7 +200,8 @@ impl Server {
             connections: u32::try_from(self.presence.connections()).unwrap_or(u32::MAX),
             waiting: self.ordering.waiting(),
             blob_bytes: self.blobs.total_bytes(),
+            kept,
             agreement: self.ordering.agreement(),
-        }
+        })))
     }
 }

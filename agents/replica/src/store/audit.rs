@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use croft_ledger::{log_tree, state_map};
+use croft_light::LightClient;
 use croft_protocol::{ChainId, Hash, Header, Record, RecordId, SignedHeader, StateKey, encode};
 use redb::{Database, ReadableDatabase};
 
 use super::snapshot::{Snapshot, identify};
 use super::tables::FORMAT;
-use super::{OpenError, StoreError, index};
+use super::{OpenError, PastError, StoreError, index};
 
 /// Records at the end of the log that are checked at every start: those of the last blocks.
 const CHECKED_RECORDS: u64 = 256;
@@ -61,7 +62,10 @@ fn check_tip(snapshot: &Snapshot, chain: &ChainId) -> Result<(), StoreError> {
     let header = snapshot.tip().header;
     check_certificate(snapshot.tip(), chain)?;
     let (headers, records) = snapshot.counts()?;
-    expect(headers == header.height + 1, || format!("it has {headers} headers at height {}", header.height))?;
+    let base = snapshot.base();
+    expect(base <= header.height && headers == header.height - base + 1, || {
+        format!("it has {headers} headers from height {base} to {}", header.height)
+    })?;
     expect(records == header.log_size, || format!("it has {records} of {} records", header.log_size))?;
     check_link(snapshot, &header)?;
     expect(snapshot.map_head().root == header.state_root, || {
@@ -80,6 +84,8 @@ fn check_tip(snapshot: &Snapshot, chain: &ChainId) -> Result<(), StoreError> {
 fn check_link(snapshot: &Snapshot, header: &Header) -> Result<(), StoreError> {
     let prev = match header.height.checked_sub(1) {
         None => Hash::ZERO,
+        // A joined ledger begins here; its certificate is what is known of its past.
+        Some(_) if header.height == snapshot.base() => return Ok(()),
         Some(height) => match snapshot.header(height)? {
             Some(signed) => signed.header.hash(),
             None => return Err(StoreError::damaged(format!("header {height} is missing"))),
@@ -118,15 +124,21 @@ fn check_value(snapshot: &Snapshot, key: &StateKey) -> Result<(), StoreError> {
 pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport, StoreError> {
     check_tip(snapshot, chain)?;
     let tip = snapshot.tip().header;
-    let mut log_size = 0;
-    for height in 0..=tip.height {
+    let mut headers = 0;
+    let mut light = LightClient::new(*chain, snapshot.genesis().validators.hash());
+    for handover in snapshot.handovers()? {
+        light.accept_handover(&handover).map_err(|error| StoreError::damaged(error.to_string()))?;
+        headers += 1;
+    }
+    for height in snapshot.base()..=tip.height {
         let signed = snapshot.header(height)?;
         let signed = signed.ok_or_else(|| StoreError::damaged(format!("header {height} is missing")))?;
-        check_certificate(&signed, chain)?;
+        // By the validators that the one before names, back to those of the genesis.
+        light.accept_tip(&signed, None).map_err(|error| StoreError::damaged(error.to_string()))?;
         check_link(snapshot, &signed.header)?;
-        expect(signed.header.log_size >= log_size, || format!("the log shrinks at header {height}"))?;
-        log_size = signed.header.log_size;
+        headers += 1;
     }
+    check_past(snapshot, &tip)?;
     let mut bodies = 0;
     for height in snapshot.heights_with_commands()? {
         let height = height?;
@@ -149,7 +161,22 @@ pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport,
             .map(|_| ())
             .map_err(|e| StoreError::damaged(e.to_string()))
     })?;
-    Ok(AuditReport { headers: tip.height + 1, bodies, records: tip.log_size, values })
+    Ok(AuditReport { headers, bodies, records: tip.log_size, values })
+}
+
+/// What is promised of the past can be proved.
+fn check_past(snapshot: &Snapshot, tip: &Header) -> Result<(), StoreError> {
+    let kept = snapshot.kept()?;
+    expect(kept.proofs >= kept.headers && kept.proofs <= tip.height, || {
+        format!("it promises proofs from height {} on, at height {}", kept.proofs, tip.height)
+    })?;
+    for height in kept.proofs..=tip.height {
+        snapshot.prove_at(height, &StateKey::Supply).map_err(|error| match error {
+            PastError::Store(error) => error,
+            error => StoreError::damaged(error.to_string()),
+        })?;
+    }
+    Ok(())
 }
 
 /// A record names its predecessor; the newest of its kind, which is handed back, is what the state map commits to.

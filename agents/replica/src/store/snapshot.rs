@@ -13,10 +13,12 @@ use croft_protocol::{
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata};
 
 use super::index::Entry;
+use super::past::height_in;
 use super::search::{Bounds, Found, SearchError, search};
 use super::tables::{
-    BODIES, ENTRIES, FORMAT, HEADERS, INDEX, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
-    META_GENESIS, META_MAP, META_TIP, RECORDS, STATE, VERSIONS, version_key,
+    BODIES, ENTRIES, FORMAT, HEADERS, INDEX, LOG_NODES, MAP_HEADS, MAP_NODES, MAP_STALE, META, META_BASE,
+    META_CHAIN, META_FORMAT, META_GENESIS, META_MAP, META_PROOFS, META_TIP, PAST, RECORDS, STATE, VERSIONS,
+    version_in, version_key,
 };
 use super::{StoreError, bodies};
 
@@ -29,13 +31,19 @@ pub struct Snapshot {
     map: MapHead,
     genesis: Genesis,
     headers: ReadOnlyTable<u64, &'static [u8]>,
-    bodies: ReadOnlyTable<u64, &'static [u8]>,
+    /// Every header from this height on is here.
+    pub(super) base: u64,
+    /// Values can be proved from this height on.
+    pub(super) proofs_from: u64,
+    pub(super) bodies: ReadOnlyTable<u64, &'static [u8]>,
     records: ReadOnlyTable<u64, &'static [u8]>,
     versions: ReadOnlyTable<&'static [u8], u64>,
     state: ReadOnlyTable<&'static [u8], &'static [u8]>,
     log_nodes: ReadOnlyTable<(u8, u64), &'static [u8; 32]>,
     map_nodes: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    map_stale: ReadOnlyTable<(u64, u32), &'static [u8]>,
+    pub(super) map_stale: ReadOnlyTable<(u64, u32), &'static [u8]>,
+    pub(super) map_heads: ReadOnlyTable<u64, u64>,
+    pub(super) past: ReadOnlyTable<(u64, &'static [u8]), &'static [u8]>,
     index: ReadOnlyTable<&'static [u8], ()>,
     entries: ReadOnlyTable<&'static [u8], &'static [u8]>,
 }
@@ -72,15 +80,15 @@ impl Snapshot {
             let value = value.ok_or_else(|| StoreError::damaged(format!("its '{key}' is missing")))?;
             Ok(value.value().to_vec())
         };
-        let height: [u8; 8] =
-            get(META_TIP)?.try_into().map_err(|_| StoreError::damaged("its height is no number"))?;
         let headers = transaction.open_table(HEADERS)?;
-        let tip = header_at(&headers, u64::from_le_bytes(height))?
+        let tip = header_at(&headers, height_in(&meta, META_TIP)?)?
             .ok_or_else(|| StoreError::damaged("the newest header is missing"))?;
         Ok(Self {
             tip,
             map: decoded("the head of the state map", &get(META_MAP)?)?,
             genesis: decoded("the genesis", &get(META_GENESIS)?)?,
+            base: height_in(&meta, META_BASE)?,
+            proofs_from: height_in(&meta, META_PROOFS)?,
             headers,
             bodies: transaction.open_table(BODIES)?,
             records: transaction.open_table(RECORDS)?,
@@ -89,6 +97,8 @@ impl Snapshot {
             log_nodes: transaction.open_table(LOG_NODES)?,
             map_nodes: transaction.open_table(MAP_NODES)?,
             map_stale: transaction.open_table(MAP_STALE)?,
+            map_heads: transaction.open_table(MAP_HEADS)?,
+            past: transaction.open_table(PAST)?,
             index: transaction.open_table(INDEX)?,
             entries: transaction.open_table(ENTRIES)?,
         })
@@ -115,17 +125,34 @@ impl Snapshot {
         &self.genesis
     }
 
-    /// Nodes of the state map that wait for their removal.
-    pub(super) fn stale_nodes(&self) -> Result<u64, StoreError> {
-        Ok(self.map_stale.len()?)
-    }
-
-    /// Number of stored headers and records.
+    /// Number of headers from the base on, and of records.
     pub(super) fn counts(&self) -> Result<(u64, u64), StoreError> {
-        Ok((self.headers.len()?, self.records.len()?))
+        let mut below = 0;
+        for header in self.headers.range::<u64>(..self.base)? {
+            header?;
+            below += 1;
+        }
+        Ok((self.headers.len()? - below, self.records.len()?))
     }
 
-    /// The final header at a height; `None` above the tip.
+    /// Headers below the base: those that hand over to other validators, in their order.
+    pub(super) fn handovers(&self) -> Result<Vec<SignedHeader>, StoreError> {
+        let headers = self.headers.range::<u64>(..self.base)?;
+        headers
+            .map(|entry| {
+                let (height, bytes) = entry?;
+                decoded(&format!("header {}", height.value()), bytes.value())
+            })
+            .collect()
+    }
+
+    /// Every header from this height on is here; of those below, only some.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The final header at a height; `None` above the tip, and for most below [`Self::base`].
     pub fn header(&self, height: u64) -> Result<Option<SignedHeader>, StoreError> {
         header_at(&self.headers, height)
     }
@@ -174,12 +201,20 @@ impl Snapshot {
 
     /// Position in the log of the latest version of a thing.
     pub fn latest_position(&self, id: &RecordId) -> Result<Option<u64>, StoreError> {
+        Ok(self.latest(id)?.map(|(_, position)| position))
+    }
+
+    /// Number of the latest version of a thing.
+    pub(super) fn latest_version(&self, id: &RecordId) -> Result<Option<u64>, StoreError> {
+        Ok(self.latest(id)?.map(|(version, _)| version))
+    }
+
+    fn latest(&self, id: &RecordId) -> Result<Option<(u64, u64)>, StoreError> {
         let (first, last) = (version_key(id, 0), version_key(id, u64::MAX));
         let mut range = self.versions.range::<&[u8]>(first.as_slice()..=last.as_slice())?;
-        match range.next_back() {
-            Some(entry) => Ok(Some(entry?.1.value())),
-            None => Ok(None),
-        }
+        let Some(entry) = range.next_back() else { return Ok(None) };
+        let (key, position) = entry?;
+        Ok(Some((version_in(key.value())?, position.value())))
     }
 
     /// The latest version of a thing.

@@ -5,13 +5,16 @@
 use croft_protocol::{RecordId, encode};
 use redb::TableDefinition;
 
+use super::StoreError;
+
 /// Version of everything in this module. A program refuses files of another.
-pub(super) const FORMAT: u32 = 3;
+pub(super) const FORMAT: u32 = 4;
 
 /// Version of [`INDEX`] and [`ENTRIES`]. They are made anew in a file that has another one or none.
 pub(super) const INDEX_VERSION: u32 = 1;
 
-/// [`META_FORMAT`], [`META_CHAIN`], [`META_GENESIS`], [`META_TIP`], [`META_MAP`], [`META_INDEX`].
+/// [`META_FORMAT`], [`META_CHAIN`], [`META_GENESIS`], [`META_BASE`], [`META_PROOFS`], [`META_TIP`],
+/// [`META_MAP`], [`META_INDEX`].
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Version of the file: u32, little-endian.
 pub(super) const META_FORMAT: &str = "format";
@@ -19,6 +22,10 @@ pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_CHAIN: &str = "chain";
 /// Encoded genesis.
 pub(super) const META_GENESIS: &str = "genesis";
+/// Height from which on every header is here: u64, little-endian. 0 unless the ledger was joined.
+pub(super) const META_BASE: &str = "base";
+/// Height from which on values can be proved: u64, little-endian.
+pub(super) const META_PROOFS: &str = "proofs";
 /// Height of the tip: u64, little-endian.
 pub(super) const META_TIP: &str = "tip";
 /// Encoded head of the state map.
@@ -40,7 +47,11 @@ pub(super) const STATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new
 pub(super) const LOG_NODES: TableDefinition<'_, (u8, u64), &[u8; 32]> = TableDefinition::new("log-nodes");
 /// Nodes of the state map.
 pub(super) const MAP_NODES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("map-nodes");
-/// Height that made it stale and a counter -> key of a node of the state map that is to be removed.
+/// Height -> versions of the state map after the block. Old ones may be gone.
+pub(super) const MAP_HEADS: TableDefinition<'_, u64, u64> = TableDefinition::new("map-heads");
+/// Height of the block that replaced a value, and the encoded state key -> encoded old value, if there was one.
+pub(super) const PAST: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("past");
+/// Height that made them stale and a counter -> encoded list of keys of nodes of the state map.
 pub(super) const MAP_STALE: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("map-stale");
 /// Keys of [`super::index`], all that there is to them -> nothing.
 pub(super) const INDEX: TableDefinition<'_, &[u8], ()> = TableDefinition::new("index");
@@ -52,4 +63,12 @@ pub(super) fn version_key(id: &RecordId, version: u64) -> Vec<u8> {
     let mut key = encode(id);
     key.extend_from_slice(&version.to_be_bytes());
     key
+}
+
+/// The version in such a key.
+pub(super) fn version_in(key: &[u8]) -> Result<u64, StoreError> {
+    match key.last_chunk() {
+        Some(version) => Ok(u64::from_be_bytes(*version)),
+        None => Err(StoreError::damaged(format!("the key of a version has {} bytes", key.len()))),
+    }
 }

@@ -8,23 +8,14 @@ use std::collections::BTreeMap;
 use croft_ledger::log_tree::NodeAt;
 use croft_ledger::{BlockContext, InvalidGenesis, assemble, execute_genesis};
 use croft_protocol::{Genesis, Hash, RecordId, StateKey, encode};
-use redb::{Database, ReadableTable, WriteTransaction};
+use redb::{AccessGuard, Database, ReadableTable, WriteTransaction};
 
 use super::snapshot::Snapshot;
 use super::tables::{
-    BODIES, FORMAT, HEADERS, INDEX_VERSION, LOG_NODES, MAP_NODES, MAP_STALE, META, META_CHAIN, META_FORMAT,
-    META_GENESIS, META_INDEX, META_MAP, META_TIP, RECORDS, STATE, VERSIONS, version_key,
+    BODIES, FORMAT, HEADERS, INDEX_VERSION, LOG_NODES, MAP_NODES, META, META_BASE, META_CHAIN, META_FORMAT,
+    META_GENESIS, META_INDEX, META_MAP, META_PROOFS, META_TIP, PAST, RECORDS, STATE, VERSIONS, version_key,
 };
-use super::{Block, SignGenesis, StoreError, bodies, index};
-
-/// Stale nodes removed along with a small block: a heartbeat has time for it.
-const PRUNED_IN_QUIET: usize = 4_096;
-/// Stale nodes removed along with a large block while few are left: commits come first.
-const PRUNED_IN_LOAD: usize = 64;
-/// A block with more writes than this is a large one.
-const QUIET_WRITES: usize = 200;
-/// More stale nodes than this are removed as fast as they come, so that the file stays bounded.
-const STALE_NODES: u64 = 500_000;
+use super::{Block, SignGenesis, StoreError, bodies, index, past};
 
 pub(super) enum GenesisError {
     Invalid(InvalidGenesis),
@@ -54,8 +45,10 @@ pub(super) fn write_first(database: &Database, genesis: &Genesis, block: &Block)
         meta.insert(META_CHAIN, encode(&genesis.chain_id()).as_slice())?;
         meta.insert(META_GENESIS, encode(genesis).as_slice())?;
         meta.insert(META_INDEX, INDEX_VERSION.to_le_bytes().as_slice())?;
+        meta.insert(META_BASE, 0u64.to_le_bytes().as_slice())?;
+        meta.insert(META_PROOFS, 0u64.to_le_bytes().as_slice())?;
     }
-    write_tables(&transaction, block, 0)?;
+    write_tables(&transaction, block)?;
     transaction.commit()?;
     Ok(())
 }
@@ -63,15 +56,8 @@ pub(super) fn write_first(database: &Database, genesis: &Genesis, block: &Block)
 /// Writes a block on top of what `before` shows.
 pub(super) fn write_block(database: &Database, before: &Snapshot, block: &Block) -> Result<(), StoreError> {
     check_follows(before, block)?;
-    let budget = if block.outcome.writes.len() <= QUIET_WRITES {
-        PRUNED_IN_QUIET
-    } else if before.stale_nodes()? > STALE_NODES {
-        2 * block.map.stale.len()
-    } else {
-        PRUNED_IN_LOAD
-    };
     let transaction = database.begin_write()?;
-    write_tables(&transaction, block, budget)?;
+    write_tables(&transaction, block)?;
     transaction.commit()?;
     Ok(())
 }
@@ -96,12 +82,12 @@ fn check_follows(before: &Snapshot, block: &Block) -> Result<(), StoreError> {
     }
 }
 
-fn write_tables(transaction: &WriteTransaction, block: &Block, prune: usize) -> Result<(), StoreError> {
+fn write_tables(transaction: &WriteTransaction, block: &Block) -> Result<(), StoreError> {
     let header = &block.signed.header;
     let first = header.log_size - block.outcome.records.len() as u64;
     write_records(transaction, block, first)?;
     write_state(transaction, block)?;
-    write_nodes(transaction, block, prune)?;
+    write_nodes(transaction, block)?;
     index::update(transaction, block)?;
     let body = bodies::packed(&block.commands)?;
     transaction.open_table(BODIES)?.insert(header.height, body.as_slice())?;
@@ -130,7 +116,9 @@ fn write_state(transaction: &WriteTransaction, block: &Block) -> Result<(), Stor
     // The latest version of a record is its state: it must be the same bytes, or proofs would fail.
     let latest: BTreeMap<RecordId, &croft_protocol::Record> =
         block.outcome.records.iter().map(|record| (record.id, record)).collect();
+    let height = block.signed.header.height;
     let mut state = transaction.open_table(STATE)?;
+    let mut past = transaction.open_table(PAST)?;
     for (key, value) in &block.outcome.writes {
         match (key, value) {
             (StateKey::Record(id), value) => {
@@ -140,18 +128,20 @@ fn write_state(transaction: &WriteTransaction, block: &Block) -> Result<(), Stor
                     return Err(StoreError::Unfit { what });
                 }
             }
-            (key, Some(value)) => {
-                state.insert(encode(key).as_slice(), value.as_slice())?;
-            }
-            (key, None) => {
-                state.remove(encode(key).as_slice())?;
+            (key, value) => {
+                let key = encode(key);
+                let old = match value {
+                    Some(value) => state.insert(key.as_slice(), value.as_slice())?,
+                    None => state.remove(key.as_slice())?,
+                };
+                past::remember_value(&mut past, height, &key, old.as_ref().map(AccessGuard::value))?;
             }
         }
     }
     Ok(())
 }
 
-fn write_nodes(transaction: &WriteTransaction, block: &Block, prune: usize) -> Result<(), StoreError> {
+fn write_nodes(transaction: &WriteTransaction, block: &Block) -> Result<(), StoreError> {
     let mut log_nodes = transaction.open_table(LOG_NODES)?;
     for (at, hash) in &block.log.nodes {
         log_nodes.insert((at.level, at.index), &hash.0)?;
@@ -160,15 +150,5 @@ fn write_nodes(transaction: &WriteTransaction, block: &Block, prune: usize) -> R
     for (key, node) in &block.map.nodes {
         map_nodes.insert(key.as_slice(), node.as_slice())?;
     }
-    // Readers keep their own view of the file, so what is stale now may go now; it only takes time.
-    let mut stale = transaction.open_table(MAP_STALE)?;
-    for _ in 0..prune {
-        let Some((_, key)) = stale.pop_first()? else { break };
-        map_nodes.remove(key.value())?;
-    }
-    let height = block.signed.header.height;
-    for (n, key) in (0u32..).zip(&block.map.stale) {
-        stale.insert((height, n), key.as_slice())?;
-    }
-    Ok(())
+    past::remember_map(transaction, block)
 }

@@ -179,8 +179,14 @@ impl std::ops::Deref for Bench {
 
 impl Bench {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut ReplicaConfig)) -> Self {
         let files = Files::new();
-        let running = Replica::start(files.config()).await.unwrap();
+        let mut config = files.config();
+        change(&mut config);
+        let running = Replica::start(config).await.unwrap();
         Self { files, pin: running.pin(), running: Some(running) }
     }
 
