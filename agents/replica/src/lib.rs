@@ -14,6 +14,7 @@ pub mod config;
 pub mod ordering;
 mod presence;
 mod pruning;
+pub mod rejoin;
 pub mod replica;
 mod server;
 pub mod store;

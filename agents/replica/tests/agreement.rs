@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use common::{ALLOWANCE, PATIENCE, key, name, now_ms, within};
 use croft_light::{LightClient, verify_value};
+use croft_protocol::api::Agreement;
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
 use croft_protocol::state::Account;
 use croft_protocol::{Command, CommandBody, Genesis, Grains, SecretKey, SignedCommand, StateKey};
+use croft_replica::rejoin::rejoin;
 use croft_replica::{GridPlan, NewGrid, Replica, ReplicaConfig, Running, init_grid};
 use croft_transport::Client;
 
@@ -110,6 +112,10 @@ impl Cluster {
         .await;
     }
 
+    async fn agreement(&self, index: usize) -> Agreement {
+        self.client(&key(92), index).status().await.unwrap().value.agreement.unwrap()
+    }
+
     async fn end(mut self) {
         for running in self.running.iter_mut().filter_map(Option::take) {
             running.stop().await;
@@ -154,6 +160,45 @@ async fn three_of_four_go_on_and_the_fourth_catches_up() {
     let client = cluster.client(&key(2), 3);
     let paid = tokio::time::timeout(2 * PATIENCE, client.submit(cluster.pay(2, 1, 0, 1))).await;
     assert!(paid.unwrap().unwrap().value.height > height);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_with_a_damaged_log_follows_signs_nothing_and_rejoins() {
+    let mut cluster = Cluster::up(4).await;
+    let client = cluster.client(&key(1), 0);
+    within(client.submit(cluster.pay(1, 2, 0, 1))).await.unwrap();
+    cluster.stop(3).await;
+    let config = ReplicaConfig::load(&cluster.grid.replicas[3].config).unwrap();
+    let log = config.dir.join("consensus.redb");
+    let error = rejoin(&config).await.unwrap_err().to_string();
+    assert_eq!(error, "the consensus log is whole: there is nothing to mend; start the replica");
+    std::fs::write(&log, "no log").unwrap();
+
+    cluster.start(3).await;
+    let paid = within(client.submit(cluster.pay(1, 2, 1, 1))).await.unwrap().value;
+    cluster.reaches(3, paid.height).await;
+    let agreement = cluster.agreement(3).await;
+    let reason = agreement.not_signing.unwrap();
+    assert!(reason.contains(&log.display().to_string()), "{reason}");
+    cluster.stop(3).await;
+
+    let done = rejoin(&config).await.unwrap();
+    assert!(done.sign_above > paid.height && done.tip >= paid.height, "{done:?}");
+    assert!(done.set_aside.unwrap().is_file());
+    cluster.start(3).await;
+    let mut height = 0;
+    for sequence in 2..4 {
+        let paid = within(client.submit(cluster.pay(1, 2, sequence, 1))).await.unwrap();
+        height = paid.value.height;
+    }
+    cluster.reaches(3, height).await;
+    assert_eq!(cluster.agreement(3).await.not_signing, None);
+    // With another one away nothing is decided without it.
+    cluster.stop(0).await;
+    let client = cluster.client(&key(2), 1);
+    let paid = tokio::time::timeout(2 * PATIENCE, client.submit(cluster.pay(2, 1, 0, 1))).await;
+    assert!(paid.unwrap().unwrap().value.height > done.sign_above);
     cluster.end().await;
 }
 
