@@ -14,6 +14,7 @@ mod ps;
 mod serve;
 mod show;
 mod stop;
+mod validators;
 mod wallet;
 
 use croft_protocol::boot::GridPin;
@@ -164,6 +165,10 @@ pub async fn run(
         Action::GridUp(flags) => grid::up(c, &flags).await,
         Action::GridStatus => grid::status(c).await,
         Action::GridJoin { pin } => grid::join(c, &pin),
+        Action::ValidatorsShow => validators::show(c).await,
+        Action::ValidatorsPropose { set, remove, out } => validators::propose(c, &set, &remove, &out).await,
+        Action::ValidatorsSign { file, key } => validators::sign(c, &file, key.as_deref()).await,
+        Action::ValidatorsSubmit { files } => validators::submit(c, &files).await,
         Action::BotNew { name, grains } => bot::new(c, &name, grains).await,
         Action::BotShow { name } => bot::show(c, name).await,
         Action::WalletShow => wallet::show(c).await,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use croft_protocol::{Grains, Name, units};
+use croft_protocol::{Grains, Name, PublicKey, units};
 
 /// Printed below every help text of the whole program.
 const AFTER_HELP: &str = "\
@@ -135,6 +135,83 @@ JSON: {grid, chain, validators, replicas}")]
         #[arg(value_name = "FILE")]
         pin: PathBuf,
     },
+    /// Who orders the ledger, and replacing them
+    #[command(subcommand)]
+    Validators(ValidatorsCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ValidatorsCommand {
+    /// The present validators, verified
+    #[command(after_help = "\
+Example:
+  croft grid validators show
+
+JSON: {grid, record, version, height, validators: [{key, power}]}")]
+    Show,
+    /// Write a change of the validators for their owners to sign
+    #[command(after_help = "\
+Example:
+  croft grid validators propose --set 5f0c…e1 --set 77ab…04 --remove 09d2…3c --out change.json
+
+Of the present power at least two thirds must stay where it is: replace few at a time.
+JSON: {grid, file, supersedes, adds: [{key, power}], removes: [{key, power}], changes: [{key, power}], signed,
+       signed_power, total_power, enough}")]
+    Propose {
+        /// A validator, new or with another power [default power: 1]; may be repeated
+        #[arg(long, value_name = "KEY[=POWER]", value_parser = parse_power)]
+        set: Vec<NewPower>,
+        /// A validator that is to go; may be repeated
+        #[arg(long, value_name = "KEY")]
+        remove: Vec<PublicKey>,
+        /// Where to write it
+        #[arg(long, value_name = "FILE", default_value = "validators.json")]
+        out: PathBuf,
+    },
+    /// Sign a change with the key of a present validator
+    #[command(after_help = "\
+Example:
+  croft grid validators sign change.json --key ledger/validator.key
+
+Shows what it signs, and refuses what the ledger would. Owners pass the file on, or each sign a copy of it.
+JSON: {grid, file, supersedes, adds: [{key, power}], removes: [{key, power}], changes: [{key, power}], signed,
+       signed_power, total_power, enough}")]
+    Sign {
+        /// The change, as 'propose' wrote it; the signature is added to it
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The validator's key [default: that of the replica that was made in this home]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Bring a change that more than two thirds of the power signed to the ledger
+    #[command(after_help = "\
+Example:
+  croft grid validators submit change.json
+  croft grid validators submit copy-of-ann.json copy-of-ben.json copy-of-cas.json
+
+Anybody may. The new validators certify from the next block on.
+JSON: {grid, record, version, height, validators: [{key, power}]}")]
+    Submit {
+        /// The signed change, or several copies of it with different signatures
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// A validator with its new power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewPower {
+    pub key: PublicKey,
+    pub power: u64,
+}
+
+fn parse_power(text: &str) -> Result<NewPower, String> {
+    let (key, power) = text.split_once('=').unwrap_or((text, "1"));
+    let key = key.parse().map_err(|e: croft_protocol::hash::ParseHexError| e.to_string())?;
+    let power = power.parse().ok().filter(|power| (1..=1_000_000).contains(power));
+    let power = power.ok_or("write KEY or KEY=POWER with a power of 1 to 1000000".to_owned())?;
+    Ok(NewPower { key, power })
 }
 
 #[derive(Debug, Args)]

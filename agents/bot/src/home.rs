@@ -402,7 +402,8 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, HomeError> {
     Ok(Some(bytes))
 }
 
-fn read_key(path: &Path) -> Result<SecretKey, HomeError> {
+/// The key in a file that only its owner can read.
+pub(crate) fn read_key(path: &Path) -> Result<SecretKey, HomeError> {
     let failed = |source| HomeError::Read { path: path.to_owned(), source };
     let mode = fs::metadata(path).map_err(failed)?.mode() & 0o777;
     if mode & 0o077 != 0 {

@@ -4,12 +4,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use croft_protocol::{Name, PriceList};
+use croft_protocol::{Name, PriceList, PublicKey};
 
 use crate::exit::Failure;
 use crate::flags::{
     BotCommand, Command, Common, DeployFlags, FarmCommand, FarmNewFlags, Flags, GridCommand, GridInitFlags,
-    GridUpFlags, HistoryKind, ImageCommand, WalletCommand,
+    GridUpFlags, HistoryKind, ImageCommand, NewPower, ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -44,6 +44,10 @@ pub enum Action {
     GridUp(GridUpFlags),
     GridStatus,
     GridJoin { pin: PathBuf },
+    ValidatorsShow,
+    ValidatorsPropose { set: Vec<NewPower>, remove: Vec<PublicKey>, out: PathBuf },
+    ValidatorsSign { file: PathBuf, key: Option<PathBuf> },
+    ValidatorsSubmit { files: Vec<PathBuf> },
     BotNew { name: Name, grains: Option<croft_protocol::Grains> },
     BotShow { name: Option<Name> },
     WalletShow,
@@ -164,6 +168,12 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Grid(GridCommand::Up(flags)) => Action::GridUp(flags),
         Command::Grid(GridCommand::Status) => Action::GridStatus,
         Command::Grid(GridCommand::Join { pin }) => Action::GridJoin { pin },
+        Command::Grid(GridCommand::Validators(command)) => match command {
+            ValidatorsCommand::Show => Action::ValidatorsShow,
+            ValidatorsCommand::Propose { set, remove, out } => Action::ValidatorsPropose { set, remove, out },
+            ValidatorsCommand::Sign { file, key } => Action::ValidatorsSign { file, key },
+            ValidatorsCommand::Submit { files } => Action::ValidatorsSubmit { files },
+        },
         Command::Bot(BotCommand::New { name, grains }) => Action::BotNew { name, grains },
         Command::Bot(BotCommand::Show { name }) => Action::BotShow { name },
         Command::Wallet(WalletCommand::Show) => Action::WalletShow,
