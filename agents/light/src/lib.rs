@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   pinned chain and validator set
-//!        │ accept_handover, once per change of validators
+//!        │ HandoverWalk, once per change of validators
 //!        v
 //!   LightClient ── accept_tip ──> Tip ── verify_value, verify_record ──> what the ledger really says
 //!                                  └── verify_node_contracts, verify_contract ──> what a node may run
@@ -13,10 +13,12 @@
 //! Errors say what is wrong with the answer; the caller knows which replica sent it and asks another.
 
 mod contract;
+mod handover;
 mod proof;
 mod tip;
 
 pub use contract::{ContractError, VerifiedContract, verify_contract, verify_node_contracts};
+pub use handover::{HANDOVERS, HandoverWalk, compare};
 pub use proof::{verify_consistency, verify_history, verify_record, verify_value};
 pub use tip::{Bounds, Contradiction, Fault, LightClient, LightError, Tip, verify_certificate};
 

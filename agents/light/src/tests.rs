@@ -1,6 +1,7 @@
 //! Hostile replicas: every byte of every message altered, and honest messages out of place.
 
 mod contracts;
+mod handovers;
 mod proofs;
 mod tips;
 

@@ -120,6 +120,14 @@ pub enum LightError {
     Future { height: u64, ahead_ms: u64, limit_ms: u64 },
     #[error("header {height} hands over to nobody: its next validators are its own")]
     NoHandover { height: u64 },
+    #[error("asked for the handover by validators {asked}, it sent header {height} by {theirs}")]
+    WrongHandover { height: u64, theirs: Hash, asked: Hash },
+    #[error(
+        "more than {limit} handovers lie between the trusted validators and the replica's: pin the grid's present validators"
+    )]
+    TooManyHandovers { limit: usize },
+    #[error("asked for header {asked}, it sent header {height}")]
+    OtherHeight { height: u64, asked: u64 },
     #[error("the proof for {} at height {height} is wrong: {reason}", show_key(key))]
     Value { height: u64, key: Box<StateKey>, reason: String },
     #[error("the proof for record {index} of {id:?} at height {height} is wrong: {reason}")]

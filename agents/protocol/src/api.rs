@@ -55,6 +55,9 @@ pub enum Request {
     /// Only from a replica that this one knows: -> [`Response::Replicating`], then the messages of the caller, one
     /// frame each, until it ends the stream. Bulky ones have a stream of their own, so that votes never wait.
     Replicate { bulk: bool },
+    /// The newest final header that these validators certified and that names others for the next: ->
+    /// [`Response::Header`], or [`Failure::NotFound`] when they are the present ones or never were any.
+    Handover { validators: Hash },
 }
 
 /// What the replica writes on a stream that it opens to a listener, before the raw bytes.

@@ -6,7 +6,7 @@ use croft_ledger::check_admission;
 use croft_protocol::api::{
     Cursor, Failure, Page, ProvedPage, ProvedRecord, Query, Request, Response, Status,
 };
-use croft_protocol::{PublicKey, SignedCommand, StateKey, limits};
+use croft_protocol::{Hash, PublicKey, SignedCommand, StateKey, limits};
 
 use super::Server;
 use crate::ordering::Verdict;
@@ -49,6 +49,7 @@ impl Server {
             Request::Genesis => Ok(Response::Genesis(self.chain.latest().genesis().clone())),
             Request::Tip => Ok(Response::Header(Box::new(self.chain.latest().tip().clone()))),
             Request::Header { height } => self.header(height).await,
+            Request::Handover { validators } => self.handover(validators).await,
             Request::Submit(command) => self.submit(*command).await,
             Request::Get { keys } => self.get(keys).await,
             Request::Range { first, count } => {
@@ -94,6 +95,17 @@ impl Server {
                 _ => format!("header {height}"),
             };
             Failure::NotFound { what }
+        })?;
+        Ok(Response::Header(Box::new(header)))
+    }
+
+    async fn handover(&self, validators: Hash) -> Result<Response, Failure> {
+        let snapshot = self.chain.latest();
+        let header = self.blocking(move || snapshot.handover(&validators).map_err(failed)).await?;
+        let header = header.ok_or_else(|| Failure::NotFound {
+            what: format!(
+                "handover by validators {validators}: they are the present ones, or never were any here"
+            ),
         })?;
         Ok(Response::Header(Box::new(header)))
     }

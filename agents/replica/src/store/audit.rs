@@ -100,6 +100,18 @@ fn check_certificate(signed: &SignedHeader, chain: &ChainId) -> Result<(), Store
     croft_light::verify_certificate(signed).map_err(|error| StoreError::damaged(error.to_string()))
 }
 
+/// A set that handed over is found by its hash, unless it is back.
+fn check_handover(snapshot: &Snapshot, header: &Header) -> Result<(), StoreError> {
+    let Header { height, validators, next_validators, .. } = *header;
+    let present = snapshot.tip().header.next_validators;
+    if next_validators == validators || validators == present {
+        return Ok(());
+    }
+    let found = snapshot.handover(&validators)?.map(|signed| signed.header);
+    let holds = found.is_some_and(|found| found.height >= height && found.validators == validators);
+    expect(holds, || format!("the handover at height {height} can't be found by its validators"))
+}
+
 /// The record is the one that the log commits to.
 fn check_record(snapshot: &Snapshot, position: u64) -> Result<(), StoreError> {
     let bytes = snapshot.record_bytes(position)?;
@@ -137,6 +149,7 @@ pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport,
         light.accept_tip(&signed, None).map_err(|error| StoreError::damaged(error.to_string()))?;
         check_link(snapshot, &signed.header)?;
         headers += 1;
+        check_handover(snapshot, &signed.header)?;
     }
     check_past(snapshot, &tip)?;
     let mut bodies = 0;

@@ -16,9 +16,9 @@ use super::index::Entry;
 use super::past::height_in;
 use super::search::{Bounds, Found, SearchError, search};
 use super::tables::{
-    BODIES, ENTRIES, FORMAT, HEADERS, INDEX, LOG_NODES, MAP_HEADS, MAP_NODES, MAP_STALE, META, META_BASE,
-    META_CHAIN, META_FORMAT, META_GENESIS, META_MAP, META_PROOFS, META_TIP, PAST, RECORDS, STATE, VERSIONS,
-    version_in, version_key,
+    BODIES, ENTRIES, FORMAT, HANDOVERS, HEADERS, INDEX, LOG_NODES, MAP_HEADS, MAP_NODES, MAP_STALE, META,
+    META_BASE, META_CHAIN, META_FORMAT, META_GENESIS, META_MAP, META_PROOFS, META_TIP, PAST, RECORDS, STATE,
+    VERSIONS, version_in, version_key,
 };
 use super::{StoreError, bodies};
 
@@ -46,6 +46,7 @@ pub struct Snapshot {
     pub(super) past: ReadOnlyTable<(u64, &'static [u8]), &'static [u8]>,
     index: ReadOnlyTable<&'static [u8], ()>,
     entries: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    handovers: ReadOnlyTable<&'static [u8; 32], u64>,
 }
 
 impl fmt::Debug for Snapshot {
@@ -101,6 +102,7 @@ impl Snapshot {
             past: transaction.open_table(PAST)?,
             index: transaction.open_table(INDEX)?,
             entries: transaction.open_table(ENTRIES)?,
+            handovers: transaction.open_table(HANDOVERS)?,
         })
     }
 
@@ -155,6 +157,18 @@ impl Snapshot {
     /// The final header at a height; `None` above the tip, and for most below [`Self::base`].
     pub fn header(&self, height: u64) -> Result<Option<SignedHeader>, StoreError> {
         header_at(&self.headers, height)
+    }
+
+    /// The header by which these validators handed over to others for good, or for the last time: whoever
+    /// trusts them may go on from there, and needs none of the changes in between. `None` of the present ones.
+    pub fn handover(&self, validators: &Hash) -> Result<Option<SignedHeader>, StoreError> {
+        if *validators == self.tip.header.next_validators {
+            return Ok(None);
+        }
+        let Some(height) = self.handovers.get(&validators.0)? else { return Ok(None) };
+        let height = height.value();
+        let header = self.header(height)?;
+        header.map(Some).ok_or_else(|| StoreError::damaged(format!("handover header {height} is missing")))
     }
 
     /// The commands of the block at a height, in their order; `None` above the tip, and where they were never

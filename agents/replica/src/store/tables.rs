@@ -57,6 +57,9 @@ pub(super) const MAP_STALE: TableDefinition<'_, (u64, u32), &[u8]> = TableDefini
 pub(super) const INDEX: TableDefinition<'_, &[u8], ()> = TableDefinition::new("index");
 /// Encoded record id of a farm, node or contract -> encoded [`super::index::Entry`]: what searches compare.
 pub(super) const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
+/// Hash of a validator set -> height of the last header that it certified before others took over. Of a set
+/// that came back and is the present one, that height is of an earlier time and not to be given out.
+pub(super) const HANDOVERS: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("handovers");
 
 /// A record id and a version.
 pub(super) fn version_key(id: &RecordId, version: u64) -> Vec<u8> {

@@ -1,10 +1,14 @@
 //! Crashes between any two writes, failing disks, damaged files, and what searches find.
 
-use croft_ledger::StateReadExt;
+use croft_ledger::{StateReadExt, assemble};
 use croft_light::{LightClient, verify_record, verify_value};
 use croft_protocol::api::{ContractQuery, FarmQuery, NodeQuery, Phases, Query};
 use croft_protocol::contract::ContractBody;
-use croft_protocol::{Body, Capacity, Command, ContractState, EndReason, Hash, Kind, RecordId, StateKey};
+use croft_protocol::header::Validator;
+use croft_protocol::{
+    Body, Capacity, Command, ContractState, EndReason, Hash, Kind, RecordId, SignedValidatorChange, StateKey,
+    ValidatorChange, ValidatorSet,
+};
 
 use super::faults::{MemoryDisk, Op, apply};
 use super::*;
@@ -398,4 +402,61 @@ fn pages_go_on_where_they_stopped() {
         made.sort_unstable();
         assert_eq!(seen, made);
     }
+}
+
+/// Commits a block in which the one validator gets another power; whoever is to certify it does.
+fn set_power(grid: &Grid, store: &Store, power: u64) {
+    let before = store.latest();
+    let present = before.validators().unwrap();
+    let key = grid.validator.public();
+    let validators = ValidatorSet { validators: vec![Validator { key, power }] };
+    let change = ValidatorChange { prev: present.record, validators };
+    let signatures = vec![change.sign(&grid.validator, &grid.chain())];
+    let command = Command::SetValidators(Box::new(SignedValidatorChange { change, signatures }));
+    let command = grid.sign(&before, &grid.user, 0, command);
+    let certify = |header| assemble::certify(header, 0, present.set, std::slice::from_ref(&grid.validator));
+    let block = make_block(&before, before.tip().header.time_ms + 1, &[command], certify).unwrap();
+    block.outcome.results[0].as_ref().unwrap();
+    store.commit(&block).unwrap();
+}
+
+#[test]
+fn the_last_handover_of_each_set_is_found_and_none_of_the_present_one() {
+    let grid = Grid::new();
+    let (store, disk) = grid.store();
+    let set = |power| ValidatorSet { validators: vec![Validator { key: grid.validator.public(), power }] };
+    let found = |store: &Store, power: u64| {
+        let header = store.latest().handover(&set(power).hash()).unwrap();
+        header.map(|signed| (signed.header.height, signed.header.next_validators))
+    };
+    assert_eq!(found(&store, 1), None, "it never handed over");
+    set_power(&grid, &store, 10);
+    assert_eq!(found(&store, 1), Some((1, set(10).hash())), "as soon as the block is there that says so");
+    assert_eq!(found(&store, 10), None);
+    set_power(&grid, &store, 9);
+    assert_eq!(found(&store, 10), Some((2, set(9).hash())));
+    set_power(&grid, &store, 10);
+    assert_eq!(found(&store, 10), None, "it is back: nobody need go anywhere");
+    assert_eq!(found(&store, 9), Some((3, set(10).hash())));
+    set_power(&grid, &store, 9);
+    set_power(&grid, &store, 8);
+    assert_eq!(found(&store, 10), Some((4, set(9).hash())), "the last time counts");
+    assert_eq!(found(&store, 9), Some((5, set(8).hash())));
+    assert_eq!(found(&store, 7), None, "it never was one");
+    store.audit().unwrap();
+
+    // Whoever trusts the first set comes to the present one, whatever it has seen of the time between.
+    for seen in 0..=4 {
+        let snapshot = store.latest();
+        let mut light = LightClient::new(grid.chain(), set(1).hash());
+        for height in 1..=seen {
+            light.accept_handover(&snapshot.header(height).unwrap().unwrap()).unwrap();
+        }
+        while let Some(handover) = snapshot.handover(&light.trusted()).unwrap() {
+            light.accept_handover(&handover).unwrap();
+        }
+        assert_eq!(light.trusted(), set(8).hash());
+    }
+    drop(store);
+    assert_eq!(found(&grid.open(&disk).unwrap(), 10), Some((4, set(9).hash())));
 }

@@ -12,8 +12,9 @@ use redb::{AccessGuard, Database, ReadableTable, WriteTransaction};
 
 use super::snapshot::Snapshot;
 use super::tables::{
-    BODIES, FORMAT, HEADERS, INDEX_VERSION, LOG_NODES, MAP_NODES, META, META_BASE, META_CHAIN, META_FORMAT,
-    META_GENESIS, META_INDEX, META_MAP, META_PROOFS, META_TIP, PAST, RECORDS, STATE, VERSIONS, version_key,
+    BODIES, FORMAT, HANDOVERS, HEADERS, INDEX_VERSION, LOG_NODES, MAP_NODES, META, META_BASE, META_CHAIN,
+    META_FORMAT, META_GENESIS, META_INDEX, META_MAP, META_PROOFS, META_TIP, PAST, RECORDS, STATE, VERSIONS,
+    version_key,
 };
 use super::{Block, SignGenesis, StoreError, bodies, index, past};
 
@@ -92,6 +93,11 @@ fn write_tables(transaction: &WriteTransaction, block: &Block) -> Result<(), Sto
     let body = bodies::packed(&block.commands)?;
     transaction.open_table(BODIES)?.insert(header.height, body.as_slice())?;
     transaction.open_table(HEADERS)?.insert(header.height, encode(&block.signed).as_slice())?;
+    // Opened at each block so that it exists from the first one on.
+    let mut handovers = transaction.open_table(HANDOVERS)?;
+    if header.next_validators != header.validators {
+        handovers.insert(&header.validators.0, header.height)?;
+    }
     let mut meta = transaction.open_table(META)?;
     meta.insert(META_TIP, header.height.to_le_bytes().as_slice())?;
     meta.insert(META_MAP, encode(&block.map.head).as_slice())?;
