@@ -3,6 +3,7 @@
 
 pub mod grid;
 pub mod http;
+pub mod load;
 pub mod oci;
 pub mod scene;
 pub mod table;
