@@ -156,6 +156,8 @@ pub struct Core {
     /// Since when others are said to be further.
     behind_since: Option<u64>,
     request: Option<Request>,
+    /// Until then no blocks are fetched, because none could be stored.
+    fetch_not_before: u64,
     gossiped: u64,
 }
 
@@ -251,6 +253,7 @@ impl Core {
             status_at: now.since_ms,
             behind_since: None,
             request: None,
+            fetch_not_before: 0,
             gossiped: 0,
         };
         // What was begun before a crash goes on at once: others may wait for it.
@@ -310,7 +313,7 @@ impl Core {
         if let Some(since) = self.behind_since
             && self.request.is_none()
         {
-            at = at.min(since + BEHIND_MS);
+            at = at.min((since + BEHIND_MS).max(self.fetch_not_before));
         }
         if let Some((_, retry_at)) = &self.decided {
             at = at.min(*retry_at);

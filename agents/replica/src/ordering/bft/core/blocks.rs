@@ -15,6 +15,14 @@ use crate::store::{Block, Snapshot, StoreError};
 const BLOCKS_MS: u64 = 3_000;
 /// How long to wait for the votes of a height that others have decided before asking for its block.
 pub(super) const BEHIND_MS: u64 = 400;
+/// Why a block of another replica is not taken.
+pub(super) enum NotTaken {
+    /// No honest replica sends it.
+    Wrong(String),
+    /// It is right, but our ledger can't be written.
+    NotStored,
+}
+
 /// After a block that could not be stored.
 const RETRY_MS: u64 = 1_000;
 
@@ -118,7 +126,7 @@ impl Core {
         }
         let since = *self.behind_since.get_or_insert(now);
         let patient = best == tip + 1 && now < since + BEHIND_MS;
-        if patient || self.request.is_some() {
+        if patient || self.request.is_some() || now < self.fetch_not_before {
             return;
         }
         let useful = self.peers.iter().filter(|(_, peer)| peer.height > tip && peer.earliest <= tip + 1);
@@ -150,9 +158,17 @@ impl Core {
             if block.signed.header.height < self.height() {
                 continue;
             }
-            if let Err(reason) = self.take_block(block) {
-                tracing::warn!(peer = %from.short(), reason, "a block of another replica is not taken");
-                break;
+            match self.take_block(block) {
+                Ok(()) => {}
+                // Our own disk: the peer did nothing wrong, and asking again at once changes nothing.
+                Err(NotTaken::NotStored) => {
+                    self.fetch_not_before = self.shell.now.since_ms + RETRY_MS;
+                    return;
+                }
+                Err(NotTaken::Wrong(reason)) => {
+                    tracing::warn!(peer = %from.short(), reason, "a block of another replica is not taken");
+                    break;
+                }
             }
         }
         if self.height() == asked_for
@@ -164,20 +180,24 @@ impl Core {
         self.behind_since = None;
     }
 
-    pub(super) fn take_block(&mut self, block: FinalBlock) -> Result<(), String> {
+    pub(super) fn take_block(&mut self, block: FinalBlock) -> Result<(), NotTaken> {
         let FinalBlock { signed, commands } = block;
         let tip = self.shell.chain.latest();
-        check_next(&tip, &signed)?;
+        check_next(&tip, &signed).map_err(NotTaken::Wrong)?;
         let body = Body { height: signed.header.height, time_ms: signed.header.time_ms, commands };
-        let (header, built) = Self::execute(&tip, body).ok_or("its commands can't be executed")?;
+        let (header, built) = Self::execute(&tip, body)
+            .ok_or_else(|| NotTaken::Wrong("its commands can't be executed".to_owned()))?;
         if header != signed.header.hash() {
-            return Err(format!("its commands yield header {header}, certified is {}", signed.header.hash()));
+            let certified = signed.header.hash();
+            return Err(NotTaken::Wrong(format!(
+                "its commands yield header {header}, certified is {certified}"
+            )));
         }
         let mut block = built.block;
         block.signed = signed;
         self.commit(block).map_err(|error| {
             self.shell.trouble(&error);
-            crate::chain_of(&error)
+            NotTaken::NotStored
         })
     }
 }
