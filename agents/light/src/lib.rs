@@ -19,7 +19,7 @@ mod tip;
 
 pub use contract::{ContractError, VerifiedContract, verify_contract, verify_node_contracts};
 pub use handover::{HANDOVERS, HandoverWalk, compare};
-pub use proof::{verify_consistency, verify_history, verify_record, verify_value};
+pub use proof::{verify_consistency, verify_history, verify_prefix, verify_record, verify_value};
 pub use tip::{Bounds, Contradiction, Fault, LightClient, LightError, Tip, verify_certificate};
 
 #[cfg(test)]

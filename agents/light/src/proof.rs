@@ -85,6 +85,28 @@ pub fn verify_history<'a>(
     Ok(records)
 }
 
+/// Shows that the tip's log begins with a log of `size` records and this root. The proof is empty when that is
+/// all of it.
+///
+/// # Errors
+/// [`LightError::Prefix`] when the proof does not show it.
+pub fn verify_prefix(tip: &Tip, size: u64, root: &Hash, proof: &[u8]) -> Result<(), LightError> {
+    let end = tip.header().log_size;
+    let wrong =
+        |reason: String| LightError::Prefix { height: tip.height(), size: end, old_size: size, reason };
+    if size == end {
+        let same = *root == tip.header().log_root && proof.is_empty();
+        return if same { Ok(()) } else { Err(wrong("the roots differ".to_owned())) };
+    }
+    let new = log_root(tip).filter(|_| (1..end).contains(&size));
+    let new = new.ok_or_else(|| wrong("a log has an impossible size".to_owned()))?;
+    if proof.len() > LOG_PROOF_BYTES {
+        return Err(wrong(format!("{} bytes are too many", proof.len())));
+    }
+    let proof = ConsistencyProof::try_from_bytes(proof.to_vec()).map_err(|e| wrong(e.to_string()))?;
+    new.verify_consistency(&RootHash::new(root.0.into(), size), &proof).map_err(|e| wrong(e.to_string()))
+}
+
 /// Shows that the newer tip's log begins with all of the older one's.
 ///
 /// # Errors

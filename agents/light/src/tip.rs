@@ -132,6 +132,8 @@ pub enum LightError {
     Value { height: u64, key: Box<StateKey>, reason: String },
     #[error("the proof for record {index} of {id:?} at height {height} is wrong: {reason}")]
     Record { height: u64, index: u64, id: RecordId, reason: String },
+    #[error("the first {old_size} records are not those of the log of {size} at height {height}: {reason}")]
+    Prefix { height: u64, size: u64, old_size: u64, reason: String },
     #[error(
         "the log of {size} records at height {height} is not the continuation of one of {old_size}: {reason}"
     )]

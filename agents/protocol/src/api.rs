@@ -58,6 +58,14 @@ pub enum Request {
     /// The newest final header that these validators certified and that names others for the next: ->
     /// [`Response::Header`], or [`Failure::NotFound`] when they are the present ones or never were any.
     Handover { validators: Hash },
+    /// A view of the newest height, to be copied: -> [`Response::SnapshotOpened`]. Only for validators and those
+    /// whom the replica's owner names; it ends when it is not used.
+    SnapshotOpen,
+    /// All of its values except records, page by page: -> [`Response::SnapshotValues`].
+    SnapshotValues { id: u64, after: Option<StateKey> },
+    /// Records from a position on, as the log of `size` records has them: -> [`Response::SnapshotRecords`]. For
+    /// the same askers; needs no open view.
+    SnapshotRecords { first: u64, size: u64 },
 }
 
 /// What the replica writes on a stream that it opens to a listener, before the raw bytes.
@@ -125,6 +133,23 @@ pub enum Response {
     Presence(Vec<bool>),
     Status(Box<Status>),
     Replicating,
+    SnapshotOpened {
+        tip: Box<SignedHeader>,
+        id: u64,
+        /// How many values there are beside the records.
+        values: u64,
+    },
+    SnapshotValues {
+        /// In the order of their encoded keys, proved against the tip of the view.
+        values: Vec<(StateKey, ProvedValue)>,
+        more: bool,
+    },
+    SnapshotRecords {
+        records: Vec<Record>,
+        /// That the log up to the last of them is how the log that was asked for begins (RFC 6962, section
+        /// 2.1.2); empty when it is all of it.
+        proof: Vec<u8>,
+    },
     /// The request can't be answered.
     Failed(Failure),
 }

@@ -17,7 +17,7 @@ use croft_ledger::assemble;
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
 use croft_protocol::units::parse_bytes;
-use croft_protocol::{Genesis, Name, SecretKey, ValidatorSet, limits};
+use croft_protocol::{Genesis, Name, PublicKey, SecretKey, ValidatorSet, limits};
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::BlobQuotas;
@@ -46,6 +46,9 @@ struct File {
     blobs: BlobsFile,
     #[serde(default)]
     keep: KeepFile,
+    /// Keys of replicas that are no validators and may copy the ledger.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    observers: Vec<PublicKey>,
     /// The other replicas.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     peers: Vec<ReplicaAddress>,
@@ -155,6 +158,7 @@ impl ReplicaConfig {
             blobs,
             keep,
             peers: file.peers,
+            observers: file.observers,
         })
     }
 }
@@ -289,6 +293,7 @@ fn init_replica(
             data: default_data(),
             blobs: BlobsFile::default(),
             keep: KeepFile::default(),
+            observers: Vec::new(),
             peers,
         })
         .expect("a configuration has a TOML form")

@@ -11,6 +11,7 @@
 mod blobs;
 pub mod chain;
 pub mod config;
+pub mod join;
 pub mod ordering;
 mod presence;
 mod pruning;

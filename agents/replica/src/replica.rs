@@ -42,6 +42,8 @@ pub struct ReplicaConfig {
     pub blobs: BlobQuotas,
     /// How much of the past is kept.
     pub keep: Keep,
+    /// Who may copy the ledger beside the validators.
+    pub observers: Vec<PublicKey>,
     /// The other replicas, validators or not, with which this one decides. Without any it orders alone.
     pub peers: Vec<ReplicaAddress>,
 }
@@ -103,7 +105,9 @@ impl Replica {
     /// # Errors
     /// [`StartError`] names the file, address or key, and what to do.
     pub async fn start(config: ReplicaConfig) -> Result<Running, StartError> {
-        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas, keep, peers } = config;
+        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas, keep, observers, peers } = config;
+        // They are asked for blocks, so they may ask for all of them.
+        let copiers = observers.into_iter().chain(peers.iter().map(|peer| peer.key)).collect();
         let path = dir.join("blobs");
         let opened = tokio::task::spawn_blocking({
             let (path, dir) = (path.clone(), dir.clone());
@@ -135,7 +139,7 @@ impl Replica {
             };
             Order::Bft(Arc::new(Bft::start(plan, endpoint.clone())?))
         };
-        let server = Server::new(chain.clone(), order.shared(), Arc::new(blobs));
+        let server = Server::new(chain.clone(), order.shared(), Arc::new(blobs), copiers);
         let serving = tokio::spawn(server.run(endpoint.clone()));
         let pruning = pruning::start(chain.clone(), order.shared(), keep);
         let height = chain.latest().height();

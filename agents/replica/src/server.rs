@@ -12,6 +12,7 @@ mod answer;
 mod follow;
 mod relay;
 mod replicate;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -72,6 +73,7 @@ pub(crate) struct Server {
     known_answers: Semaphore,
     strangers_answers: Semaphore,
     relays: Arc<relay::Relays>,
+    pub(crate) snapshots: Arc<snapshots::Snapshots>,
     addresses: Mutex<BTreeMap<IpAddr, usize>>,
 }
 
@@ -102,7 +104,13 @@ fn neighbourhood(address: IpAddr) -> IpAddr {
 }
 
 impl Server {
-    pub(crate) fn new(chain: Arc<Chain>, ordering: Arc<dyn Ordering>, blobs: Arc<Blobs>) -> Arc<Self> {
+    /// `observers` may copy the ledger, as validators may.
+    pub(crate) fn new(
+        chain: Arc<Chain>,
+        ordering: Arc<dyn Ordering>,
+        blobs: Arc<Blobs>,
+        observers: Vec<PublicKey>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             chain,
             ordering,
@@ -113,6 +121,7 @@ impl Server {
             known_answers: Semaphore::new(KNOWN_ANSWERS_KIB),
             strangers_answers: Semaphore::new(STRANGERS_ANSWERS_KIB),
             relays: Arc::default(),
+            snapshots: snapshots::Snapshots::new(observers),
             addresses: Mutex::default(),
         })
     }
@@ -232,10 +241,13 @@ impl Server {
         .await
     }
 
-    /// Whether the ledger knows a bot or a node of this key.
+    /// Whether the ledger knows a bot, a node or a validator of this key, or the owner an observer.
     async fn is_known(&self, key: PublicKey) -> Result<bool, Failure> {
-        let snapshot = self.chain.latest();
+        let (snapshot, snapshots) = (self.chain.latest(), self.snapshots.clone());
         self.blocking(move || {
+            if snapshots.is_allowed(&snapshot, &key).map_err(answer::failed)? {
+                return Ok(true);
+            }
             for id in [RecordId::bot(&key), RecordId::node(&key)] {
                 if snapshot.latest_position(&id).map_err(answer::failed)?.is_some() {
                     return Ok(true);

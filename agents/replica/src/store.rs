@@ -13,6 +13,8 @@
 
 mod audit;
 mod bodies;
+mod build;
+mod copy;
 mod disk;
 #[cfg(test)]
 pub(crate) mod faults;
@@ -22,7 +24,7 @@ mod search;
 mod snapshot;
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -38,6 +40,8 @@ use croft_protocol::{ChainId, Genesis, SignedCommand, SignedHeader};
 use redb::{Database, ReadableDatabase};
 
 pub use audit::AuditReport;
+pub use build::{BuildError, Builder, UNFINISHED};
+pub use copy::{LogPage, ValuesPage};
 pub(crate) use disk::free_bytes;
 pub use disk::{Disk, FileDisk};
 pub use past::{Keep, PastError, Slice};
@@ -55,7 +59,8 @@ pub const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(
-        "there is no ledger at {path}: restore it from a copy; a validator that starts anew would sign a second history"
+        "there is no ledger at {path}: copy it from the other replicas with 'replica join --config replica.toml', or \
+         restore it from a copy; a validator that starts anew would sign a second history"
     )]
     Missing { path: PathBuf },
     #[error("there is a ledger at {path} already: choose another folder")]
@@ -66,9 +71,15 @@ pub enum OpenError {
         "{path} belongs to chain {found}, but the genesis says {expected}: check which grid this replica is for"
     )]
     WrongChain { path: PathBuf, found: ChainId, expected: ChainId },
-    #[error("{path} has format {found}, this program reads format {expected}: use the release that wrote it")]
+    #[error(
+        "{path} has format {found}, this program reads format {expected}: use the release that wrote it, or move \
+         the file away and run 'replica join --config replica.toml'"
+    )]
     Format { path: PathBuf, found: u32, expected: u32 },
-    #[error("{path} is damaged: {reason}; restore it from a copy")]
+    #[error(
+        "{path} is damaged: {reason}; move the file away and run 'replica join --config replica.toml', or restore it \
+         from a copy"
+    )]
     Damaged { path: PathBuf, reason: String },
     #[error("the genesis is no good")]
     Genesis(#[from] InvalidGenesis),
@@ -89,7 +100,10 @@ pub enum StoreError {
         show_bytes(RESERVED_BYTES)
     )]
     NoSpace { path: PathBuf, free: u64 },
-    #[error("the ledger's file is damaged: {what}; restore it from a copy")]
+    #[error(
+        "the ledger's file is damaged: {what}; stop the replica, move the file away and run 'replica join --config \
+         replica.toml', or restore it from a copy"
+    )]
     Damaged { what: String },
     #[error("the block does not follow the stored one: {what}")]
     Unfit { what: String },

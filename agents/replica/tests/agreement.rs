@@ -220,3 +220,60 @@ async fn two_of_four_decide_nothing_and_three_do() {
     assert_eq!(cluster.balance(2, 2).await.1, ALLOWANCE + 5);
     cluster.end().await;
 }
+
+/// Runs the program as a person would; what it says, and whether it was content.
+async fn command(arguments: &[&str], config: &std::path::Path) -> (bool, String, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_replica"));
+    let output = within(command.args(arguments).arg("--config").arg(config).output()).await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_lost_everything_but_its_key_joins_rejoins_and_decides_again() {
+    let mut cluster = Cluster::up(4).await;
+    let client = cluster.client(&key(1), 0);
+    within(client.submit(cluster.pay(1, 2, 0, 1))).await.unwrap();
+    cluster.stop(3).await;
+    let path = cluster.grid.replicas[3].config.clone();
+    let data = ReplicaConfig::load(&path).unwrap().dir;
+    for sequence in 1..4 {
+        within(client.submit(cluster.pay(1, 2, sequence, 1))).await.unwrap();
+    }
+
+    std::fs::write(data.join("ledger.redb"), "no ledger").unwrap();
+    let (good, _, said) = command(&[], &path).await;
+    assert!(!good, "a damaged ledger is refused");
+    assert!(said.contains("ledger.redb is damaged"), "{said}");
+    assert!(said.contains("move the file away and run 'replica join --config replica.toml'"), "{said}");
+    let (good, _, said) = command(&["join"], &path).await;
+    assert!(!good && said.contains("there is a ledger at"), "{said}");
+    std::fs::remove_dir_all(&data).unwrap();
+
+    let (good, said, errors) = command(&["join"], &path).await;
+    assert!(good, "{said}{errors}");
+    assert!(said.contains("records are here and proved"), "{said}");
+    assert!(said.contains("the ledger is here: block "), "{said}");
+    assert!(said.contains("there is no consensus log: if it is to sign, run 'replica rejoin"), "{said}");
+    let (good, checked, errors) = command(&["--check"], &path).await;
+    assert!(
+        good && checked.starts_with("the ledger is whole: 1 headers, 0 lists of commands"),
+        "{checked}{errors}"
+    );
+    let (good, said, errors) = command(&["rejoin"], &path).await;
+    assert!(good && said.contains("this replica signs again above block "), "{said}{errors}");
+
+    cluster.start(3).await;
+    let mut height = 0;
+    for sequence in 4..8 {
+        height = within(client.submit(cluster.pay(1, 2, sequence, 1))).await.unwrap().value.height;
+    }
+    cluster.reaches(3, height).await;
+    assert_eq!(cluster.balance(3, 2).await.1, ALLOWANCE + 8);
+    // With another one away nothing is decided without it.
+    cluster.stop(0).await;
+    let client = cluster.client(&key(2), 3);
+    let paid = tokio::time::timeout(2 * PATIENCE, client.submit(cluster.pay(2, 1, 0, 1))).await;
+    assert!(paid.unwrap().unwrap().value.height > height);
+    cluster.end().await;
+}

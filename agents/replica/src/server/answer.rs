@@ -40,7 +40,7 @@ pub(super) async fn check_may_put(server: &Server, key: PublicKey) -> Result<(),
 }
 
 impl Server {
-    pub(super) async fn answer(&self, peer: PublicKey, request: Request) -> Response {
+    pub(crate) async fn answer(&self, peer: PublicKey, request: Request) -> Response {
         self.try_answer(peer, request).await.unwrap_or_else(Response::Failed)
     }
 
@@ -79,6 +79,9 @@ impl Server {
                 Ok(Response::Presence(present.collect()))
             }
             Request::Status => self.status().await,
+            Request::SnapshotOpen => self.open_snapshot(peer).await,
+            Request::SnapshotValues { id, after } => self.snapshot_values(peer, id, after).await,
+            Request::SnapshotRecords { first, size } => self.snapshot_records(peer, first, size).await,
             Request::Follow { .. } | Request::Listen | Request::Relay { .. } | Request::Replicate { .. } => {
                 Err(Failure::Malformed { reason: "this request has no single answer".to_owned() })
             }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use croft_ledger::{log_tree, state_map};
-use croft_light::LightClient;
+use croft_light::{HandoverWalk, LightClient};
 use croft_protocol::{ChainId, Hash, Header, Record, RecordId, SignedHeader, StateKey, encode};
 use redb::{Database, ReadableDatabase};
 
@@ -132,16 +132,36 @@ fn check_value(snapshot: &Snapshot, key: &StateKey) -> Result<(), StoreError> {
         .map_err(|e| StoreError::damaged(e.to_string()))
 }
 
+/// Headers below the base are handovers, and lead from the validators of the genesis to those of the base.
+fn walk_to_base(snapshot: &Snapshot, light: &mut LightClient) -> Result<u64, StoreError> {
+    let handovers = snapshot.handovers()?;
+    for signed in &handovers {
+        check_certificate(signed, light.chain())?;
+        check_handover(snapshot, &signed.header)?;
+        let Header { height, validators, next_validators, .. } = signed.header;
+        expect(validators != next_validators, || format!("header {height} hands over to nobody"))?;
+    }
+    let base = snapshot.base();
+    let base =
+        snapshot.header(base)?.ok_or_else(|| StoreError::damaged(format!("header {base} is missing")))?;
+    let mut walk = HandoverWalk::new();
+    while let Some(validators) = walk.next(light, &base) {
+        let step = handovers.iter().rev().find(|signed| signed.header.validators == validators);
+        let step = step.ok_or_else(|| {
+            StoreError::damaged(format!("the handover of validators {validators} before its base is missing"))
+        })?;
+        walk.step(light, step).map_err(|error| StoreError::damaged(error.to_string()))?;
+    }
+    Ok(handovers.len() as u64)
+}
+
 /// Everything in the file against the roots of its tip.
 pub(super) fn audit(snapshot: &Snapshot, chain: &ChainId) -> Result<AuditReport, StoreError> {
     check_tip(snapshot, chain)?;
     let tip = snapshot.tip().header;
     let mut headers = 0;
     let mut light = LightClient::new(*chain, snapshot.genesis().validators.hash());
-    for handover in snapshot.handovers()? {
-        light.accept_handover(&handover).map_err(|error| StoreError::damaged(error.to_string()))?;
-        headers += 1;
-    }
+    headers += walk_to_base(snapshot, &mut light)?;
     for height in snapshot.base()..=tip.height {
         let signed = snapshot.header(height)?;
         let signed = signed.ok_or_else(|| StoreError::damaged(format!("header {height} is missing")))?;

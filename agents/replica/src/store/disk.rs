@@ -49,6 +49,16 @@ impl FileDisk {
         Ok(Self { path: path.to_owned() })
     }
 
+    /// A file with whatever is in it, or a new one.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`].
+    pub fn open_or_create(path: &Path) -> Result<Self, OpenError> {
+        let made = OpenOptions::new().append(true).create(true).open(path);
+        made.map_err(|error| io_error(path, error))?;
+        Ok(Self { path: path.to_owned() })
+    }
+
     /// A file that is there and not empty.
     ///
     /// # Errors

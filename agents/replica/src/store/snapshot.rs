@@ -38,7 +38,7 @@ pub struct Snapshot {
     pub(super) bodies: ReadOnlyTable<u64, &'static [u8]>,
     records: ReadOnlyTable<u64, &'static [u8]>,
     versions: ReadOnlyTable<&'static [u8], u64>,
-    state: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub(super) state: ReadOnlyTable<&'static [u8], &'static [u8]>,
     log_nodes: ReadOnlyTable<(u8, u64), &'static [u8; 32]>,
     map_nodes: ReadOnlyTable<&'static [u8], &'static [u8]>,
     pub(super) map_stale: ReadOnlyTable<(u64, u32), &'static [u8]>,
@@ -138,7 +138,7 @@ impl Snapshot {
     }
 
     /// Headers below the base: those that hand over to other validators, in their order.
-    pub(super) fn handovers(&self) -> Result<Vec<SignedHeader>, StoreError> {
+    pub(crate) fn handovers(&self) -> Result<Vec<SignedHeader>, StoreError> {
         let headers = self.headers.range::<u64>(..self.base)?;
         headers
             .map(|entry| {

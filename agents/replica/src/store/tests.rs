@@ -23,7 +23,7 @@ fn apply_all<'a>(image: &mut Vec<u8>, ops: impl IntoIterator<Item = &'a Op>) {
 
 /// What the disk may hold after the power went at a moment: each write since the last sync may or may not
 /// have reached it, and one may be torn.
-pub(super) fn crash_images(before: &[u8], journal: &[Op]) -> Vec<(usize, Vec<u8>)> {
+pub(crate) fn crash_images(before: &[u8], journal: &[Op]) -> Vec<(usize, Vec<u8>)> {
     let mut images = Vec::new();
     for cut in 0..=journal.len() {
         let synced = journal[..cut].iter().rposition(|op| matches!(op, Op::Sync)).map_or(0, |at| at + 1);
@@ -139,7 +139,8 @@ fn a_damaged_file_is_refused_and_named() {
                 refused += 1;
                 let text = error.to_string();
                 assert!(text.starts_with("/test/ledger.redb is damaged: "), "{text}");
-                assert!(text.ends_with("; restore it from a copy"), "{text}");
+                let remedy = "; move the file away and run 'replica join --config replica.toml', or restore it from a copy";
+                assert!(text.ends_with(remedy), "{text}");
             }
             Err(error) => {
                 refused += 1;
@@ -215,7 +216,8 @@ fn a_file_of_an_earlier_format_is_refused_and_left_alone() {
     assert_eq!(
         error,
         format!(
-            "/test/ledger.redb has format 1, this program reads format {}: use the release that wrote it",
+            "/test/ledger.redb has format 1, this program reads format {}: use the release that wrote it, or move the \
+             file away and run 'replica join --config replica.toml'",
             tables::FORMAT
         )
     );
@@ -230,7 +232,8 @@ fn a_ledger_on_a_real_file_is_exclusive_and_bound_to_its_chain() {
     assert_eq!(
         missing,
         format!(
-            "there is no ledger at {}: restore it from a copy; a validator that starts anew would sign a second history",
+            "there is no ledger at {}: copy it from the other replicas with 'replica join --config replica.toml', or \
+             restore it from a copy; a validator that starts anew would sign a second history",
             path.display()
         )
     );
@@ -262,7 +265,14 @@ fn a_ledger_on_a_real_file_is_exclusive_and_bound_to_its_chain() {
     );
     std::fs::write(&path, b"").unwrap();
     let empty = Store::open(dir.path(), &grid.genesis).unwrap_err().to_string();
-    assert_eq!(empty, format!("{} is damaged: it is empty; restore it from a copy", path.display()));
+    assert_eq!(
+        empty,
+        format!(
+            "{} is damaged: it is empty; move the file away and run 'replica join --config replica.toml', or restore it \
+             from a copy",
+            path.display()
+        )
+    );
 }
 
 #[test]
@@ -405,7 +415,7 @@ fn pages_go_on_where_they_stopped() {
 }
 
 /// Commits a block in which the one validator gets another power; whoever is to certify it does.
-fn set_power(grid: &Grid, store: &Store, power: u64) {
+pub(crate) fn set_power(grid: &Grid, store: &Store, power: u64) {
     let before = store.latest();
     let present = before.validators().unwrap();
     let key = grid.validator.public();
