@@ -23,6 +23,7 @@ mod snapshot;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ pub use past::{Keep, PastError, Slice};
 pub use search::{Found, SearchError};
 pub(crate) use snapshot::PAGE_BYTES;
 pub use snapshot::Snapshot;
+pub use verify::{Verified, VerifyError, verify};
 
 /// Name of the ledger's file in a replica's data folder.
 pub const FILE: &str = "ledger.redb";
