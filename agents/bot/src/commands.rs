@@ -9,6 +9,7 @@ mod farm;
 mod grid;
 mod history;
 mod image;
+mod ledger;
 mod logs;
 mod ps;
 mod serve;
@@ -183,6 +184,6 @@ pub async fn run(
         Action::Logs { contract, vm, follow, tail } => logs::logs(c, &contract, vm, follow, tail).await,
         Action::Explain { name } => explain::explain(c, &name).await,
         Action::Stop { name } => stop::stop(c, &name).await,
-        Action::History(subject) => history::history(c, &subject).await,
+        Action::Ledger(action) => ledger::ledger(c, action).await,
     }
 }

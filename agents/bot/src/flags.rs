@@ -1,12 +1,19 @@
 //! The command line as people type it. [`crate::plan`] turns it into one validated value before anything is
 //! touched; nothing here looks at files, the network or the clock.
 
+mod ledger;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use croft_protocol::{Grains, Name, PublicKey, units};
+
+pub use ledger::{
+    ContractQueryFlags, FarmQueryFlags, LedgerCommand, LogFlags, NodeQueryFlags, PageFlags, QueryCommand,
+    StateFlag, ThingFlags, TrustFlag,
+};
 
 /// Printed below every help text of the whole program.
 const AFTER_HELP: &str = "\
@@ -92,7 +99,10 @@ pub enum Command {
     Explain(ContractFlags),
     /// End a contract; what was not used is refunded
     Stop(StopFlags),
-    /// Every version of a record, verified
+    /// Records of the ledger: one, all, searched for, checked
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// Every version of a record, verified: short for 'ledger history'
     History(HistoryFlags),
 }
 

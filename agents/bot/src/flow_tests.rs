@@ -2,6 +2,7 @@
 //! loopback and a node that speaks the protocol but runs nothing.
 
 mod fake_node;
+mod ledger;
 mod validators;
 mod world;
 

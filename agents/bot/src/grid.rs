@@ -8,10 +8,12 @@
 //! It must never hand out an answer of a replica that was not verified, except where its name says
 //! `unproved`; and it must never go back behind the newest header that any run of this home has seen.
 
+mod search;
+
 use std::time::{Duration, SystemTime};
 
 use borsh::BorshDeserialize;
-use croft_light::{Fault, LightClient, LightError, Tip, verify_history, verify_record, verify_value};
+use croft_light::{Fault, LightClient, LightError, Tip, verify_history, verify_value};
 use croft_protocol::api::{Concern, Failure as ReplicaFailure, Page, Query, Status};
 use croft_protocol::boot::GridPin;
 use croft_protocol::contract::PublishedPort;
@@ -23,6 +25,8 @@ use croft_protocol::{
 };
 use croft_transport::{Client, ClientError, Follow};
 use tokio::sync::Mutex;
+
+pub use search::{FoundPage, FoundThing};
 
 use crate::exit::{Exit, Failure};
 use crate::home::{Home, HomeError};
@@ -458,25 +462,6 @@ impl Grid {
                     };
                     attempt.failed(answer.replica, error).await?;
                 }
-                Err(error) => attempt.failed(answer.replica, error).await?,
-            }
-        }
-    }
-
-    /// Records of the log by their position.
-    pub async fn range(&self, first: u64, count: u32) -> Result<Vec<Record>, GridError> {
-        let mut attempt = Attempts::new(self);
-        loop {
-            let answer = self.client.range(first, count).await.map_err(|e| self.client_error(e))?;
-            let (header, proved) = answer.value;
-            let verified = match self.believe(&header).await {
-                Ok(tip) => {
-                    proved.iter().map(|p| verify_record(&tip, p).cloned()).collect::<Result<Vec<_>, _>>()
-                }
-                Err(error) => Err(error),
-            };
-            match verified {
-                Ok(records) => return Ok(records),
                 Err(error) => attempt.failed(answer.replica, error).await?,
             }
         }

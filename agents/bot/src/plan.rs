@@ -1,10 +1,13 @@
 //! What is to be done: one validated value, made from the command line and the environment before anything
 //! is touched. A combination that makes no sense ends here, as a usage error.
 
+mod ledger;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use croft_protocol::{Name, PriceList, PublicKey};
+use croft_protocol::api::{ContractQuery, FarmQuery, NodeQuery};
+use croft_protocol::{Name, PriceList, PublicKey, RecordId};
 
 use crate::exit::Failure;
 use crate::flags::{
@@ -62,20 +65,43 @@ pub enum Action {
     Logs { contract: Name, vm: Option<Name>, follow: bool, tail: u32 },
     Explain { name: Name },
     Stop { name: Name },
-    History(Subject),
+    Ledger(LedgerAction),
+}
+
+/// What is asked of the ledger itself.
+#[derive(Debug)]
+pub enum LedgerAction {
+    Get(Thing),
+    Log { from: Option<u64>, count: u64, follow: bool },
+    History(Thing),
+    Query(QueryPlan),
+    Verify { path: PathBuf },
 }
 
 impl Action {
     /// Whether it goes on until a signal, and ends in order when one comes.
     #[must_use]
     pub fn ends_by_signal(&self) -> bool {
-        matches!(self, Self::GridUp(_) | Self::FarmServe { .. } | Self::Logs { follow: true, .. })
+        matches!(
+            self,
+            Self::GridUp(_)
+                | Self::FarmServe { .. }
+                | Self::Logs { follow: true, .. }
+                | Self::Ledger(LedgerAction::Log { follow: true, .. })
+        )
     }
 
     /// Whether it only works with files of this machine.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        matches!(self, Self::ImageBuild { .. } | Self::ImageList | Self::GridInit(_) | Self::GridJoin { .. })
+        matches!(
+            self,
+            Self::ImageBuild { .. }
+                | Self::ImageList
+                | Self::GridInit(_)
+                | Self::GridJoin { .. }
+                | Self::Ledger(LedgerAction::Verify { .. })
+        )
     }
 }
 
@@ -100,6 +126,41 @@ pub enum Subject {
     Farm(Name),
     Node { farm: Name, node: Name },
     Report { farm: Name, node: Name },
+}
+
+/// A thing on the ledger.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Thing {
+    Named(Subject),
+    Id(RecordId),
+}
+
+#[derive(Debug)]
+pub struct QueryPlan {
+    pub subject: QuerySubject,
+    pub proved: bool,
+    pub limit: u32,
+}
+
+/// What is searched for. Names are looked up before the search; until then the query lacks them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QuerySubject {
+    Nodes {
+        farm: Option<Name>,
+        owner: Option<Name>,
+        query: NodeQuery,
+    },
+    Farms {
+        owner: Option<Name>,
+        query: FarmQuery,
+    },
+    Contracts {
+        user: Option<Name>,
+        farmer: Option<Name>,
+        node: Option<(Name, Name)>,
+        expires_within_s: Option<u64>,
+        query: ContractQuery,
+    },
 }
 
 /// A command line that can't be carried out.
@@ -198,7 +259,10 @@ fn action(command: Command) -> Result<Action, PlanError> {
         }
         Command::Explain(flags) => Action::Explain { name: flags.name },
         Command::Stop(flags) => Action::Stop { name: flags.name },
-        Command::History(flags) => Action::History(subject(flags.kind, &flags.name)?),
+        Command::History(flags) => {
+            Action::Ledger(LedgerAction::History(Thing::Named(subject(flags.kind, &flags.name)?)))
+        }
+        Command::Ledger(command) => Action::Ledger(ledger::action(command)?),
     })
 }
 
@@ -206,25 +270,26 @@ fn name(text: &str) -> Result<Name, PlanError> {
     Name::new(text).map_err(|source| PlanError::Name { what: text.chars().take(80).collect(), source })
 }
 
+fn farm_and_node(text: &str) -> Result<(Name, Name), PlanError> {
+    let (farm, node) = text.split_once('/').ok_or_else(|| PlanError::Target {
+        text: text.chars().take(80).collect(),
+        what: "a node",
+        example: "FARM/NODE",
+    })?;
+    Ok((name(farm)?, name(node)?))
+}
+
 fn subject(kind: HistoryKind, text: &str) -> Result<Subject, PlanError> {
-    let farm_and_node = || {
-        let (farm, node) = text.split_once('/').ok_or_else(|| PlanError::Target {
-            text: text.chars().take(80).collect(),
-            what: "a node",
-            example: "FARM/NODE",
-        })?;
-        Ok((name(farm)?, name(node)?))
-    };
     Ok(match kind {
         HistoryKind::Contract => Subject::Contract(name(text)?),
         HistoryKind::Bot => Subject::Bot(name(text)?),
         HistoryKind::Farm => Subject::Farm(name(text)?),
         HistoryKind::Node => {
-            let (farm, node) = farm_and_node()?;
+            let (farm, node) = farm_and_node(text)?;
             Subject::Node { farm, node }
         }
         HistoryKind::Report => {
-            let (farm, node) = farm_and_node()?;
+            let (farm, node) = farm_and_node(text)?;
             Subject::Report { farm, node }
         }
     })

@@ -97,6 +97,45 @@ fn root_of(peaks: &[Option<Hash>; 64]) -> Hash {
         .unwrap_or_else(|| LogHead::empty().root)
 }
 
+/// The tree head over leaves that come one by one, without any stored node: for whoever checks a whole log.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    peaks: [Option<Hash>; 64],
+    size: u64,
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self { peaks: [None; 64], size: 0 }
+    }
+}
+
+impl Replay {
+    /// Adds a leaf, given by its bytes.
+    pub fn push(&mut self, leaf: &[u8]) {
+        push(&mut self.peaks, &mut self.size, leaf, |_, _| {});
+    }
+
+    #[must_use]
+    pub fn head(&self) -> LogHead {
+        LogHead { size: self.size, root: root_of(&self.peaks) }
+    }
+}
+
+/// A binary counter: a subtree that meets one of its own size becomes its right sibling.
+fn push(peaks: &mut [Option<Hash>; 64], size: &mut u64, leaf: &[u8], mut add: impl FnMut(NodeAt, Hash)) {
+    let mut hash = leaf_hash(leaf);
+    let mut level = 0;
+    add(NodeAt { level: 0, index: *size }, hash);
+    while let Some(left) = peaks[level].take() {
+        hash = parent_hash(left, hash);
+        level += 1;
+        add(NodeAt { level: level as u8, index: *size >> level }, hash);
+    }
+    peaks[level] = Some(hash);
+    *size += 1;
+}
+
 /// Appends leaves, given by their bytes, to a log of `size`.
 ///
 /// # Errors
@@ -110,17 +149,7 @@ pub fn append<'a>(
     let mut size = size;
     let mut added = Vec::new();
     for leaf in leaves {
-        // A binary counter: a subtree that meets one of its own size becomes its right sibling.
-        let mut hash = leaf_hash(leaf);
-        let mut level = 0;
-        added.push((NodeAt { level: 0, index: size }, hash));
-        while let Some(left) = peaks[level].take() {
-            hash = parent_hash(left, hash);
-            level += 1;
-            added.push((NodeAt { level: level as u8, index: size >> level }, hash));
-        }
-        peaks[level] = Some(hash);
-        size += 1;
+        push(&mut peaks, &mut size, leaf, |at, hash| added.push((at, hash)));
     }
     Ok(LogUpdate { head: LogHead { size, root: root_of(&peaks) }, nodes: added })
 }

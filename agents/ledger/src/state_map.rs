@@ -12,8 +12,10 @@ use std::collections::BTreeMap;
 
 use croft_protocol::api::ProvedValue;
 use croft_protocol::{Hash, StateKey};
+use jmt::proof::{INTERNAL_DOMAIN_SEPARATOR, LEAF_DOMAIN_SEPARATOR};
 use jmt::storage::{LeafNode, Node, NodeKey, TreeReader};
 use jmt::{KeyHash, OwnedValue, RootHash, Sha256Jmt, ValueHash, Version};
+use sha2::{Digest, Sha256};
 
 use crate::state::StateError;
 
@@ -119,6 +121,37 @@ pub fn prove(
         .verify(RootHash(head.root.0), leaf, digest)
         .map_err(|e| StateError::corrupt(key, format!("the map does not commit to it: {e}")))?;
     Ok(ProvedValue { value, proof: croft_protocol::encode(&proof) })
+}
+
+/// The root over all of a state's keys, each with the SHA-256 of its value, without any stored node: for
+/// whoever checks a whole state. Each key stands once.
+#[must_use]
+pub fn root_of(state: impl IntoIterator<Item = (StateKey, Hash)>) -> Hash {
+    // What the map holds is the value's hash, and jmt hashes what it holds.
+    let mut leaves: Vec<(Hash, Hash)> =
+        state.into_iter().map(|(key, value)| (key.hash(), Hash::of_bytes(&value.0))).collect();
+    leaves.sort_unstable();
+    subtree_root(&leaves, 0)
+}
+
+/// Root over sorted leaves whose keys agree in the first `depth` bits. A subtree of one leaf is that leaf.
+fn subtree_root(leaves: &[(Hash, Hash)], depth: usize) -> Hash {
+    let hash = |domain: &[u8], left: &Hash, right: &Hash| {
+        Hash(Sha256::new_with_prefix(domain).chain_update(left.0).chain_update(right.0).finalize().into())
+    };
+    match leaves {
+        [] => MapHead::EMPTY.root,
+        // Two keys with the same hash: no root that anybody has is over both.
+        [(key, value)] | [(key, value), ..] if leaves.len() == 1 || depth == 256 => {
+            hash(LEAF_DOMAIN_SEPARATOR, key, value)
+        }
+        _ => {
+            let bit = |key: &Hash| key.0[depth / 8] >> (7 - depth % 8) & 1;
+            let (left, right) = leaves.split_at(leaves.partition_point(|(key, _)| bit(key) == 0));
+            let (left, right) = (subtree_root(left, depth + 1), subtree_root(right, depth + 1));
+            hash(INTERNAL_DOMAIN_SEPARATOR, &left, &right)
+        }
+    }
 }
 
 /// Version (big-endian), number of nibbles, and the nibbles, two to a byte.

@@ -25,6 +25,7 @@ mod snapshot;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
+mod verify;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -48,6 +49,7 @@ pub use past::{Keep, PastError, Slice};
 pub use search::{Found, SearchError};
 pub(crate) use snapshot::PAGE_BYTES;
 pub use snapshot::Snapshot;
+pub use verify::{Verified, VerifyError, verify};
 
 /// Name of the ledger's file in a replica's data folder.
 pub const FILE: &str = "ledger.redb";

@@ -4,10 +4,10 @@ use croft_protocol::{Body, Hash, Kind, Name, PublicKey, Record, RecordId};
 use serde::Serialize;
 
 use super::show::{self, BotNames};
-use super::{CommandError, Context, contracts};
+use super::{CommandError, Context, contracts, ledger};
 use crate::exit::Failure;
 use crate::grid::Grid;
-use crate::plan::Subject;
+use crate::plan::{Subject, Thing};
 use crate::terminal::{printable, show_duration, show_time, table};
 
 #[derive(Serialize)]
@@ -35,8 +35,9 @@ struct RecordView {
     body: Body,
 }
 
-pub(super) async fn history(c: &mut Context<'_>, subject: &Subject) -> Result<(), Failure> {
-    let (grid, id, name) = find(c, subject).await?;
+pub(super) async fn history(c: &mut Context<'_>, thing: &Thing) -> Result<(), Failure> {
+    let (grid, id, name) = find(c, thing).await?;
+    let name = name.unwrap_or_else(|| format!("{:?} {}", id.kind, id.id).to_lowercase());
     let (tip, records) = grid.history(id).await?;
     if records.is_empty() {
         return Err(Failure::not_found(format!("nothing is on the ledger of {name}")));
@@ -46,12 +47,8 @@ pub(super) async fn history(c: &mut Context<'_>, subject: &Subject) -> Result<()
     let mut before: Option<Body> = None;
     for record in records {
         let hash = record.hash();
+        let author_name = ledger::author_name(&mut names, &grid, &record).await?;
         let Record { version, prev, body, author, height, time_ms, .. } = record;
-        let author_name = match (&body, author.0 == [0; 32]) {
-            (_, true) => Some("genesis".to_owned()),
-            (Body::Report(_) | Body::Node(_), _) => None,
-            _ => names.registered(&grid, author).await?,
-        };
         let what = what(&body, before.as_ref());
         before = Some(body.clone());
         versions.push(RecordView { version, height, time_ms, author, author_name, prev, hash, what, body });
@@ -62,8 +59,21 @@ pub(super) async fn history(c: &mut Context<'_>, subject: &Subject) -> Result<()
     c.terminal.result(&history, text)
 }
 
-/// What is meant: its record's id and how to call it.
-async fn find(c: &Context<'_>, subject: &Subject) -> Result<(Grid, RecordId, String), Failure> {
+/// What is meant: its record's id, and how to call it where it was named.
+pub(super) async fn find(
+    c: &Context<'_>,
+    thing: &Thing,
+) -> Result<(Grid, RecordId, Option<String>), Failure> {
+    match thing {
+        Thing::Id(id) => Ok((c.reading_grid()?, *id, None)),
+        Thing::Named(subject) => {
+            let (grid, id, name) = find_named(c, subject).await?;
+            Ok((grid, id, Some(name)))
+        }
+    }
+}
+
+async fn find_named(c: &Context<'_>, subject: &Subject) -> Result<(Grid, RecordId, String), Failure> {
     if let Subject::Contract(name) = subject {
         let acting = c.acting()?;
         let contract = contracts::any(&acting, name).await?;
@@ -101,7 +111,7 @@ async fn find(c: &Context<'_>, subject: &Subject) -> Result<(Grid, RecordId, Str
 }
 
 /// What a version says, or how it differs from the one before.
-fn what(body: &Body, before: Option<&Body>) -> String {
+pub(super) fn what(body: &Body, before: Option<&Body>) -> String {
     match body {
         Body::Bot(bot) => format!("bot '{}'", bot.name),
         Body::Farm(farm) => {

@@ -208,6 +208,19 @@ impl World {
         .unwrap();
     }
 
+    /// Runs a command that goes on until it has printed each of these, one after the other; in between `next` is
+    /// called.
+    pub(super) fn watch(&self, line: &str, first: &str, next: impl FnOnce(), then: &str) -> String {
+        let (out, err) = (Shared::default(), Shared::default());
+        let (sender, stop) = Stop::new();
+        let thread = std::thread::spawn(self.command(line, stop, out.clone(), err));
+        out.wait_for(first);
+        next();
+        out.wait_for(then);
+        Background { stop: sender, thread }.stop();
+        out.text()
+    }
+
     fn background(&self, line: &str, ready: &str) -> Background {
         let (out, err) = (Shared::default(), Shared::default());
         let (sender, stop) = Stop::new();

@@ -43,6 +43,9 @@ fn roots_and_proofs_are_those_of_ct_merkle_for_every_size() {
         let (nodes, head, peer) = both(size);
         assert_eq!(head.root.0[..], peer.root().as_bytes()[..], "size {size}");
         assert_eq!(root(&nodes, size).unwrap(), head.root);
+        let mut replay = Replay::default();
+        (0..size).for_each(|i| replay.push(&leaf(i)));
+        assert_eq!(replay.head(), head);
         for index in 0..size {
             let proof = prove_inclusion(&nodes, size, index).unwrap();
             assert_eq!(proof, peer.prove_inclusion(index as usize).as_bytes(), "{index} of {size}");

@@ -168,6 +168,8 @@ proptest! {
             let fresh: BTreeMap<_, _> = model.iter().map(|(n, v)| (key(*n), Some(v.clone()))).collect();
             let fresh = super::update(&Nodes::new(), MapHead::EMPTY, &fresh).unwrap();
             prop_assert_eq!(head.root, fresh.head.root);
+            let leaves = model.iter().map(|(n, value)| (key(*n), Hash::of_bytes(value)));
+            prop_assert_eq!(head.root, root_of(leaves));
         }
         if head.versions > 0 {
             for n in 0..60 {

@@ -34,6 +34,16 @@ pub(super) fn genesis_block(genesis: &Genesis, sign: &SignGenesis<'_>) -> Result
     Ok(Block { signed, commands: Vec::new(), outcome, log: assembled.log, map: assembled.map })
 }
 
+/// The header of the block that a genesis makes.
+pub(super) fn genesis_header(genesis: &Genesis) -> Result<croft_protocol::Header, String> {
+    // Nobody's signature is asked for: only what would be signed.
+    match genesis_block(genesis, &|header| assemble::certify(header, 0, genesis.validators.clone(), &[])) {
+        Ok(block) => Ok(block.signed.header),
+        Err(GenesisError::Invalid(error)) => Err(error.to_string()),
+        Err(GenesisError::Store(error)) => Err(error.to_string()),
+    }
+}
+
 /// Writes the first block of a new file.
 pub(super) fn write_first(database: &Database, genesis: &Genesis, block: &Block) -> Result<(), StoreError> {
     let transaction = database.begin_write()?;
