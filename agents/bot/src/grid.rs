@@ -1,42 +1,40 @@
 //! A grid as this bot sees it: everything that is acted on has been proved.
 //!
 //! ```text
-//!   replica ──answer with proofs──> light client ──> what the ledger says
-//!      ^                               │ the newest header goes into the home
-//!      └── set aside when it lied ─────┘
+//!   croft_transport::verified ── proved values of several replicas ──> what the ledger says
+//!        └── newest header, proof of a broken word ──> home
 //! ```
 //! It must never hand out an answer of a replica that was not verified, except where its name says
 //! `unproved`; and it must never go back behind the newest header that any run of this home has seen.
 
 mod search;
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use borsh::BorshDeserialize;
-use croft_light::{Fault, LightClient, LightError, Tip, verify_history, verify_value};
-use croft_protocol::api::{Concern, Failure as ReplicaFailure, Page, Query, Status};
+use croft_light::{LightError, Tip, verify_history};
+use croft_protocol::api::{Concern, Failure as ReplicaFailure, Page, ProvedRecord, Query};
 use croft_protocol::boot::GridPin;
 use croft_protocol::contract::PublishedPort;
 use croft_protocol::record::{BotBody, FarmBody, FarmId, NodeBody};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
-    Body, BotId, Command, CommandBody, ContractBody, ContractId, DecodeError, Escrow, Name, NodeCapacity,
-    NodeId, PublicKey, Record, RecordId, Rejection, SecretKey, SignedCommand, SignedHeader, StateKey, limits,
+    Body, BotId, ChainId, Command, ContractBody, ContractId, DecodeError, Escrow, Genesis, Name,
+    NodeCapacity, NodeId, PublicKey, Record, RecordId, Rejection, SecretKey, StateKey, limits,
 };
-use croft_transport::{Client, ClientError, Follow};
-use tokio::sync::Mutex;
+use croft_transport::ClientError;
+use croft_transport::verified::{Following, Keep, Trail, Trusted, Verified, VerifiedError};
 
 pub use search::{FoundPage, FoundThing};
 
 use crate::exit::{Exit, Failure};
 use crate::home::{Home, HomeError};
 
+/// A command that is on the ledger.
+pub use croft_transport::verified::Final;
+
 /// A command is void after so many blocks: some minutes of a busy grid, hours of an idle one.
 const EXPIRES_AFTER_BLOCKS: u64 = 600;
-/// How often a command is signed again because another process of the same bot was faster.
-const SEQUENCE_ATTEMPTS: usize = 5;
-/// How long to look for a command whose replica went away before it said what became of it.
-const OUTCOME_MS: u64 = 20_000;
 /// Records of one search that are looked at.
 const FOUND_LIMIT: usize = 2048;
 
@@ -44,9 +42,7 @@ const FOUND_LIMIT: usize = 2048;
 #[derive(Debug, thiserror::Error)]
 pub enum GridError {
     #[error("grid '{grid}'")]
-    Client { grid: Name, source: Box<ClientError> },
-    #[error("grid '{grid}': the answer of replica {} is not believed", replica.short())]
-    NotBelieved { grid: Name, replica: PublicKey, source: Box<LightError> },
+    Ledger { grid: Name, source: Box<VerifiedError> },
     #[error("grid '{grid}': {what} can't be read: update croft")]
     Malformed { grid: Name, what: &'static str, source: DecodeError },
     #[error("grid '{grid}': the record of {what} is that of another thing: its validators are broken")]
@@ -64,8 +60,15 @@ impl GridError {
     #[must_use]
     pub fn rejection(&self) -> Option<&Rejection> {
         match self {
-            Self::Client { source, .. } => match &**source {
-                ClientError::Rejected { rejection, .. } => Some(rejection),
+            Self::Ledger { source, .. } => source.rejection(),
+            _ => None,
+        }
+    }
+
+    fn client(&self) -> Option<&ClientError> {
+        match self {
+            Self::Ledger { source, .. } => match &**source {
+                VerifiedError::Client(error) => Some(error),
                 _ => None,
             },
             _ => None,
@@ -75,19 +78,21 @@ impl GridError {
     /// Whether somebody is not connected to any replica.
     #[must_use]
     pub fn is_not_listening(&self) -> bool {
-        matches!(self, Self::Client { source, .. }
-            if matches!(&**source, ClientError::Failed { failure: ReplicaFailure::NotListening { .. }, .. }))
+        matches!(
+            self.client(),
+            Some(ClientError::Failed { failure: ReplicaFailure::NotListening { .. }, .. })
+        )
     }
 
     /// Whether a peer was called through a relay and did not prove itself.
     #[must_use]
     pub fn is_peers(&self) -> bool {
-        matches!(self, Self::Client { source, .. } if matches!(&**source, ClientError::Peer { .. }))
+        matches!(self.client(), Some(ClientError::Peer { .. }))
     }
 
     fn exit(&self) -> Exit {
-        match self {
-            Self::Client { source, .. } => match &**source {
+        match (self.client(), self) {
+            (Some(error), _) => match error {
                 ClientError::Rejected { .. } => Exit::Refused,
                 ClientError::Failed { failure, .. } => match failure {
                     ReplicaFailure::NotFound { .. } => Exit::NotFound,
@@ -102,7 +107,12 @@ impl GridError {
                 | ClientError::StreamEnded { .. }
                 | ClientError::Peer { .. } => Exit::Unreachable,
             },
-            Self::OutcomeUnknown { .. } => Exit::Unreachable,
+            (None, Self::OutcomeUnknown { .. }) => Exit::Unreachable,
+            (None, Self::Ledger { source, .. })
+                if matches!(**source, VerifiedError::OutcomeUnknown { .. }) =>
+            {
+                Exit::Unreachable
+            }
             _ => Exit::Failed,
         }
     }
@@ -111,9 +121,7 @@ impl GridError {
 impl From<GridError> for Failure {
     fn from(error: GridError) -> Self {
         let exit = error.exit();
-        let remedy = matches!(&error, GridError::Client { source, .. }
-            if matches!(**source, ClientError::Unavailable { .. }))
-        .then_some(
+        let remedy = matches!(error.client(), Some(ClientError::Unavailable { .. })).then_some(
             "start it with 'croft grid up' if it is yours, else check your network and the grid's pin",
         );
         let failure = Self::new(exit, error);
@@ -143,15 +151,6 @@ pub struct Node {
     pub contracts: Vec<ContractId>,
 }
 
-/// A command that is on the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Final {
-    pub sequence: u64,
-    /// `None` when the replica went away before it answered, and the ledger only shows that the author's
-    /// number was used: whoever needs to be sure looks at what the command should have changed.
-    pub height: Option<u64>,
-}
-
 /// Proved values and the header that they are of.
 #[derive(Debug, Clone)]
 pub struct Proved {
@@ -161,32 +160,18 @@ pub struct Proved {
 
 pub struct Grid {
     pin: GridPin,
-    home: Home,
-    client: Client,
-    light: Mutex<LightClient>,
+    verified: Verified,
 }
 
 impl Grid {
     /// Gets ready to ask; nothing is sent yet.
     pub fn open(home: &Home, pin: GridPin, me: &SecretKey) -> Result<Self, GridError> {
-        let mut light = LightClient::new(pin.chain, pin.validators);
-        if let Some(bytes) = home.tip(&pin.name)? {
-            let known = decode_header(&bytes).map_err(|source| GridError::Malformed {
-                grid: pin.name.clone(),
-                what: "the kept tip",
-                source,
-            })?;
-            // Its validators were trusted when it was kept, perhaps through a handover.
-            light = LightClient::new(pin.chain, known.header.validators);
-            light.accept_tip(&known, None).map_err(|source| GridError::NotBelieved {
-                grid: pin.name.clone(),
-                replica: PublicKey([0; 32]),
-                source: Box::new(source),
-            })?;
-        }
-        let client = Client::new(me, pin.replicas.clone())
-            .map_err(|e| GridError::Client { grid: pin.name.clone(), source: Box::new(e) })?;
-        Ok(Self { pin, home: home.clone(), client, light: Mutex::new(light) })
+        let keep = InHome { home: home.clone(), grid: pin.name.clone(), chain: pin.chain };
+        let trusted =
+            Trusted { chain: pin.chain, validators: pin.validators, replicas: pin.replicas.clone() };
+        let verified = Verified::open(me, trusted, keep)
+            .map_err(|e| GridError::Ledger { grid: pin.name.clone(), source: Box::new(e.into()) })?;
+        Ok(Self { pin, verified })
     }
 
     #[must_use]
@@ -199,39 +184,31 @@ impl Grid {
         &self.pin.name
     }
 
-    /// For what is no read of the ledger: blobs, relay, presence.
+    /// For what is no read of the ledger: blobs and relayed calls.
     #[must_use]
-    pub fn client(&self) -> &Client {
-        &self.client
+    pub fn verified(&self) -> &Verified {
+        &self.verified
     }
 
-    /// Says good-bye, so that the replica need not find out by silence.
+    /// Says good-bye, so that replicas need not find out by silence, and keeps what was seen.
     pub async fn close(&self) {
-        self.client.close().await;
+        self.verified.close().await;
     }
 
-    pub(crate) fn client_error(&self, source: ClientError) -> GridError {
-        GridError::Client { grid: self.pin.name.clone(), source: Box::new(source) }
+    pub(crate) fn error(&self, source: VerifiedError) -> GridError {
+        GridError::Ledger { grid: self.pin.name.clone(), source: Box::new(source) }
     }
 
     // Reading.
 
     /// The newest final header.
     pub async fn tip(&self) -> Result<Tip, GridError> {
-        let mut attempt = Attempts::new(self);
-        loop {
-            let answer = self.client.tip().await.map_err(|e| self.client_error(e))?;
-            match self.believe(&answer.value).await {
-                Ok(tip) => return Ok(tip),
-                Err(error) => attempt.failed(answer.replica, error).await?,
-            }
-        }
+        self.verified.tip().await.map_err(|e| self.error(e))
     }
 
     /// Who certified the newest header that is known.
-    pub async fn validators(&self) -> Vec<croft_protocol::Validator> {
-        let light = self.light.lock().await;
-        light.newest().map(|n| n.validators.validators.clone()).unwrap_or_default()
+    pub fn validators(&self) -> Vec<croft_protocol::Validator> {
+        self.verified.validators().map(|set| set.validators).unwrap_or_default()
     }
 
     /// The latest values under some keys. All of one call's values are of one header, as long as they are at
@@ -240,52 +217,15 @@ impl Grid {
         let mut values = Vec::with_capacity(keys.len());
         let mut tip = None;
         for some in keys.chunks(limits::KEYS_PER_GET) {
-            let proved = self.get_some(some).await?;
-            values.extend(proved.values);
-            tip = Some(proved.tip);
+            let (at, proved) = self.verified.get(some).await.map_err(|e| self.error(e))?;
+            values.extend(proved);
+            tip = Some(at);
         }
         let tip = match tip {
             Some(tip) => tip,
             None => self.tip().await?,
         };
         Ok(Proved { tip, values })
-    }
-
-    async fn get_some(&self, keys: &[StateKey]) -> Result<Proved, GridError> {
-        let mut attempt = Attempts::new(self);
-        loop {
-            let answer = self.client.get(keys.to_vec()).await.map_err(|e| self.client_error(e))?;
-            let (header, proved) = answer.value;
-            let verified = match self.believe(&header).await {
-                Ok(tip) => keys
-                    .iter()
-                    .zip(&proved)
-                    .map(|(key, value)| verify_value(&tip, key, value))
-                    .collect::<Result<Vec<_>, _>>()
-                    .map(|values| Proved { tip, values }),
-                Err(error) => Err(error),
-            };
-            match verified {
-                Ok(proved) => return Ok(proved),
-                Err(error) => attempt.failed(answer.replica, error).await?,
-            }
-        }
-    }
-
-    async fn believe(&self, header: &SignedHeader) -> Result<Tip, LightError> {
-        let mut light = self.light.lock().await;
-        let tip = light.accept_tip(header, Some(now_ms()))?;
-        drop(light);
-        let bytes = croft_protocol::encode(header);
-        let height = header.header.height;
-        // A home that can't be written is no reason not to read; the next run starts where this one did.
-        let kept = self.home.keep_tip(&self.pin.name, &bytes, |known| {
-            decode_header(known).is_ok_and(|known| known.header.height < height)
-        });
-        if let Err(error) = kept {
-            tracing::warn!(%error, "the newest header can't be kept");
-        }
-        Ok(tip)
     }
 
     async fn value<T: BorshDeserialize>(
@@ -422,47 +362,33 @@ impl Grid {
     /// Every version of a thing, oldest first, each in the log and naming the one before it; and the header
     /// that shows it.
     pub async fn history(&self, id: RecordId) -> Result<(Tip, Vec<Record>), GridError> {
-        let mut attempt = Attempts::new(self);
         let mut records: Vec<Record> = Vec::new();
         loop {
             let next = records.len() as u64 + 1;
-            let page = limits::RECORDS_PER_PAGE as u32;
-            let answer = self.client.history(id, next, page).await.map_err(|e| self.client_error(e))?;
-            let (header, proved) = answer.value;
-            let verified = match self.believe(&header).await {
-                Ok(tip) => verify_history(&tip, &id, &proved).map(|page| {
-                    let follows = page.first().is_none_or(|first| {
-                        first.version == next && first.prev == records.last().map(Record::hash)
-                    });
-                    (tip, follows, page.into_iter().cloned().collect::<Vec<_>>())
-                }),
-                Err(error) => Err(error),
-            };
-            match verified {
-                Ok((tip, true, page)) if page.is_empty() => return Ok((tip, records)),
-                Ok((tip, true, page)) => {
-                    records.extend(page);
-                    // The latest is the end: one proof instead of one more page.
-                    let latest = self.record(id).await?.map(|r| r.hash());
-                    if latest == records.last().map(Record::hash) {
-                        return Ok((tip, records));
-                    }
-                }
-                Ok((tip, false, page)) => {
-                    let first = &page[0];
-                    let error = LightError::Record {
+            let last = records.last().map(Record::hash);
+            let check = |tip: &Tip, proved: &Vec<ProvedRecord>| {
+                let page: Vec<Record> = verify_history(tip, &id, proved)?.into_iter().cloned().collect();
+                match page.first() {
+                    Some(first) if first.version != next || first.prev != last => Err(LightError::Record {
                         height: tip.height(),
                         index: 0,
                         id,
-                        reason: format!(
-                            "version {} does not follow version {}",
-                            first.version,
-                            records.len()
-                        ),
-                    };
-                    attempt.failed(answer.replica, error).await?;
+                        reason: format!("version {} does not follow version {}", first.version, next - 1),
+                    }),
+                    _ => Ok((*tip, page)),
                 }
-                Err(error) => attempt.failed(answer.replica, error).await?,
+            };
+            let page = limits::RECORDS_PER_PAGE as u32;
+            let ask = |client: croft_transport::Client| async move { client.history(id, next, page).await };
+            let (tip, page) = self.verified.prove(ask, check).await.map_err(|e| self.error(e))?;
+            if page.is_empty() {
+                return Ok((tip, records));
+            }
+            records.extend(page);
+            // The latest is the end: one proof instead of one more page.
+            let latest = self.record(id).await?.map(|r| r.hash());
+            if latest == records.last().map(Record::hash) {
+                return Ok((tip, records));
             }
         }
     }
@@ -475,12 +401,8 @@ impl Grid {
         let mut after = None;
         loop {
             let page = limits::RECORDS_PER_PAGE as u32;
-            let answer = self
-                .client
-                .query(query.clone(), after.clone(), page)
-                .await
-                .map_err(|e| self.client_error(e))?;
-            let Page { records, next, .. } = answer.value;
+            let asked = self.verified.unproved().query(query, after.as_ref(), page).await;
+            let Page { records, next, .. } = asked.map_err(|e| self.error(e))?;
             found.extend(records.into_iter().map(|r| r.id));
             if next.is_none() || next == after || found.len() >= FOUND_LIMIT {
                 found.truncate(FOUND_LIMIT);
@@ -490,104 +412,77 @@ impl Grid {
         }
     }
 
-    /// Who is connected to the replica that we are connected to.
+    /// Who is connected to one of the replicas that we are connected to.
     pub async fn presence_unproved(&self, keys: &[PublicKey]) -> Result<Vec<bool>, GridError> {
         let mut present = Vec::with_capacity(keys.len());
         for some in keys.chunks(limits::KEYS_PER_GET) {
-            let answer = self.client.presence(some.to_vec()).await.map_err(|e| self.client_error(e))?;
-            present.extend(answer.value);
+            let said = self.verified.unproved().presence(some).await;
+            present.extend(said.map_err(|e| self.error(e))?);
         }
         Ok(present)
     }
 
-    pub async fn status_unproved(&self) -> Result<Status, GridError> {
-        Ok(self.client.status().await.map_err(|e| self.client_error(e))?.value)
+    /// The genesis; whoever relies on it compares its chain id with the pinned one.
+    pub async fn genesis_unproved(&self) -> Result<Genesis, GridError> {
+        self.verified.unproved().genesis().await.map_err(|e| self.error(e))
     }
 
     /// Events that tell when to look again.
-    pub async fn follow(&self, concerning: Vec<Concern>) -> Result<Follow, GridError> {
-        self.client.follow(concerning).await.map_err(|e| self.client_error(e))
+    pub async fn follow(&self, concerning: Vec<Concern>) -> Result<Following, GridError> {
+        self.verified.follow(concerning).await.map_err(|e| self.error(e))
     }
 
     // Writing.
 
-    /// Signs a command and brings it to the ledger; returns once it is final.
+    /// Signs a command and brings it to the ledger; returns once it is proved to be final.
     pub async fn submit(&self, key: &SecretKey, command: &Command) -> Result<Final, GridError> {
-        let author = key.public();
-        let mut attempts = 0;
-        loop {
-            let proved = self.get(&[StateKey::Account(author)]).await?;
-            let account: Account =
-                self.decode("an account", proved.values[0].as_deref())?.unwrap_or_default();
-            let body = CommandBody {
-                chain: self.pin.chain,
-                author,
-                sequence: account.next_sequence,
-                expires_height: proved.tip.height() + EXPIRES_AFTER_BLOCKS,
-                command: command.clone(),
-            };
-            let sequence = body.sequence;
-            match self.client.submit(SignedCommand::sign(body, key)).await {
-                Ok(answer) => return Ok(Final { sequence, height: Some(answer.value.height) }),
-                Err(ClientError::Rejected { rejection, .. })
-                    if matches!(*rejection, Rejection::Sequence { .. }) && attempts < SEQUENCE_ATTEMPTS =>
-                {
-                    attempts += 1;
-                }
-                Err(ClientError::OutcomeUnknown { .. }) => {
-                    self.wait_for_sequence(author, sequence).await?;
-                    return Ok(Final { sequence, height: None });
-                }
-                Err(error) => return Err(self.client_error(error)),
-            }
-        }
-    }
-
-    /// Waits until a sequence number is used.
-    async fn wait_for_sequence(&self, author: PublicKey, sequence: u64) -> Result<(), GridError> {
-        let look = async {
-            loop {
-                // The client paces its own attempts to reconnect.
-                if let Ok(account) = self.account(author).await
-                    && account.next_sequence > sequence
-                {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_millis(OUTCOME_MS), look)
-            .await
-            .map_err(|_| GridError::OutcomeUnknown { grid: self.pin.name.clone() })
+        self.verified.submit(key, command, EXPIRES_AFTER_BLOCKS).await.map_err(|e| self.error(e))
     }
 }
 
-/// Gives every replica a chance, and honest latecomers a second one.
-struct Attempts<'a> {
-    grid: &'a Grid,
-    left: usize,
+/// What outlives a run, in the home. A home that can't be written is no reason not to read.
+#[derive(Debug)]
+struct InHome {
+    home: Home,
+    grid: Name,
+    chain: ChainId,
 }
 
-impl<'a> Attempts<'a> {
-    fn new(grid: &'a Grid) -> Self {
-        Self { grid, left: grid.pin.replicas.len() + 1 }
+impl Keep for InHome {
+    fn now_ms(&self) -> Option<u64> {
+        Some(now_ms())
     }
 
-    async fn failed(&mut self, replica: PublicKey, error: LightError) -> Result<(), GridError> {
-        let fault = error.fault();
-        self.left -= 1;
-        if fault == Fault::Lie && self.grid.pin.replicas.len() > 1 {
-            self.grid.client.report_lie(&replica, &error.to_string()).await;
-        }
-        if self.left > 0 && matches!(fault, Fault::Lie | Fault::Lag) {
-            return Ok(());
-        }
-        Err(GridError::NotBelieved { grid: self.grid.pin.name.clone(), replica, source: Box::new(error) })
+    fn trail(&self) -> Option<Vec<u8>> {
+        self.home.tip(&self.grid).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what an earlier run saw of the grid can't be read");
+            None
+        })
     }
-}
 
-fn decode_header(bytes: &[u8]) -> Result<SignedHeader, DecodeError> {
-    croft_protocol::decode("the kept tip", bytes, limits::RESPONSE_BYTES)
+    fn keep_trail(&self, height: u64, bytes: &[u8]) {
+        let is_newer = |kept: &[u8]| Trail::height_of(&self.chain, kept).is_none_or(|kept| kept < height);
+        if let Err(error) = self.home.keep_tip(&self.grid, bytes, is_newer) {
+            tracing::warn!(%error, "the newest header can't be kept");
+        }
+    }
+
+    fn evidence(&self) -> Option<Vec<u8>> {
+        self.home.contradiction(&self.grid).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what an earlier run kept of the grid can't be read");
+            None
+        })
+    }
+
+    fn keep_evidence(&self, bytes: &[u8]) {
+        if let Err(error) = self.home.keep_contradiction(&self.grid, bytes) {
+            tracing::error!(%error, "the proof that the grid's validators broke their word can't be kept");
+        }
+    }
+
+    fn evidence_place(&self) -> String {
+        self.home.contradiction_path(&self.grid).display().to_string()
+    }
 }
 
 /// Milliseconds since 1970, UTC, by this machine's clock.

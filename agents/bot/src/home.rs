@@ -5,6 +5,7 @@
 //!   bots/NAME.key            secret key of a bot, readable by its owner only, never overwritten
 //!   grids/NAME/pin.toml      chain id, validators and replicas that are trusted
 //!   grids/NAME/tip           the newest header that was verified: nothing older is believed any more
+//!   grids/NAME/contradiction proof that the grid's validators signed two histories: nothing is done on it
 //!   grids/NAME/ledger-dir    where the embedded replica's files are, if the grid was made here
 //!   grids/NAME/ledger/       there, unless --dir said otherwise
 //!   images/NAME.json         what a name stands for
@@ -279,6 +280,21 @@ impl Home {
             return Ok(());
         }
         write(&path, bytes)
+    }
+
+    /// Proof that the validators of a grid signed two histories, if there is one.
+    pub fn contradiction(&self, grid: &Name) -> Result<Option<Vec<u8>>, HomeError> {
+        read(&self.contradiction_path(grid))
+    }
+
+    /// Keeps the first such proof.
+    pub fn keep_contradiction(&self, grid: &Name, bytes: &[u8]) -> Result<(), HomeError> {
+        write_new(&self.contradiction_path(grid), bytes).map(|_| ())
+    }
+
+    #[must_use]
+    pub fn contradiction_path(&self, grid: &Name) -> PathBuf {
+        self.grid_dir(grid).join("contradiction")
     }
 
     // Images.

@@ -66,8 +66,8 @@ impl NodePeer {
     }
 
     async fn call(&self, grid: &Grid) -> Result<PeerStream, PeerProblem> {
-        grid.client().peer(self.id).await.map_err(|error| {
-            let error = grid.client_error(error);
+        grid.verified().peer(self.id).await.map_err(|error| {
+            let error = grid.error(error);
             let name = self.name.clone();
             match error {
                 error if error.is_not_listening() => PeerProblem::NodeOffline { name },
@@ -150,8 +150,8 @@ pub(crate) async fn propose(
     request: &FarmRequest,
 ) -> Result<FarmResponse, PeerProblem> {
     let whom = format!("the farmer's bot of farm '{farm}'");
-    let mut stream = grid.client().peer(farmer).await.map_err(|error| {
-        let error = grid.client_error(error);
+    let mut stream = grid.verified().peer(farmer).await.map_err(|error| {
+        let error = grid.error(error);
         let farm = farm.clone();
         match error {
             error if error.is_not_listening() => PeerProblem::FarmerOffline { farm },

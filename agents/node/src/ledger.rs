@@ -1,130 +1,67 @@
 //! The ledger as this node sees it: every answer is proved before anybody here acts on it.
 //!
 //! ```text
-//! transport::Client ── answer ──> light::LightClient ── proved value ──> node
-//!        ▲                              │ no proof, old, contradicts: set the replica aside, ask the next
-//!        └──────────────────────────────┘
+//!   croft_transport::verified ── proved values, tips of several replicas compared ──> node
+//!        │                                                                              │
+//!        └── newest header, proof of a broken word ──> data disk                        └── signs, submits
 //! ```
-//! It must never hand out a value without a proof, nor accept a header older than one it has seen, in this boot or
-//! an earlier one.
+//! It must never hand out a value without a proof. What the disk keeps of an earlier boot is checked again from the
+//! pinned validators on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_light::{LightClient, LightError, Tip};
-use croft_protocol::api::ProvedValue;
-use croft_protocol::state::Account;
-use croft_protocol::{
-    ChainId, Command, CommandBody, DecodeError, Hash, PublicKey, Rejection, SecretKey, SignedCommand,
-    SignedHeader, StateKey, limits,
-};
-use croft_transport::{Client, ClientError};
-use tokio::sync::Mutex;
+use croft_light::{LightError, Tip};
+use croft_protocol::api::{Concern, ProvedValue};
+use croft_protocol::boot::GridPin;
+use croft_protocol::{ChainId, Command, Header, SecretKey, StateKey};
+use croft_transport::ClientError;
+use croft_transport::verified::{Following, Keep, Trusted, Verified};
+
+/// Why the ledger says nothing that this node may act on.
+pub use croft_transport::verified::VerifiedError as LedgerError;
 
 use crate::time::Time;
 
 /// Blocks within which a command of ours is carried or void.
 const EXPIRES_BLOCKS: u64 = 200;
-/// Answers that don't prove what they say, until we give up for now.
-const TRIES: usize = 4;
-
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error("replica {} gives no proof: {source}", replica.short())]
-    Unproved { replica: PublicKey, source: LightError },
-    #[error("{what} on the ledger can't be read: update this node's image")]
-    Malformed { what: &'static str, source: DecodeError },
-}
-
-impl LedgerError {
-    /// The ledger's own no, if it is one.
-    #[must_use]
-    pub fn rejection(&self) -> Option<&Rejection> {
-        match self {
-            Self::Client(ClientError::Rejected { rejection, .. }) => Some(rejection),
-            _ => None,
-        }
-    }
-}
+/// Files in the folder of the contracts; their names are no documents.
+const TIP_FILE: &str = ".tip";
+const CONTRADICTION_FILE: &str = ".contradiction";
 
 /// A proved view of the ledger, and a voice on it.
 pub struct Ledger {
-    client: Client,
-    light: Mutex<LightClient>,
-    chain: ChainId,
+    verified: Verified,
     key: SecretKey,
-    time: Arc<Time>,
-    /// Where the newest header is kept over boots.
-    tip_file: PathBuf,
-    /// One command at a time, so that sequence numbers don't race.
-    submitting: Mutex<()>,
 }
 
 impl Ledger {
-    /// A view that trusts one chain and one validator set, and remembers its newest header in `tip_file`.
-    #[must_use]
-    pub fn new(
-        client: Client,
-        chain: ChainId,
-        validators: Hash,
+    /// A view that trusts what is pinned, and goes on from what an earlier boot left in `folder`.
+    ///
+    /// # Errors
+    /// [`ClientError`] when no socket can be opened.
+    pub fn open(
+        grid: &GridPin,
         key: SecretKey,
         time: Arc<Time>,
-        tip_file: PathBuf,
-    ) -> Self {
-        let mut light = LightClient::new(chain, validators);
-        // What an earlier boot saw binds this one; its age does not matter.
-        let kept = std::fs::read(&tip_file).ok();
-        let kept = kept.and_then(|bytes| croft_protocol::decode("tip", &bytes, limits::RESPONSE_BYTES).ok());
-        if let Some(tip) = kept
-            && let Err(error) = light.accept_tip(&tip, None)
-        {
-            tracing::warn!(%error, "the header of an earlier boot does not belong to this grid: ignored");
-        }
-        Self { client, light: Mutex::new(light), chain, key, time, tip_file, submitting: Mutex::new(()) }
+        folder: PathBuf,
+    ) -> Result<Self, ClientError> {
+        let trusted =
+            Trusted { chain: grid.chain, validators: grid.validators, replicas: grid.replicas.clone() };
+        let verified = Verified::open(&key, trusted, Disk { time, folder })?;
+        Ok(Self { verified, key })
     }
 
     #[must_use]
     pub fn chain(&self) -> &ChainId {
-        &self.chain
+        self.verified.chain()
     }
 
+    /// For blobs, relayed calls, and what is known of the replicas.
     #[must_use]
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Checks a final header, remembers it, and bounds the clock by it.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unproved`]; the replica is set aside.
-    pub async fn accept(&self, header: &SignedHeader, replica: PublicKey) -> Result<u64, LedgerError> {
-        let mut light = self.light.lock().await;
-        let result = light.accept_tip(header, self.time.trusted_ms());
-        drop(light);
-        match result {
-            Ok(_) => {
-                self.time.saw_header(header.header.time_ms);
-                self.remember(header);
-                Ok(header.header.height)
-            }
-            Err(source) => {
-                self.client.report_lie(&replica, &source.to_string()).await;
-                Err(LedgerError::Unproved { replica, source })
-            }
-        }
-    }
-
-    /// Keeps the newest header for the next boot. A disk that is full costs only that.
-    fn remember(&self, header: &SignedHeader) {
-        let temporary = self.tip_file.with_extension("new");
-        let written = std::fs::write(&temporary, croft_protocol::encode(header))
-            .and_then(|()| std::fs::rename(&temporary, &self.tip_file));
-        if let Err(error) = written {
-            tracing::debug!(%error, "can't keep the newest header");
-        }
+    pub fn verified(&self) -> &Verified {
+        &self.verified
     }
 
     /// The newest final header, verified. Returns its height and time.
@@ -132,16 +69,15 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when no replica has one that this node accepts.
     pub async fn tip(&self) -> Result<(u64, u64), LedgerError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let answer = self.client.tip().await?;
-            match self.accept(&answer.value, answer.replica).await {
-                Ok(height) => return Ok((height, answer.value.header.time_ms)),
-                Err(error) if tries >= TRIES => return Err(error),
-                Err(error) => tracing::warn!(error = %chain_of(&error), "asking another replica"),
-            }
-        }
+        self.verified.tip().await.map(|tip| (tip.height(), tip.time_ms()))
+    }
+
+    /// Final headers from now on; says when to pull again.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when no replica lets this node follow.
+    pub async fn follow(&self, concerning: Vec<Concern>) -> Result<Following, LedgerError> {
+        self.verified.follow(concerning).await
     }
 
     /// Values of the state map, each proved present or absent. Returns the height that they are of.
@@ -149,12 +85,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when no replica gives proofs.
     pub async fn read(&self, keys: Vec<StateKey>) -> Result<(u64, Vec<Option<Vec<u8>>>), LedgerError> {
-        self.prove(keys.clone(), |tip, proved| {
-            let values =
-                keys.iter().zip(proved).map(|(key, value)| croft_light::verify_value(tip, key, value));
-            Ok((tip.height(), values.collect::<Result<_, _>>()?))
-        })
-        .await
+        self.verified.get(&keys).await.map(|(tip, values)| (tip.height(), values))
     }
 
     /// Asks for values with their proofs until `check` accepts a replica's answer; a replica whose answer proves
@@ -167,62 +98,77 @@ impl Ledger {
         keys: Vec<StateKey>,
         check: impl Fn(&Tip, &[ProvedValue]) -> Result<T, LightError>,
     ) -> Result<T, LedgerError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let answer = self.client.get(keys.clone()).await?;
-            let ((header, proved), replica) = (answer.value, answer.replica);
-            let tip = self.light.lock().await.accept_tip(&header, self.time.trusted_ms());
-            match tip.and_then(|tip| check(&tip, &proved)) {
-                Ok(value) => {
-                    self.time.saw_header(header.header.time_ms);
-                    return Ok(value);
-                }
-                Err(source) => {
-                    self.client.report_lie(&replica, &source.to_string()).await;
-                    let error = LedgerError::Unproved { replica, source };
-                    if tries >= TRIES {
-                        return Err(error);
-                    }
-                    tracing::warn!(error = %chain_of(&error), "asking another replica");
-                }
-            }
-        }
+        let keys = &keys;
+        let check = |tip: &Tip, proved: &Vec<ProvedValue>| check(tip, proved);
+        self.verified.prove(|client| async move { client.get(keys.clone()).await }, check).await
     }
 
-    /// Signs a command with the node's key and waits until it is final. Returns its height.
+    /// Signs a command with the node's key and waits until it is proved to be final. Returns its height.
     ///
     /// # Errors
     /// [`LedgerError::Client`] with the ledger's rejection, or without an answer.
     pub async fn submit(&self, command: Command) -> Result<u64, LedgerError> {
-        let _one_at_a_time = self.submitting.lock().await;
-        let mut retried = false;
-        loop {
-            let author = self.key.public();
-            let (height, values) = self.read(vec![StateKey::Account(author)]).await?;
-            let account: Account = match &values[0] {
-                Some(bytes) => croft_protocol::decode("account", bytes, limits::RECORD_BYTES)
-                    .map_err(|source| LedgerError::Malformed { what: "the node's account", source })?,
-                None => Account::default(),
-            };
-            let body = CommandBody {
-                chain: self.chain,
-                author,
-                sequence: account.next_sequence,
-                expires_height: height + EXPIRES_BLOCKS,
-                command: command.clone(),
-            };
-            match self.client.submit(SignedCommand::sign(body, &self.key)).await {
-                Ok(answer) => return Ok(answer.value.height),
-                // An earlier command of ours became final after all: our number is one too low.
-                Err(ClientError::Rejected { rejection, .. })
-                    if !retried && matches!(*rejection, Rejection::Sequence { .. }) =>
-                {
-                    retried = true;
-                }
-                Err(error) => return Err(error.into()),
-            }
+        let done = self.verified.submit(&self.key, &command, EXPIRES_BLOCKS).await?;
+        Ok(done.height.unwrap_or(done.proved_at))
+    }
+}
+
+/// What outlives a boot. A disk that is full costs only that the next boot starts where this one did.
+#[derive(Debug)]
+struct Disk {
+    time: Arc<Time>,
+    folder: PathBuf,
+}
+
+impl Disk {
+    fn write(&self, name: &str, bytes: &[u8]) {
+        let path = self.folder.join(name);
+        let temporary = path.with_extension("new");
+        let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
+        if let Err(error) = written {
+            tracing::debug!(%error, path = %path.display(), "can't keep what was seen of the ledger");
         }
+    }
+
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.folder.join(name)).ok()
+    }
+
+    fn contradiction(&self) -> PathBuf {
+        self.folder.join(CONTRADICTION_FILE)
+    }
+}
+
+impl Keep for Disk {
+    fn now_ms(&self) -> Option<u64> {
+        self.time.trusted_ms()
+    }
+
+    fn saw_header(&self, header: &Header) {
+        self.time.saw_header(header.time_ms);
+    }
+
+    fn trail(&self) -> Option<Vec<u8>> {
+        self.read(TIP_FILE)
+    }
+
+    fn keep_trail(&self, _: u64, bytes: &[u8]) {
+        // Only one process has this disk, and it goes on from what is there: heights only grow.
+        self.write(TIP_FILE, bytes);
+    }
+
+    fn evidence(&self) -> Option<Vec<u8>> {
+        self.read(CONTRADICTION_FILE)
+    }
+
+    fn keep_evidence(&self, bytes: &[u8]) {
+        if !Path::exists(&self.contradiction()) {
+            self.write(CONTRADICTION_FILE, bytes);
+        }
+    }
+
+    fn evidence_place(&self) -> String {
+        self.contradiction().display().to_string()
     }
 }
 
@@ -248,5 +194,40 @@ impl BackOff {
 
     pub fn reset(&mut self) {
         self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_proof_of_a_broken_word_is_kept_and_no_other_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk { time: Arc::default(), folder: dir.path().to_owned() };
+        assert_eq!((disk.trail(), disk.evidence()), (None, None));
+        disk.keep_evidence(b"first");
+        disk.keep_evidence(b"second");
+        assert_eq!(disk.evidence().unwrap(), b"first");
+        assert_eq!(disk.evidence_place(), dir.path().join(".contradiction").display().to_string());
+    }
+
+    #[test]
+    fn headers_bound_the_clock_and_an_unset_clock_judges_no_header() {
+        let disk = Disk { time: Arc::default(), folder: PathBuf::new() };
+        assert_eq!(disk.now_ms(), None);
+        let seen = Header {
+            chain: ChainId(croft_protocol::Hash::ZERO),
+            height: 1,
+            time_ms: 77,
+            prev: croft_protocol::Hash::ZERO,
+            log_root: croft_protocol::Hash::ZERO,
+            log_size: 0,
+            state_root: croft_protocol::Hash::ZERO,
+            validators: croft_protocol::Hash::ZERO,
+            next_validators: croft_protocol::Hash::ZERO,
+        };
+        disk.saw_header(&seen);
+        assert_eq!(disk.time.header_ms(), 77);
     }
 }

@@ -26,7 +26,6 @@ use croft_protocol::{ContractBody, ContractId, Hash};
 use croft_storage::data::{self, Attached, Data, Medium, WhyMemory};
 use croft_storage::documents::Documents;
 use croft_storage::examine::Examined;
-use croft_transport::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
@@ -117,15 +116,8 @@ impl Start<'_> {
         let documents = Documents::open(&data.folder("contracts"))?;
         let known = kept_contracts(&documents, &boot, &identity);
 
-        let client = Client::new(identity.key(), boot.grid.replicas.clone())?;
-        let ledger = Arc::new(Ledger::new(
-            client.clone(),
-            boot.grid.chain,
-            boot.grid.validators,
-            identity.key().clone(),
-            time.clone(),
-            data.folder("contracts").join(".tip"),
-        ));
+        let folder = data.folder("contracts");
+        let ledger = Arc::new(Ledger::open(&boot.grid, identity.key().clone(), time.clone(), folder)?);
         let in_reach = alive.through(self.ledger(&ledger, &boot, &time, known.len())).await;
 
         let machines = Machines::open(is_emulated()).await;
@@ -154,7 +146,7 @@ impl Start<'_> {
 
         let stage = Stage::Reconcile.begin(self.log);
         let desk = Desk::default();
-        tokio::spawn(peers::serve(client.listen(), identity.key().clone(), desk.clone()));
+        tokio::spawn(peers::serve(ledger.verified().listen(), identity.key().clone(), desk.clone()));
         let (dns, dns_seen) = watch::channel(network.status().dns());
         tokio::spawn(follow_links(network, boot.clone(), addresses, dns));
         let vmm = machines.vmm();
@@ -284,8 +276,14 @@ impl Start<'_> {
             let reason = match timeout(patience, ledger.tip()).await {
                 Ok(Ok((height, _))) => {
                     links::agree_with_tip(time);
+                    let by = match ledger.verified().validators() {
+                        Some(set) if set.hash() != boot.grid.validators => {
+                            "those who the pinned ones handed over to"
+                        }
+                        _ => "the pinned validators",
+                    };
                     stage.ok(&format!(
-                        "grid '{}', chain {}, height {height}, certified by the pinned validators",
+                        "grid '{}', chain {}, height {height}, certified by {by}",
                         boot.grid.name,
                         boot.grid.chain.0.short()
                     ));

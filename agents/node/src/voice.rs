@@ -9,9 +9,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_protocol::api::{Concern, Event};
+use croft_protocol::api::Concern;
 use croft_protocol::record::ContractReport;
 use croft_protocol::{Command, ContractId, NodeId, Rejection};
+use croft_transport::verified::Followed;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -90,7 +91,7 @@ async fn follow(
     back_off: &mut BackOff,
 ) -> Result<(), String> {
     // Follow first, then pull: nothing falls between the two.
-    let mut follow = ledger.client().follow(vec![Concern::Node(node)]).await.map_err(|e| chain_of(&e))?;
+    let mut follow = ledger.follow(vec![Concern::Node(node)]).await.map_err(|e| chain_of(&e))?;
     let pull = async || {
         let ids: Vec<ContractId> = known.borrow().iter().copied().collect();
         contracts::pull(ledger, &node, ids.into_iter()).await.map_err(|e| chain_of(&e))
@@ -103,17 +104,12 @@ async fn follow(
     }
     loop {
         let concerned = match timeout(PULL_EVERY, follow.next()).await {
-            Ok(event) => {
-                let event = event.map_err(|e| chain_of(&e))?;
-                match event.value {
-                    Event::Block { header, records } => {
-                        ledger.accept(&header, event.replica).await.map_err(|e| chain_of(&e))?;
-                        !records.is_empty()
-                    }
-                    Event::Presence { .. } => false,
-                    Event::Failed(failure) => return Err(failure.to_string()),
-                }
-            }
+            Ok(heard) => match heard.map_err(|e| chain_of(&e))? {
+                Followed::Block { records, .. } => !records.is_empty(),
+                Followed::Presence { .. } => false,
+                // At another replica: what came in between was not heard.
+                Followed::Resumed => true,
+            },
             Err(_) => true,
         };
         if concerned && heard.send(Heard::Pulled(pull().await?)).await.is_err() {

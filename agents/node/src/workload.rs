@@ -184,7 +184,7 @@ struct Keeper {
 
 impl BlobSource for Ledger {
     async fn blob(&self, hash: Hash) -> Result<Vec<u8>, String> {
-        self.client().get_blob(hash).await.map_err(|e| chain_of(&e))
+        self.verified().get_blob(hash).await.map_err(|e| chain_of(&e))
     }
 }
 

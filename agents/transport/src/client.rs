@@ -28,7 +28,7 @@ use croft_protocol::{
     Genesis, Hash, PublicKey, RecordId, Rejection, SecretKey, SignedCommand, SignedHeader, StateKey, limits,
 };
 
-use crate::endpoint::BindError;
+use crate::endpoint::{BindError, Endpoint};
 use crate::frame::{self, Exchange};
 use crate::relay::{PeerError, PeerStream, RelayStream, peer_connect};
 pub use link::ReplicaProblem;
@@ -103,6 +103,11 @@ impl Client {
         Ok(Self { links: Arc::new(Links::new(me, replicas)?) })
     }
 
+    /// The same over an endpoint that others use too.
+    pub(crate) fn over(endpoint: Endpoint, replicas: Vec<ReplicaAddress>) -> Result<Self, ClientError> {
+        Ok(Self { links: Arc::new(Links::over(endpoint, replicas)?) })
+    }
+
     /// Our own key.
     #[must_use]
     pub fn key(&self) -> PublicKey {
@@ -141,6 +146,14 @@ impl Client {
     /// The final header at a height.
     pub async fn header(&self, height: u64) -> Result<Answer<SignedHeader>, ClientError> {
         self.read(&Request::Header { height }, header).await
+    }
+
+    /// The newest final header by which these validators hand over to others.
+    ///
+    /// # Errors
+    /// [`Failure::NotFound`] in [`ClientError::Failed`] when they are the present ones or never were any.
+    pub async fn handover(&self, validators: Hash) -> Result<Answer<SignedHeader>, ClientError> {
+        self.read(&Request::Handover { validators }, header).await
     }
 
     /// Brings a command to the ledger and waits until it is final.
@@ -399,7 +412,7 @@ fn records(response: Response, count: u32) -> Result<(SignedHeader, Vec<ProvedRe
 }
 
 /// An error with all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

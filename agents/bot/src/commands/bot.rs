@@ -110,7 +110,7 @@ async fn treasury(
     name: &Name,
     grains: Grains,
 ) -> Result<(Name, SecretKey), Failure> {
-    let genesis = grid.client().genesis().await.map_err(|e| grid.client_error(e))?.value;
+    let genesis = grid.genesis_unproved().await?;
     let (found, expected) = (genesis.chain_id(), grid.pin().chain);
     if found != expected {
         let error = BotError::OtherGenesis { grid: grid.name().clone(), found, expected };

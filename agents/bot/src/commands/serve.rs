@@ -128,7 +128,7 @@ pub(super) async fn serve(c: &mut Context<'_>, names: &[Name]) -> Result<(), Fai
         return Err(Failure::not_found(format!("bot '{}' has no farm", acting.name))
             .remedy("open one with 'croft farm new', or choose its owner with --bot"));
     }
-    let mut listener = acting.grid.client().listen();
+    let mut listener = acting.grid.verified().listen();
     let names: Vec<Name> = farms.iter().map(|(_, name)| name.clone()).collect();
     let serving = Serving { time_ms: now_ms(), event: "serving", bot: acting.name.clone(), farms: names };
     c.terminal.item(&serving, |s| {

@@ -4,10 +4,12 @@
 //! out, no proof shows.
 
 use croft_light::{LightError, Tip, verify_record, verify_value};
-use croft_protocol::api::{Cursor, ProvedThing, Query};
+use croft_protocol::api::{Cursor, ProvedRecord, ProvedThing, Query};
 use croft_protocol::{NodeCapacity, PublicKey, Record, StateKey, limits};
 
-use super::{Attempts, Grid, GridError};
+use croft_transport::{Answer, Client};
+
+use super::{Grid, GridError};
 
 /// What a search found of one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,31 +32,20 @@ pub struct FoundPage {
 impl Grid {
     /// Records of the log from a position on, as many as fit into an answer, and the header that shows them.
     pub async fn log(&self, first: u64, count: u32) -> Result<(Tip, Vec<Record>), GridError> {
-        let mut attempt = Attempts::new(self);
-        loop {
-            let answer = self.client.range(first, count).await.map_err(|e| self.client_error(e))?;
-            let (header, proved) = answer.value;
-            let verified = match self.believe(&header).await {
-                Ok(tip) => (first..)
-                    .zip(&proved)
-                    .map(|(at, proved)| match verify_record(&tip, proved) {
-                        Ok(_) if proved.index != at => Err(LightError::Record {
-                            height: tip.height(),
-                            index: proved.index,
-                            id: proved.record.id,
-                            reason: format!("record {at} was asked for"),
-                        }),
-                        other => other.cloned(),
-                    })
-                    .collect::<Result<Vec<_>, _>>()
-                    .map(|records| (tip, records)),
-                Err(error) => Err(error),
-            };
-            match verified {
-                Ok(page) => return Ok(page),
-                Err(error) => attempt.failed(answer.replica, error).await?,
-            }
-        }
+        let check = |tip: &Tip, proved: &Vec<ProvedRecord>| {
+            let records = (first..).zip(proved).map(|(at, proved)| match verify_record(tip, proved) {
+                Ok(_) if proved.index != at => Err(LightError::Record {
+                    height: tip.height(),
+                    index: proved.index,
+                    id: proved.record.id,
+                    reason: format!("record {at} was asked for"),
+                }),
+                other => other.cloned(),
+            });
+            Ok((*tip, records.collect::<Result<Vec<_>, _>>()?))
+        };
+        let ask = |client: Client| async move { client.range(first, count).await };
+        self.verified.prove(ask, check).await.map_err(|e| self.error(e))
     }
 
     /// One page of a search. Without `proved` it is what the replica says.
@@ -67,35 +58,26 @@ impl Grid {
     ) -> Result<FoundPage, GridError> {
         let count = |limit: usize| u32::try_from(count.clamp(1, limit)).unwrap_or(1);
         if !proved {
-            let answer = self.client.query(query.clone(), from, count(limits::RECORDS_PER_PAGE)).await;
-            let page = answer.map_err(|e| self.client_error(e))?.value;
+            let count = count(limits::RECORDS_PER_PAGE);
+            let asked = self.verified.unproved().query(query, from.as_ref(), count).await;
+            let page = asked.map_err(|e| self.error(e))?;
             let things = page.records.into_iter().map(|record| FoundThing { record, capacity: None });
             return Ok(FoundPage { things: things.collect(), next: page.next, tip: None });
         }
-        let mut attempt = Attempts::new(self);
-        loop {
-            let answer =
-                self.client.query_proved(query.clone(), from.clone(), count(limits::PROVED_PER_PAGE)).await;
-            let answer = answer.map_err(|e| self.client_error(e))?;
-            let page = answer.value;
-            let verified = match self.believe(&page.tip).await {
-                Ok(tip) => page
-                    .things
-                    .iter()
-                    .map(|thing| verify_thing(&tip, thing))
-                    .collect::<Result<Vec<_>, _>>()
-                    .map(|things| (tip, things)),
-                Err(error) => Err(error),
-            };
-            match verified {
-                Ok((tip, bytes)) => {
-                    let things = bytes.into_iter().map(|(record, capacity)| self.found(record, capacity));
-                    let things = things.collect::<Result<Vec<_>, _>>()?;
-                    return Ok(FoundPage { things, next: page.next, tip: Some(tip) });
-                }
-                Err(error) => attempt.failed(answer.replica, error).await?,
-            }
-        }
+        let (count, from) = (count(limits::PROVED_PER_PAGE), &from);
+        let ask = |client: Client| async move {
+            let Answer { value: page, replica } =
+                client.query_proved(query.clone(), from.clone(), count).await?;
+            Ok(Answer { value: (page.tip, (page.things, page.next)), replica })
+        };
+        let check = |tip: &Tip, (things, next): &(Vec<ProvedThing>, Option<Cursor>)| {
+            let things =
+                things.iter().map(|thing| verify_thing(tip, thing)).collect::<Result<Vec<_>, _>>()?;
+            Ok((*tip, things, next.clone()))
+        };
+        let (tip, bytes, next) = self.verified.prove(ask, check).await.map_err(|e| self.error(e))?;
+        let things = bytes.into_iter().map(|(record, capacity)| self.found(record, capacity));
+        Ok(FoundPage { things: things.collect::<Result<Vec<_>, _>>()?, next, tip: Some(tip) })
     }
 
     fn found(&self, record: Vec<u8>, capacity: Option<Vec<u8>>) -> Result<FoundThing, GridError> {

@@ -114,7 +114,13 @@ impl Links {
         if replicas.is_empty() {
             return Err(ClientError::NoReplica);
         }
-        let endpoint = Endpoint::client(me).map_err(Box::new)?;
+        Self::over(Endpoint::client(me).map_err(Box::new)?, replicas)
+    }
+
+    pub(super) fn over(endpoint: Endpoint, replicas: Vec<ReplicaAddress>) -> Result<Self, ClientError> {
+        if replicas.is_empty() {
+            return Err(ClientError::NoReplica);
+        }
         let now = Instant::now();
         let candidates: Vec<Candidate> = replicas
             .into_iter()

@@ -203,6 +203,9 @@ fn allowed(from: &str, to: &str) -> Result<(), &'static str> {
         "agents/ledger" if !one_of(&["agents/protocol", "agents/light"]) => {
             Err("ledger depends on protocol and light only")
         }
+        "agents/transport" if !one_of(&["agents/protocol", "agents/light"]) => {
+            Err("transport depends on protocol and light only")
+        }
         "agents/node" if one_of(&["agents/ledger", "agents/replica", "agents/market", "agents/bot"]) => {
             Err("the node depends on the os libraries, transport and light")
         }
@@ -242,7 +245,7 @@ mod tests {
             ("agents/light", &["agents/protocol"], &[]),
             ("agents/ledger", &["agents/protocol", "agents/light"], &[]),
             ("agents/market", &["agents/protocol"], &[]),
-            ("agents/transport", &["agents/protocol"], &["tokio"]),
+            ("agents/transport", &["agents/protocol", "agents/light"], &["tokio"]),
             ("os/init", &[], &["rustix"]),
             ("os/guest", &["agents/protocol"], &["rustix"]),
             ("os/microvm", &["os/guest", "agents/protocol"], &["tokio"]),

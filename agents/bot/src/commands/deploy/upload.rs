@@ -59,7 +59,7 @@ pub(super) async fn upload(
             progress.start(&format!("sending image '{}' ({})", image.name, units::show_bytes(total)), total);
         }
         send(grid, store, &missing, progress).await?;
-        grid.client().put_blob(bytes.clone()).await.map_err(|e| grid.client_error(e))?;
+        grid.verified().put_blob(bytes.clone()).await.map_err(|e| grid.error(e))?;
         if total > 0 {
             progress.finish();
         }
@@ -72,15 +72,15 @@ pub(super) async fn upload(
 }
 
 async fn has(grid: &Grid, hash: Hash) -> Result<bool, Failure> {
-    let answer = grid.client().has_blobs(vec![hash]).await.map_err(|e| grid.client_error(e))?;
-    Ok(answer.value.first().copied().unwrap_or(false))
+    let present = grid.verified().has_blobs(&[hash]).await.map_err(|e| grid.error(e))?;
+    Ok(present.first().copied().unwrap_or(false))
 }
 
 async fn missing(grid: &Grid, chunks: &[(Hash, u64)]) -> Result<Vec<(Hash, u64)>, Failure> {
     let mut missing = Vec::new();
     for some in chunks.chunks(ASKED_AT_ONCE) {
-        let hashes = some.iter().map(|(hash, _)| *hash).collect();
-        let present = grid.client().has_blobs(hashes).await.map_err(|e| grid.client_error(e))?.value;
+        let hashes: Vec<Hash> = some.iter().map(|(hash, _)| *hash).collect();
+        let present = grid.verified().has_blobs(&hashes).await.map_err(|e| grid.error(e))?;
         missing.extend(some.iter().zip(present).filter(|(_, present)| !present).map(|(chunk, _)| *chunk));
     }
     Ok(missing)
@@ -99,8 +99,8 @@ async fn send(
         }
         // Checked against its hash while it is read.
         let bytes = store.get(hash)?;
-        let (client, len) = (grid.client().clone(), *len);
-        sending.spawn(async move { client.put_blob(bytes).await.map(|_| len) });
+        let (verified, len) = (grid.verified().clone(), *len);
+        sending.spawn(async move { verified.put_blob(bytes).await.map(|_| len) });
     }
     while !sending.is_empty() {
         sent(grid, sending.join_next().await, progress)?;
@@ -108,7 +108,7 @@ async fn send(
     Ok(())
 }
 
-type Sent = Option<Result<Result<u64, croft_transport::ClientError>, tokio::task::JoinError>>;
+type Sent = Option<Result<Result<u64, croft_transport::verified::VerifiedError>, tokio::task::JoinError>>;
 
 fn sent(grid: &Grid, result: Sent, progress: &mut dyn Progress) -> Result<(), Failure> {
     match result {
@@ -117,7 +117,7 @@ fn sent(grid: &Grid, result: Sent, progress: &mut dyn Progress) -> Result<(), Fa
             progress.advance(bytes);
             Ok(())
         }
-        Some(Ok(Err(error))) => Err(grid.client_error(error).into()),
+        Some(Ok(Err(error))) => Err(grid.error(error).into()),
         Some(Err(error)) => Err(Failure::failed(error)),
     }
 }

@@ -7,10 +7,11 @@
 
 use std::time::Duration;
 
-use croft_protocol::api::{Concern, Event};
+use croft_protocol::api::Concern;
 use croft_protocol::peer::Explanation;
 use croft_protocol::record::WorkloadState;
 use croft_protocol::{ContractState, Name, RecordId};
+use croft_transport::verified::{Followed, Following};
 use tokio::time::{Instant, timeout_at};
 
 use super::super::{contracts, show};
@@ -154,7 +155,7 @@ fn too_long(name: &Name, node: &NodePeer, limit: Duration, seen: &Seen) -> Failu
     ))
 }
 
-async fn pause(events: &mut Option<croft_transport::Follow>, until: Instant) {
+async fn pause(events: &mut Option<Following>, until: Instant) {
     let Some(follow) = events else {
         tokio::time::sleep_until(until).await;
         return;
@@ -162,19 +163,13 @@ async fn pause(events: &mut Option<croft_transport::Follow>, until: Instant) {
     loop {
         match timeout_at(until, follow.next()).await {
             // Every block comes by; only ours is worth a look before the time.
-            Ok(Ok(answer)) => match answer.value {
-                Event::Block { records, .. } if !records.is_empty() => return,
-                Event::Block { .. } | Event::Presence { .. } => {}
-                Event::Failed(_) => {
-                    *events = None;
-                    return;
-                }
-            },
+            Ok(Ok(Followed::Block { records, .. })) if !records.is_empty() => return,
+            Ok(Ok(Followed::Block { .. } | Followed::Presence { .. })) => {}
+            Ok(Ok(Followed::Resumed)) | Err(_) => return,
             Ok(Err(_)) => {
                 *events = None;
                 return;
             }
-            Err(_) => return,
         }
     }
 }
