@@ -56,8 +56,9 @@ records and values, each record's place in its chain of versions, that no grain 
 capacity was sold twice, and that what the file keeps to search and prove agrees with all that.
 Ends with 1 and the first thing that is wrong.
 
-JSON: {whole: true, grid, chain, pinned, height, records, values, handovers, contracts, supply, file}
-      'pinned' says what the chain was compared with: \"genesis\", \"pin\", or null for nothing")]
+JSON: {whole: true, grid, chain, pinned, first, height, records, values, handovers, contracts, supply, file}
+      'pinned' says what the chain was compared with: \"genesis\", \"pin\", or null for nothing;
+      'first' is above 0 in a ledger that began with a snapshot")]
     Verify {
         /// replica.toml, or a folder with it or with ledger.redb
         #[arg(value_name = "PATH")]

@@ -6,12 +6,14 @@
 //!                                                               the file itself: trees, versions, index
 //! ```
 //! Nothing stored is taken for granted that can be made anew: log roots come from the records, the state's root
-//! from its values. It stops at the first thing that is wrong and says at which height. It must never write.
+//! from its values. A ledger that began with a snapshot has no blocks below it: there the handovers from the
+//! genesis on lead to the first header, whose log root all earlier records must make. It stops at the first thing that is wrong and says at which height. It must never write.
 
 use std::collections::BTreeMap;
 
 use croft_ledger::log_tree::Replay;
 use croft_ledger::{BrokenInvariant, check_invariants, state_map};
+use croft_light::LightClient;
 use croft_protocol::{
     Body, Capacity, ChainId, ContractId, ContractState, Genesis, Grains, Hash, Header, Name, NodeId,
     PublicKey, Record, RecordId, StateKey, decode, limits,
@@ -27,6 +29,8 @@ use super::{Disk, OpenError, StoreError, audit, write};
 pub struct Verified {
     pub grid: Name,
     pub chain: ChainId,
+    /// Height of the first block that is here.
+    pub first: u64,
     pub height: u64,
     pub records: u64,
     /// Values of the state, the latest versions of records among them.
@@ -99,10 +103,14 @@ pub fn verify(
         return Err(OpenError::WrongChain { path, found, expected }.into());
     }
     let tip = snapshot.height();
-    let mut walk = Walk::new(genesis);
-    for height in 0..=tip {
+    let first = snapshot.base();
+    let mut walk = Walk::new(genesis)?;
+    if first > 0 {
+        walk.hand_over(&snapshot)?;
+    }
+    for height in first..=tip {
         walk.block(&snapshot, height)?;
-        progress(height + 1, tip + 1);
+        progress(height - first + 1, tip - first + 1);
     }
     let values = check_state(&snapshot, &walk, genesis)?;
     let whole = audit::audit(&snapshot, &genesis.chain_id());
@@ -113,6 +121,7 @@ pub fn verify(
     Ok(Verified {
         grid: genesis.name.clone(),
         chain: genesis.chain_id(),
+        first,
         height: tip,
         records: walk.log.head().size,
         values,
@@ -125,7 +134,11 @@ pub fn verify(
 /// What the blocks so far have come to.
 struct Walk<'g> {
     genesis: &'g Genesis,
+    /// What the genesis makes: its header, and the hashes of its records.
+    made: (Header, Vec<Hash>),
     before: Option<Header>,
+    /// Height of the record before.
+    dated: u64,
     log: Replay,
     /// Version and hash of the newest record of each thing.
     newest: BTreeMap<RecordId, (u64, Hash)>,
@@ -136,16 +149,31 @@ struct Walk<'g> {
 }
 
 impl<'g> Walk<'g> {
-    fn new(genesis: &'g Genesis) -> Self {
-        Self {
+    fn new(genesis: &'g Genesis) -> Result<Self, VerifyError> {
+        let (header, records) = write::made_by(genesis).map_err(|what| wrong(0, what))?;
+        Ok(Self {
             genesis,
+            made: (header, records.iter().map(Record::hash).collect()),
             before: None,
+            dated: 0,
             log: Replay::default(),
             newest: BTreeMap::new(),
             validators: genesis.validators.hash(),
             handovers: 0,
             books: Books::default(),
+        })
+    }
+
+    /// From the genesis' validators to those who certified the first block that is here.
+    fn hand_over(&mut self, snapshot: &Snapshot) -> Result<(), VerifyError> {
+        let mut light = LightClient::new(self.genesis.chain_id(), self.validators);
+        for signed in snapshot.handovers().map_err(at(0))? {
+            let accepted = light.accept_handover(&signed);
+            accepted.map_err(|error| wrong(signed.header.height, error.to_string()))?;
+            self.handovers += 1;
         }
+        self.validators = light.trusted();
+        Ok(())
     }
 
     fn block(&mut self, snapshot: &Snapshot, height: u64) -> Result<(), VerifyError> {
@@ -154,9 +182,7 @@ impl<'g> Walk<'g> {
         let header = signed.header;
         self.check_header(&header, height)?;
         croft_light::verify_certificate(&signed).map_err(|error| wrong(height, error.to_string()))?;
-        if height == 0 {
-            self.check_first(&header)?;
-        }
+        expect(height > 0 || header == self.made.0, 0, || "it is not what the genesis makes".to_owned())?;
         let mut next_validators = self.validators;
         for position in self.log.head().size..header.log_size {
             let bytes = snapshot.record_bytes(position).map_err(at(height))?;
@@ -183,7 +209,12 @@ impl<'g> Walk<'g> {
     }
 
     fn check_header(&self, header: &Header, height: u64) -> Result<(), VerifyError> {
-        let prev = self.before.map_or(Hash::ZERO, |before| before.hash());
+        let prev = match self.before {
+            Some(before) => before.hash(),
+            None if height == 0 => Hash::ZERO,
+            // What came before the snapshot is not here.
+            None => header.prev,
+        };
         let later = self.before.is_none_or(|before| header.time_ms > before.time_ms);
         let rules = [
             (header.chain == self.genesis.chain_id(), "its header is of another chain"),
@@ -199,12 +230,6 @@ impl<'g> Walk<'g> {
         }
     }
 
-    /// The first block is the one that everybody makes of the genesis.
-    fn check_first(&self, header: &Header) -> Result<(), VerifyError> {
-        let made = write::genesis_header(self.genesis).map_err(|error| wrong(0, error))?;
-        expect(made == *header, 0, || "it is not what the genesis makes".to_owned())
-    }
-
     fn check_record(
         &mut self,
         header: &Header,
@@ -217,8 +242,14 @@ impl<'g> Walk<'g> {
         let (version, prev) = before.map_or((0, None), |(version, hash)| (version, Some(hash)));
         let about = || format!("record {position}, version {} of {:?} {}", record.version, id.kind, id.id);
         expect(record.body.kind() == id.kind, height, || format!("{} says something else", about()))?;
-        expect(record.height == height && record.time_ms == header.time_ms, height, || {
-            format!("{} is dated to another block", about())
+        let own = record.height == height && record.time_ms == header.time_ms;
+        // The first block that is here brings the records of all before it.
+        let earlier = self.before.is_none() && (self.dated..height).contains(&record.height);
+        expect(own || earlier, height, || format!("{} is dated to another block", about()))?;
+        self.dated = record.height;
+        let genesis = self.made.1.get(usize::try_from(position).unwrap_or(usize::MAX));
+        expect(genesis.is_none_or(|made| *made == hash), height, || {
+            format!("{} is not the one that the genesis makes", about())
         })?;
         expect(record.version == version + 1 && record.prev == prev, height, || {
             format!("{} does not name version {version} as the one before it", about())

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use croft_ledger::log_tree::NodeAt;
 use croft_ledger::{BlockContext, InvalidGenesis, assemble, execute_genesis};
-use croft_protocol::{Genesis, Hash, RecordId, StateKey, encode};
+use croft_protocol::{Genesis, Hash, Record, RecordId, StateKey, encode};
 use redb::{AccessGuard, Database, ReadableTable, WriteTransaction};
 
 use super::snapshot::Snapshot;
@@ -34,11 +34,11 @@ pub(super) fn genesis_block(genesis: &Genesis, sign: &SignGenesis<'_>) -> Result
     Ok(Block { signed, commands: Vec::new(), outcome, log: assembled.log, map: assembled.map })
 }
 
-/// The header of the block that a genesis makes.
-pub(super) fn genesis_header(genesis: &Genesis) -> Result<croft_protocol::Header, String> {
+/// What everybody makes of a genesis: the first header, and its records.
+pub(super) fn made_by(genesis: &Genesis) -> Result<(croft_protocol::Header, Vec<Record>), String> {
     // Nobody's signature is asked for: only what would be signed.
     match genesis_block(genesis, &|header| assemble::certify(header, 0, genesis.validators.clone(), &[])) {
-        Ok(block) => Ok(block.signed.header),
+        Ok(block) => Ok((block.signed.header, block.outcome.records)),
         Err(GenesisError::Invalid(error)) => Err(error.to_string()),
         Err(GenesisError::Store(error)) => Err(error.to_string()),
     }

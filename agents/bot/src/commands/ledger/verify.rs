@@ -32,6 +32,7 @@ struct VerifyView {
     grid: Name,
     chain: ChainId,
     pinned: Option<&'static str>,
+    first: u64,
     height: u64,
     records: u64,
     values: u64,
@@ -70,12 +71,13 @@ pub(super) fn verify(c: &mut Context<'_>, path: &Path) -> Result<(), Failure> {
         Some(_) => Some("genesis"),
         None => is_pinned(c, &verified)?.then_some("pin"),
     };
-    let Verified { grid, chain, height, records, values, handovers, contracts, supply } = verified;
+    let Verified { grid, chain, first, height, records, values, handovers, contracts, supply } = verified;
     let view = VerifyView {
         whole: true,
         grid,
         chain,
         pinned,
+        first,
         height,
         records,
         values,
@@ -123,11 +125,15 @@ fn text(v: &VerifyView) -> String {
         Some(_) => "a pin of this home",
         None => "nothing: compare the chain id yourself",
     };
+    let since = match v.first {
+        0 => String::new(),
+        first => format!(" from {first} on, where a snapshot began it"),
+    };
     format!(
-        "the ledger of grid '{}' is whole: {} blocks, {} records, {} values, {} contracts, {} handovers\n  \
+        "the ledger of grid '{}' is whole: {} blocks{since}, {} records, {} values, {} contracts, {} handovers\n  \
          chain   {}, compared with {anchor}\n  supply  {}, all of it accounted for\n  file    {}\n",
         v.grid,
-        v.height + 1,
+        v.height - v.first + 1,
         v.records,
         v.values,
         v.contracts,
