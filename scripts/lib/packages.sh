@@ -15,6 +15,8 @@ PACKAGES=(
 # Debian 12 has these in versions that are too old, or not at all; its backports have them. QEMU's two
 # packages depend on each other's exact version, so both come from one place.
 NEWER_PACKAGES=(qemu-system-x86 qemu-utils linux-source-6.12)
+# Only for `cargo xtask bench ledger`: what the ledger is measured beside.
+BENCH_PACKAGES=(etcd-server postgresql)
 # The QEMU with which everything here was measured.
 QEMU_MIN_VERSION='1:10.0'
 # Our oldest Rust, as in the workspace's Cargo.toml.

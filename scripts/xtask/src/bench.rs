@@ -1,51 +1,148 @@
 //! `cargo xtask bench`: measures what the budget table of the design names, on the images that are built.
 //!
-//! The measuring itself is a program of `tests/it`, so that this one stays quick to build.
+//! The measuring itself is two programs of `tests/it`, so that this one stays quick to build.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     /// Size of the boot file, boot to registered, idle memory.
     Boot,
     /// Contract to first reply, host memory per microVM.
     Deploy,
+    /// Records per second beside etcd and PostgreSQL, latencies, catch-up, a long history. Builds in release;
+    /// takes about half an hour, with --quick some minutes. Only when asked for.
+    Ledger,
 }
 
-/// Prints a table with budget and verdict, writes JSON under target/bench/, exits 1 when a budget is missed.
+/// Prints a table with budget and verdict, writes JSON under target/bench/, exits 1 when a budget is missed or
+/// something could not be measured.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Only these; default: all.
+    /// Only these; default: boot and deploy.
     what: Option<What>,
     /// The image to measure; default: the one with cloud-hypervisor where it is built.
     #[arg(long)]
     vmm: Option<String>,
+    /// Of the ledger: smaller counts and shorter windows, to try and not to judge.
+    #[arg(long)]
+    quick: bool,
+    /// Of the ledger: only load, light, catch-up, followers or history; may be given several times.
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
+    /// Of the ledger: size of its long history.
+    #[arg(long, value_name = "N")]
+    records: Option<u64>,
+    /// Of the ledger: size of a record under load.
+    #[arg(long, value_name = "N")]
+    record_bytes: Option<u64>,
+    /// Of the ledger: where its files go; several GB at full length.
+    #[arg(long, value_name = "FOLDER")]
+    dir: Option<String>,
+}
+
+impl Arguments {
+    /// The ledger's own options, as its program takes them.
+    fn of_ledger(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        if self.quick {
+            words.push("--quick".to_owned());
+        }
+        let valued = self.only.iter().map(|part| ("--only", part.clone()));
+        let numbers = [("--records", self.records), ("--record-bytes", self.record_bytes)];
+        let numbers = numbers.into_iter().filter_map(|(name, value)| Some((name, value?.to_string())));
+        let dir = self.dir.iter().map(|dir| ("--dir", dir.clone()));
+        for (name, value) in valued.chain(numbers).chain(dir) {
+            words.extend([name.to_owned(), value]);
+        }
+        words
+    }
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = Command::new(&cargo)
-        .args(["build", "--quiet", "-p", "croft-bot", "-p", "croft-it", "--bins"])
+    let of_ledger = arguments.of_ledger();
+    if arguments.what == Some(What::Ledger) {
+        if arguments.vmm.is_some() {
+            bail!("--vmm is of the image: leave it out for the ledger");
+        }
+        return ledger(&of_ledger);
+    }
+    if let Some(option) = of_ledger.first() {
+        bail!("{option} is of the ledger: say 'cargo xtask bench ledger {option}'");
+    }
+    let built = cargo()
+        .args(["build", "--quiet", "-p", "croft-bot", "-p", "croft-it", "--bin", "croft", "--bin", "bench"])
         .status()
         .context("starting cargo")?;
     if !built.success() {
         bail!("the programs to measure with can't be built: see above");
     }
-    let mut command = Command::new(&cargo);
+    let mut command = cargo();
     command.args(["run", "--quiet", "-p", "croft-it", "--bin", "bench", "--"]);
     match arguments.what {
         Some(What::Boot) => drop(command.arg("boot")),
         Some(What::Deploy) => drop(command.arg("deploy")),
-        None => {}
+        Some(What::Ledger) | None => {}
     }
     if let Some(vmm) = &arguments.vmm {
         command.args(["--vmm", vmm]);
     }
+    measured(command)
+}
+
+/// In release: figures of a debug build mean nothing.
+fn ledger(arguments: &[String]) -> Result<()> {
+    eprintln!("bench: building the replica and its measure in release");
+    let packages = ["-p", "croft-replica", "-p", "croft-it", "--bin", "replica", "--bin", "bench_ledger"];
+    let built = cargo().args(["build", "--release"]).args(packages).status().context("starting cargo")?;
+    if !built.success() {
+        bail!("the programs to measure with can't be built: see above");
+    }
+    let mut command = cargo();
+    command
+        .args(["run", "--release", "--quiet", "-p", "croft-it", "--bin", "bench_ledger", "--"])
+        .args(arguments);
+    measured(command)
+}
+
+fn measured(mut command: Command) -> Result<()> {
     if !command.status().context("starting the bench")?.success() {
         bail!("a budget was missed, or something could not be measured: see above");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn parse(text: &str) -> Arguments {
+        Line::parse_from(std::iter::once("bench").chain(text.split_whitespace())).arguments
+    }
+
+    #[test]
+    fn options_of_the_ledger_reach_its_program_and_no_other() {
+        let arguments = parse("ledger --quick --only load --only light --records 70000 --dir /x");
+        let expected = "--quick --only load --only light --records 70000 --dir /x";
+        assert_eq!(arguments.of_ledger().join(" "), expected);
+        let error = run(&parse("boot --quick")).unwrap_err().to_string();
+        assert_eq!(error, "--quick is of the ledger: say 'cargo xtask bench ledger --quick'");
+        let error = run(&parse("ledger --vmm alioth")).unwrap_err().to_string();
+        assert_eq!(error, "--vmm is of the image: leave it out for the ledger");
+    }
 }
