@@ -30,7 +30,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Copy the ledger from the replicas under [[peers]], verified, where there is none
+    /// Copy the ledger from the other replicas that replica.toml lists, verified, where there is none
     #[command(after_help = "\
 For a new replica, one that was away for too long, or one whose ledger is damaged: move the damaged file away
 first. What was fetched and proved stays when it is interrupted; run it again. The others let validators copy,

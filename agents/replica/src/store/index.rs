@@ -33,13 +33,13 @@ pub(super) enum Part {
     FarmsOfOwner = 2,
     /// Country, region and a zero byte.
     FarmsInCountry = 3,
-    /// [`Priced`] and its price.
+    /// `Priced` and its price.
     FarmsByPrice = 4,
     /// Nothing: all nodes.
     Nodes = 5,
     /// Farm.
     NodesOfFarm = 6,
-    /// [`Amount`] and how much of it is free; only where some is.
+    /// `Amount` and how much of it is free; only where some is.
     NodesByFree = 7,
     /// Trust class.
     NodesByTrust = 8,
