@@ -3,6 +3,8 @@
 mod common;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{ALLOWANCE, PATIENCE, key, name, now_ms, within};
@@ -11,8 +13,13 @@ use croft_protocol::api::Agreement;
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
 use croft_protocol::state::Account;
-use croft_protocol::{Command, CommandBody, Genesis, Grains, SecretKey, SignedCommand, StateKey};
-use croft_replica::rejoin::rejoin;
+use croft_protocol::validators::{SignedValidatorChange, ValidatorChange};
+use croft_protocol::{
+    Command, CommandBody, Genesis, Grains, Hash, RecordId, SecretKey, SignedCommand, StateKey, ValidatorSet,
+};
+use croft_replica::join::{JoinPlan, join};
+use croft_replica::ordering::wall_clock;
+use croft_replica::rejoin::{log_for_copy, rejoin};
 use croft_replica::{GridPlan, NewGrid, Replica, ReplicaConfig, Running, init_grid};
 use croft_transport::Client;
 
@@ -79,12 +86,17 @@ impl Cluster {
     }
 
     fn pay(&self, from: u8, to: u8, sequence: u64, amount: u64) -> SignedCommand {
+        let to = key(to).public();
+        self.sign(from, sequence, Command::Transfer { to, amount: Grains(amount), memo: String::new() })
+    }
+
+    fn sign(&self, from: u8, sequence: u64, command: Command) -> SignedCommand {
         let body = CommandBody {
             chain: self.genesis().chain_id(),
             author: key(from).public(),
             sequence,
             expires_height: 10_000,
-            command: Command::Transfer { to: key(to).public(), amount: Grains(amount), memo: String::new() },
+            command,
         };
         SignedCommand::sign(body, &key(from))
     }
@@ -275,5 +287,93 @@ async fn a_replica_that_lost_everything_but_its_key_joins_rejoins_and_decides_ag
     let client = cluster.client(&key(2), 3);
     let paid = tokio::time::timeout(2 * PATIENCE, client.submit(cluster.pay(2, 1, 0, 1))).await;
     assert!(paid.unwrap().unwrap().value.height > height);
+    cluster.end().await;
+}
+
+/// The files of a replica that knows the others but has no ledger yet.
+fn newcomer(
+    dir: &Path,
+    key: &SecretKey,
+    listen: SocketAddr,
+    genesis: &Genesis,
+    peers: &str,
+) -> ReplicaConfig {
+    std::fs::create_dir_all(dir.join("data")).unwrap();
+    std::fs::write(dir.join("validator.key"), hex::encode(key.seed())).unwrap();
+    std::fs::write(dir.join("genesis.json"), serde_json::to_string(genesis).unwrap()).unwrap();
+    let file = dir.join("replica.toml");
+    std::fs::write(&file, format!("listen = \"{listen}\"\n{peers}")).unwrap();
+    ReplicaConfig::load(&file).unwrap()
+}
+
+fn as_peers<'a>(replicas: impl Iterator<Item = &'a (SocketAddr, SecretKey)>) -> String {
+    replicas
+        .map(|(address, key)| format!("[[peers]]\naddress = \"{address}\"\nkey = \"{}\"\n", key.public()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_grid_of_one_grows_to_four_without_a_new_history() {
+    let mut cluster = Cluster::new(1);
+    cluster.start(0).await;
+    let client = cluster.client(&key(1), 0);
+    within(client.submit(cluster.pay(1, 2, 0, 1))).await.unwrap();
+    let before = client.header(1).await.unwrap().value;
+
+    // The owner lists the newcomers and starts the replica again: its clients only see it away for a moment.
+    let mut all = vec![(cluster.grid.replicas[0].listen, cluster.grid.replicas[0].key.clone())];
+    all.extend(free_addresses(3).into_iter().zip([key(201), key(202), key(203)]));
+    cluster.stop(0).await;
+    let file = &cluster.grid.replicas[0].config;
+    let text = std::fs::read_to_string(file).unwrap() + &as_peers(all[1..].iter());
+    std::fs::write(file, text).unwrap();
+    cluster.start(0).await;
+
+    // Each copies the ledger and follows, without a vote.
+    for (index, (listen, key)) in all.iter().enumerate().skip(1) {
+        let others = all.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, replica)| replica);
+        let dir = cluster._dir.path().join(format!("new-{index}"));
+        let config = newcomer(&dir, key, *listen, cluster.genesis(), &as_peers(others));
+        let plan = JoinPlan {
+            dir: config.dir.clone(),
+            genesis: config.genesis.clone(),
+            key: config.key.clone(),
+            replicas: vec![cluster.address(0)],
+            clock: wall_clock(),
+            progress: Arc::new(|_| {}),
+        };
+        let report = within(join(plan)).await.unwrap();
+        log_for_copy(&config.dir, cluster.genesis().chain_id(), report.height).unwrap();
+        cluster.running.push(Some(within(Replica::start(config)).await.unwrap()));
+    }
+    let client = cluster.client(&key(1), 0);
+    within(client.submit(cluster.pay(1, 2, 1, 1))).await.unwrap();
+
+    // One signature of the one validator, and the four decide together.
+    let present = StateKey::Record(RecordId::validators());
+    let (_, values) = client.get(vec![present]).await.unwrap().value;
+    let prev = Hash::of_bytes(values[0].value.as_ref().unwrap());
+    let keys: Vec<_> = all.iter().map(|(_, key)| key.public()).collect();
+    let change = ValidatorChange { prev, validators: ValidatorSet::of_equals(&keys) };
+    let signatures = vec![change.sign(&all[0].1, &cluster.genesis().chain_id())];
+    let change = Command::SetValidators(Box::new(SignedValidatorChange { change, signatures }));
+    within(client.submit(cluster.sign(1, 2, change))).await.unwrap();
+    let asked = |index: usize| {
+        let (address, key) = &all[index];
+        ReplicaAddress { address: *address, key: key.public() }
+    };
+    let newcomer = Client::new(&key(2), vec![asked(2)]).unwrap();
+    let paid = tokio::time::timeout(2 * PATIENCE, newcomer.submit(cluster.pay(2, 1, 0, 1))).await;
+    let height = paid.unwrap().unwrap().value.height;
+    let header = newcomer.header(height).await.unwrap().value;
+    assert_eq!(header.validators, ValidatorSet::of_equals(&keys));
+    assert!(header.certificate.signatures.len() >= 3, "more than two thirds of four");
+
+    // The first one is no longer needed.
+    cluster.stop(0).await;
+    let paid = tokio::time::timeout(2 * PATIENCE, newcomer.submit(cluster.pay(2, 1, 1, 1))).await;
+    assert!(paid.unwrap().unwrap().value.height > height);
+    cluster.start(0).await;
+    assert_eq!(cluster.client(&key(1), 0).header(1).await.unwrap().value, before, "the same history");
     cluster.end().await;
 }
