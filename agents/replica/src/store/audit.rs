@@ -132,8 +132,9 @@ fn check_value(snapshot: &Snapshot, key: &StateKey) -> Result<(), StoreError> {
         .map_err(|e| StoreError::damaged(e.to_string()))
 }
 
-/// Headers below the base are handovers, and lead from the validators of the genesis to those of the base.
-fn walk_to_base(snapshot: &Snapshot, light: &mut LightClient) -> Result<u64, StoreError> {
+/// Headers below the base are handovers, and lead from the validators of the genesis to those of the base: of a
+/// set that came back the last one is here, so not each follows the one before. Hands back how many there are.
+pub(super) fn walk_to_base(snapshot: &Snapshot, light: &mut LightClient) -> Result<u64, StoreError> {
     let handovers = snapshot.handovers()?;
     for signed in &handovers {
         check_certificate(signed, light.chain())?;

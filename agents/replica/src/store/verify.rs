@@ -167,11 +167,7 @@ impl<'g> Walk<'g> {
     /// From the genesis' validators to those who certified the first block that is here.
     fn hand_over(&mut self, snapshot: &Snapshot) -> Result<(), VerifyError> {
         let mut light = LightClient::new(self.genesis.chain_id(), self.validators);
-        for signed in snapshot.handovers().map_err(at(0))? {
-            let accepted = light.accept_handover(&signed);
-            accepted.map_err(|error| wrong(signed.header.height, error.to_string()))?;
-            self.handovers += 1;
-        }
+        self.handovers += audit::walk_to_base(snapshot, &mut light).map_err(at(snapshot.base()))?;
         self.validators = light.trusted();
         Ok(())
     }
