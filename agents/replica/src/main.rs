@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use croft_protocol::limits;
 use croft_replica::join::{JoinPlan, Progress, join};
 use croft_replica::ordering::wall_clock;
-use croft_replica::rejoin::{log_for_copy, rejoin};
+use croft_replica::rejoin::rejoin;
 use croft_replica::store::Store;
 use croft_replica::{Replica, ReplicaConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -95,7 +95,6 @@ async fn run(config: ReplicaConfig) -> anyhow::Result<()> {
 
 async fn run_join(config: ReplicaConfig, path: &Path) -> anyhow::Result<()> {
     let said = Mutex::new(0);
-    let (dir, chain) = (config.dir.clone(), config.genesis.chain_id());
     let plan = JoinPlan {
         dir: config.dir.clone(),
         genesis: config.genesis,
@@ -110,7 +109,6 @@ async fn run_join(config: ReplicaConfig, path: &Path) -> anyhow::Result<()> {
         }),
     };
     let report = join(plan).await?;
-    log_for_copy(&dir, chain, report.height)?;
     println!(
         "the ledger is here: block {}, {} records, {} values, {} changes of validators before it",
         report.height, report.records, report.values, report.handovers

@@ -25,7 +25,7 @@ use croft_transport::Client;
 
 /// A grid of several replicas, some of which run.
 struct Cluster {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     grid: NewGrid,
     running: Vec<Option<Running>>,
 }
@@ -52,7 +52,7 @@ impl Cluster {
         };
         let grid = init_grid(dir.path(), plan).unwrap();
         let running = grid.replicas.iter().map(|_| None).collect();
-        Self { _dir: dir, grid, running }
+        Self { dir, grid, running }
     }
 
     async fn start(&mut self, index: usize) {
@@ -307,9 +307,10 @@ fn newcomer(
 }
 
 fn as_peers<'a>(replicas: impl Iterator<Item = &'a (SocketAddr, SecretKey)>) -> String {
-    replicas
-        .map(|(address, key)| format!("[[peers]]\naddress = \"{address}\"\nkey = \"{}\"\n", key.public()))
-        .collect()
+    let peer = |(address, key): &(SocketAddr, SecretKey)| {
+        format!("[[peers]]\naddress = \"{address}\"\nkey = \"{}\"\n", key.public())
+    };
+    replicas.map(peer).collect::<Vec<_>>().concat()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -332,7 +333,7 @@ async fn a_running_grid_of_one_grows_to_four_without_a_new_history() {
     // Each copies the ledger and follows, without a vote.
     for (index, (listen, key)) in all.iter().enumerate().skip(1) {
         let others = all.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, replica)| replica);
-        let dir = cluster._dir.path().join(format!("new-{index}"));
+        let dir = cluster.dir.path().join(format!("new-{index}"));
         let config = newcomer(&dir, key, *listen, cluster.genesis(), &as_peers(others));
         let plan = JoinPlan {
             dir: config.dir.clone(),

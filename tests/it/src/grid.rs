@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use croft_qemu_harness::{Boot, Forward, Machine, Profile};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -51,9 +52,9 @@ impl Service {
 
     /// SIGTERM, and a moment to end in order.
     async fn stop(mut self) -> Result<()> {
-        if let Some(pid) = self.child.id() {
-            let pid = pid.to_string();
-            std::process::Command::new("kill").args(["-TERM", &pid]).status()?;
+        if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)) {
+            // The program `kill` is not on every machine.
+            kill_process(pid, Signal::TERM).with_context(|| format!("{} can't be told to end", self.name))?;
             let ended = timeout(Duration::from_secs(20), self.child.wait()).await;
             ended.with_context(|| format!("{} does not end on SIGTERM", self.name))??;
         }

@@ -13,6 +13,7 @@ use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
 use croft_protocol::{Grains, Name};
 use croft_replica::{GridPlan, NewGrid, init_grid};
+use rustix::process::{Pid, Signal, kill_process};
 
 const REPLICAS: usize = 4;
 const AUTHORS: u16 = 100;
@@ -129,8 +130,9 @@ impl Process {
         }
     }
 
-    fn signal(&self, signal: &str) {
-        run("kill", &[signal, &self.child.id().to_string()]);
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 }
 
@@ -215,9 +217,9 @@ fn nothing_acknowledged_is_lost_while_replicas_are_killed_stopped_cut_off_and_ou
     ledger.start(0);
     acknowledged(20);
     eprintln!("replica 3: SIGSTOP");
-    ledger.running(2).signal("-STOP");
+    ledger.running(2).signal(Signal::STOP);
     acknowledged(35);
-    ledger.running(2).signal("-CONT");
+    ledger.running(2).signal(Signal::CONT);
     acknowledged(40);
     eprintln!("replica 4: cut off");
     network.link(3, false);
