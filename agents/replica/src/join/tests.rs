@@ -39,7 +39,7 @@ impl Ordering for Nobody {
 fn serve(grid: &Grid, store: Store, blobs: &Path) -> Arc<Server> {
     let quotas = BlobQuotas { per_bot_bytes: 0, total_bytes: 0 };
     let blobs = Blobs::open(blobs.to_owned(), quotas).unwrap();
-    let observers = vec![key(ME).public()];
+    let observers = (ME..ME + 5).map(|seed| key(seed).public()).collect();
     assert_eq!(store.chain(), grid.chain());
     Server::new(Arc::new(Chain::new(store)), Arc::new(Nobody), Arc::new(blobs), observers)
 }
@@ -570,12 +570,19 @@ async fn copies_are_for_few_and_end_when_they_are_not_used() {
     values(me, mine).await.unwrap();
     let gone = |id: u64| format!("there is no snapshot {id}: it ended; open another here");
     assert_eq!(values(me, theirs).await.unwrap_err(), gone(theirs), "a session is its opener's");
+    for seed in [ME + 1, ME + 2] {
+        opened(key(seed).public()).await.unwrap();
+    }
+    let fifth = key(ME + 3).public();
+    let busy = opened(fifth).await.unwrap_err().to_string();
+    assert_eq!(busy, "the replica is busy: 4 replicas are copying the ledger; try again in a moment");
     let next = opened(me).await.unwrap();
     assert_eq!(values(me, mine).await.unwrap_err(), gone(mine), "one at a time");
     tokio::time::advance(Duration::from_secs(59)).await;
     values(me, next).await.unwrap();
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(values(validator, theirs).await.unwrap_err(), gone(theirs), "not used for a minute");
+    opened(fifth).await.unwrap();
     for _ in 0..30 {
         values(me, next).await.unwrap();
         tokio::time::advance(Duration::from_secs(30)).await;
