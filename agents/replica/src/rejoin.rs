@@ -8,10 +8,10 @@
 //! an old copy. So the new log signs nothing up to there: others decide those heights, and from the next one on this
 //! replica takes part. It must never touch a ledger that is in use.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use croft_protocol::{ChainId, PublicKey, SignedHeader};
+use croft_protocol::{PublicKey, SignedHeader};
 use croft_transport::Client;
 
 use crate::ReplicaConfig;
@@ -92,19 +92,6 @@ pub async fn rejoin(config: &ReplicaConfig) -> Result<Rejoined, RejoinError> {
     let sign_above = highest + 1;
     drop(Log::create(&FileDisk::create(&path)?, store.chain(), sign_above)?);
     Ok(Rejoined { tip, sign_above, set_aside, asked })
-}
-
-/// Gives a ledger that was just copied a consensus log, where there is none. Whoever held this key before can't have
-/// voted beyond the block after the copy's newest, because the copy was made while it was not running.
-///
-/// # Errors
-/// [`LogError`].
-pub fn log_for_copy(dir: &Path, chain: ChainId, height: u64) -> Result<(), LogError> {
-    let path = log::path(dir);
-    if !path.exists() {
-        drop(Log::create(&FileDisk::create(&path)?, chain, height + 1)?);
-    }
-    Ok(())
 }
 
 /// The newest header of another replica, certified by the validators that it names.

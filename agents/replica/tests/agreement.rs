@@ -19,7 +19,7 @@ use croft_protocol::{
 };
 use croft_replica::join::{JoinPlan, join};
 use croft_replica::ordering::wall_clock;
-use croft_replica::rejoin::{log_for_copy, rejoin};
+use croft_replica::rejoin::rejoin;
 use croft_replica::{GridPlan, NewGrid, Replica, ReplicaConfig, Running, init_grid};
 use croft_transport::Client;
 
@@ -343,8 +343,7 @@ async fn a_running_grid_of_one_grows_to_four_without_a_new_history() {
             clock: wall_clock(),
             progress: Arc::new(|_| {}),
         };
-        let report = within(join(plan)).await.unwrap();
-        log_for_copy(&config.dir, cluster.genesis().chain_id(), report.height).unwrap();
+        within(join(plan)).await.unwrap();
         cluster.running.push(Some(within(Replica::start(config)).await.unwrap()));
     }
     let client = cluster.client(&key(1), 0);
