@@ -358,7 +358,8 @@ impl Core {
                 (peer.height, peer.earliest) = (height, earliest);
             }
             PeerMessage::Vote(vote) => {
-                self.heard_next |= vote.message.height.0 == self.height();
+                // While a height is decided its own votes are no reason to begin the one after it.
+                self.heard_next |= !self.deciding && vote.message.height.0 == self.height();
                 self.feed(Input::Vote(vote.into()));
             }
             PeerMessage::Proposal(proposal) => self.proposal(proposal.into()),

@@ -20,7 +20,7 @@ impl Core {
         let height = self.height();
         let (value, proposer) = (proposal.message.value, proposal.message.proposer);
         if proposal.message.height.0 == height {
-            self.heard_next = true;
+            self.heard_next |= !self.deciding;
             let chain = self.shell.chain.latest().tip().header.chain;
             let known = self.built.contains_key(&value.header) || self.wanted.contains_key(&value.header);
             let expected = {
