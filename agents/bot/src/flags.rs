@@ -132,7 +132,7 @@ Example:
 JSON: {grid, chain, height, header, time_ms, age_ms, records, validators: [{key, power}], replicas:
        [{address, key, trouble} or {address, key, height, lag, validator, deciding, not_signing, trouble,
        waiting, connections, blob_bytes, kept: {headers, commands,
-       proofs, stale_rows}, evidence, peers: [{key, address, connected, height}]}]}")]
+       proofs, stale_rows}, problem?, evidence, peers: [{key, address, connected, height}]}]}")]
     Status,
     /// Trust a grid that somebody else runs
     #[command(after_help = "\

@@ -1,6 +1,7 @@
 //! The whole way of a workload, by the commands that a person would type, against an embedded replica on
 //! loopback and a node that speaks the protocol but runs nothing.
 
+mod contradiction;
 mod fake_node;
 mod ledger;
 mod validators;

@@ -4,29 +4,26 @@ use std::fmt::Write as _;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use croft_protocol::api::{Agreement, Kept};
 use croft_protocol::boot::{GridPin, ReplicaAddress};
 use croft_protocol::header::{Allocation, Validator};
-use croft_protocol::{ChainId, Grains, Hash, Name, PublicKey, SecretKey, limits};
+use croft_protocol::{ChainId, Grains, Hash, Name, PublicKey, limits};
 use croft_replica::{
     ConfigError, GridPlan, InitError, Replica, ReplicaConfig, Running, StartError, init_grid, replica_dir,
 };
-use croft_transport::Client;
+use croft_transport::verified::ReplicaView as Seen;
 use serde::Serialize;
 
 use super::Context;
 use crate::exit::Failure;
 use crate::flags::{GridInitFlags, GridUpFlags};
-use crate::grid::now_ms;
+use crate::grid::{Grid, now_ms};
 use crate::home::HomeError;
 use crate::terminal::show_duration;
 
 /// A pin is a few hundred bytes.
 const PIN_BYTES: u64 = 64 * 1024;
-/// For one replica to say how it is.
-const STATUS_TIME: Duration = Duration::from_secs(8);
 
 #[derive(Debug, thiserror::Error)]
 enum GridCommandError {
@@ -314,56 +311,45 @@ enum Said {
         kept: Kept,
         #[serde(flatten)]
         agreement: Option<Agreement>,
+        /// What we have against it: it lied, or its answers are of no use.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        problem: Option<String>,
     },
 }
 
 /// Asks every replica of the pin at the same time; one that is away must not hide the others.
-async fn ask_all(pin: &GridPin, me: &SecretKey) -> Vec<ReplicaStatus> {
-    let asked = pin.replicas.iter().map(async |replica| {
-        let asked = async {
-            let client = Client::new(me, vec![replica.clone()]).map_err(|e| e.to_string())?;
-            let answer = client.status().await.map_err(|e| e.to_string());
-            client.close().await;
-            answer.map(|answer| answer.value)
-        };
-        let said = match tokio::time::timeout(STATUS_TIME, asked).await {
-            Ok(Ok(status)) => Said::Status {
+async fn ask_all(grid: &Grid) -> Vec<ReplicaStatus> {
+    let views = grid.verified().unproved().replicas().await;
+    let highest = views.iter().filter_map(|view| view.status.as_ref()).map(|s| s.height).max();
+    let highest = highest.unwrap_or_default();
+    let view = |view: Seen| {
+        let said = match view.status {
+            Some(status) => Said::Status {
                 height: status.height,
-                lag: 0,
+                lag: highest - status.height,
                 waiting: status.waiting,
                 connections: status.connections,
                 blob_bytes: status.blob_bytes,
                 kept: status.kept,
                 agreement: status.agreement,
+                problem: view.problem,
             },
-            Ok(Err(trouble)) => Said::Nothing { trouble },
-            Err(_) => Said::Nothing { trouble: format!("no answer within {} s", STATUS_TIME.as_secs()) },
+            None => Said::Nothing { trouble: view.problem.unwrap_or_else(|| "it says nothing".to_owned()) },
         };
-        ReplicaStatus { address: replica.address, key: replica.key, said }
-    });
-    let mut all = futures_util::future::join_all(asked).await;
-    let highest = all.iter().filter_map(|r| r.said.height()).max().unwrap_or_default();
-    for replica in &mut all {
-        if let Said::Status { height, lag, .. } = &mut replica.said {
-            *lag = highest - *height;
-        }
-    }
+        ReplicaStatus { address: view.replica.address, key: view.replica.key, said }
+    };
+    let mut all: Vec<ReplicaStatus> = views.into_iter().map(view).collect();
+    let pinned = &grid.pin().replicas;
+    all.sort_by_key(|replica| pinned.iter().position(|p| p.key == replica.key));
     all
 }
 
 impl Said {
-    fn height(&self) -> Option<u64> {
-        match self {
-            Self::Status { height, .. } => Some(*height),
-            Self::Nothing { .. } => None,
-        }
-    }
-
     fn show(&self) -> String {
-        let (height, lag, waiting, connections, blob_bytes, kept, agreement) = match self {
+        let (height, lag, waiting, connections, blob_bytes, kept, agreement, problem) = match self {
             Self::Nothing { trouble } => return format!("away: {trouble}"),
-            Self::Status { height, lag, waiting, connections, blob_bytes, kept, agreement } => {
-                (height, lag, waiting, connections, blob_bytes, kept, agreement)
+            Self::Status { height, lag, waiting, connections, blob_bytes, kept, agreement, problem } => {
+                (height, lag, waiting, connections, blob_bytes, kept, agreement, problem)
             }
         };
         let blobs = croft_protocol::units::show_bytes(*blob_bytes);
@@ -374,6 +360,9 @@ impl Said {
             kept.headers,
             kept.proofs
         );
+        if let Some(problem) = problem {
+            let _ = write!(text, "\n              not used: {problem}");
+        }
         let Some(agreement) = agreement else { return text };
         let linked = agreement.peers.iter().filter(|peer| peer.connected).count();
         let role = if agreement.validator { "validator" } else { "observer" };
@@ -397,7 +386,7 @@ impl Said {
 pub(super) async fn status(c: &mut Context<'_>) -> Result<(), Failure> {
     let grid = c.reading_grid()?;
     let tip = grid.tip().await?;
-    let replicas = ask_all(grid.pin(), &SecretKey::generate().map_err(Failure::failed)?).await;
+    let replicas = ask_all(&grid).await;
     let view = StatusView {
         grid: grid.name().clone(),
         chain: tip.header().chain,

@@ -26,6 +26,8 @@ const ACTIVE: usize = 3;
 const LIAR: Duration = Duration::from_secs(600);
 /// For what every replica is asked at once and the slow ones are left out.
 const EACH: Duration = Duration::from_secs(2);
+/// A replica that does not say how it is by then is away. A connection takes up to five seconds.
+const STATUS: Duration = Duration::from_secs(8);
 
 /// One pinned replica.
 #[derive(Debug)]
@@ -61,6 +63,16 @@ impl Member {
     /// It sent a header of this height that is believed.
     pub(super) fn is_at(&self, height: u64) {
         lock(&self.health).height = Some(height);
+    }
+
+    /// It is of use.
+    pub(super) fn is_well(&self) {
+        let mut health = lock(&self.health);
+        health.failures = 0;
+        if health.lied_until.is_none_or(|until| until <= Instant::now()) {
+            health.lied_until = None;
+            health.problem = None;
+        }
     }
 
     pub(super) fn failed(&self, cause: &str) {
@@ -146,12 +158,7 @@ impl Members {
     /// It gave a good answer.
     pub(super) fn praise(&self, member: &Member) {
         self.preferred.store(member.index, Ordering::Relaxed);
-        let mut health = lock(&member.health);
-        health.failures = 0;
-        if health.lied_until.is_none_or(|until| until <= Instant::now()) {
-            health.lied_until = None;
-            health.problem = None;
-        }
+        member.is_well();
     }
 
     /// No honest replica says this. The only one that is pinned is not set aside: there is nobody else to ask.
@@ -282,7 +289,7 @@ impl Unproved<'_> {
     /// What is known of each pinned replica, and what it says of itself. Waits for the slow ones a little.
     pub async fn replicas(&self) -> Vec<ReplicaView> {
         let view = |member: Arc<Member>| async move {
-            let said = timeout(EACH, member.client.status()).await;
+            let said = timeout(STATUS, member.client.status()).await;
             let (status, cause) = match said {
                 Ok(Ok(answer)) => (Some(answer.value), None),
                 Ok(Err(error)) => (None, Some(crate::client::chain(&error))),
@@ -290,7 +297,9 @@ impl Unproved<'_> {
             };
             let connected = member.client.current().await.is_some();
             let health = lock(&member.health);
-            let problem = health.problem.clone().or(cause);
+            // One that answers now has only its lies against it.
+            let lied = health.lied_until.is_some_and(|until| until > Instant::now());
+            let problem = health.problem.clone().filter(|_| lied || status.is_none()).or(cause);
             ReplicaView { replica: member.address.clone(), connected, height: health.height, problem, status }
         };
         let mut views = join_all(self.0.inner.members.all.iter().cloned().map(view)).await;

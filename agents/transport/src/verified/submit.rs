@@ -19,14 +19,17 @@ use croft_protocol::{
     Body, Command, CommandBody, ContractState, FarmId, PublicKey, Record, RecordId, Rejection, SecretKey,
     SignedCommand, StateKey, limits,
 };
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::members::Member;
 use super::{Verified, VerifiedError};
-use crate::client::{ClientError, chain};
+use crate::client::{Answer, ClientError, Submitted, chain};
 
 /// How long a command is brought to one replica after the other.
 const UNTIL: Duration = Duration::from_secs(60);
+/// A command that is not final by then is brought to the next replica too: the one that has it may be cut off.
+const SLOW: Duration = Duration::from_secs(5);
 /// Between two looks at the ledger.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often a command is signed again because another process of the same author was faster.
@@ -41,6 +44,9 @@ pub struct Final {
     /// Height of the header that proves it.
     pub proved_at: u64,
 }
+
+/// What became of a command.
+type Verdict = Result<Final, VerifiedError>;
 
 /// What is known of a command so far.
 #[derive(Default)]
@@ -97,11 +103,8 @@ impl Verified {
             if order.is_empty() {
                 return Err(self.unavailable());
             }
-            for member in order {
-                self.check_halted()?;
-                if let Some(verdict) = self.bring(&member, command, &mut fate).await? {
-                    return verdict;
-                }
+            if let Some(verdict) = self.bring(order, command, &mut fate).await? {
+                return verdict;
             }
             if let Some(error) = fate.rejected.take() {
                 return Err(error);
@@ -119,14 +122,50 @@ impl Verified {
         }
     }
 
-    /// One replica. `None` where the next one is to be asked.
+    /// Brings it to one replica after the other, to the next one also where the one before takes long: the same
+    /// bytes count once. `None` when nobody knows more.
     async fn bring(
+        &self,
+        order: Vec<Arc<Member>>,
+        command: &SignedCommand,
+        fate: &mut Fate,
+    ) -> Result<Option<Verdict>, VerifiedError> {
+        let submit = |member: Arc<Member>| async move {
+            let answer = member.client().submit(command.clone()).await;
+            (member, answer)
+        };
+        let mut order = order.into_iter();
+        let mut running = FuturesUnordered::new();
+        loop {
+            self.check_halted()?;
+            if running.is_empty() {
+                let Some(member) = order.next() else { return Ok(None) };
+                running.push(submit(member));
+            }
+            let more = order.len() > 0;
+            let verdict = tokio::select! {
+                Some((member, answer)) = running.next() => self.heard(&member, command, answer, fate).await?,
+                () = sleep(SLOW), if more => {
+                    fate.uncertain = true;
+                    running.extend(order.next().map(submit));
+                    self.look_for(command).await?
+                }
+            };
+            if verdict.is_some() {
+                return Ok(verdict);
+            }
+        }
+    }
+
+    /// What one replica's answer means. `None` where others may know more.
+    async fn heard(
         &self,
         member: &Arc<Member>,
         command: &SignedCommand,
+        answer: Result<Answer<Submitted>, ClientError>,
         fate: &mut Fate,
-    ) -> Result<Option<Result<Final, VerifiedError>>, VerifiedError> {
-        match member.client().submit(command.clone()).await {
+    ) -> Result<Option<Verdict>, VerifiedError> {
+        match answer {
             Ok(answer) => {
                 let height = answer.value.height;
                 if let Some(proved_at) = self.proved(command, height).await? {
@@ -188,10 +227,7 @@ impl Verified {
 
     /// What the ledger shows of a command that some replica may have taken. `None` when it may still come, or may be
     /// sent again.
-    async fn look_for(
-        &self,
-        command: &SignedCommand,
-    ) -> Result<Option<Result<Final, VerifiedError>>, VerifiedError> {
+    async fn look_for(&self, command: &SignedCommand) -> Result<Option<Verdict>, VerifiedError> {
         let CommandBody { author, sequence, expires_height, .. } = command.body;
         let Ok((at, account)) = self.account_from(0, author).await else {
             // Nobody to ask now: the caller goes on to the next replica.

@@ -86,6 +86,22 @@ async fn a_replica_that_loses_it_has_the_same_bytes_sent_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_replica_that_is_cut_off_from_the_others_keeps_a_command_from_nobody() {
+    let ledger = grid();
+    let cut_off = Fake::start(1, &ledger, |request, _| match request {
+        Request::Submit(_) => Act::Silent,
+        _ => Act::Honest,
+    });
+    let honest = Fake::honest(2, &ledger);
+    let verified = client_of_first(&ledger, &[&cut_off, &honest]);
+    // Far sooner than the silent one would be given up: that takes half a minute.
+    let (user, pay) = (user(&ledger), pay(&ledger, 7));
+    let submitted = verified.submit(&user, &pay, 600);
+    timeout(Duration::from_secs(20), submitted).await.expect("the next one has it too").unwrap();
+    assert_eq!(paid(&ledger), 7, "once");
+}
+
+#[tokio::test]
 async fn alone_with_a_replica_that_loses_it_once_it_is_sent_again() {
     let ledger = grid();
     let lost = AtomicBool::new(false);
