@@ -328,12 +328,15 @@ impl Verified {
         self.tend();
         self.check_halted()?;
         let deadline = Instant::now() + PATIENCE;
+        let mut liars = true;
         loop {
             let behind = match self.round(&run).await {
                 Ok(value) => {
                     self.second_opinion().await?;
                     return Ok(value);
                 }
+                // A liar is set aside now: the others get another chance before it is all that we have to tell.
+                Err(Miss::Elsewhere(error)) if std::mem::take(&mut liars) && self.is_lie(&error) => continue,
                 Err(Miss::Final(error) | Miss::Elsewhere(error)) => return Err(error),
                 Err(Miss::Behind(error)) => error,
             };
@@ -343,6 +346,12 @@ impl Verified {
             tracing::debug!(height, "every replica is behind what is known: asking again");
             sleep(ROUND).await;
         }
+    }
+
+    /// Whether it tells of a liar where others are pinned too.
+    fn is_lie(&self, error: &VerifiedError) -> bool {
+        matches!(error, VerifiedError::NotBelieved { source, .. } if source.fault() == Fault::Lie)
+            && self.inner.members.count() > 1
     }
 
     /// Each replica once.
