@@ -16,8 +16,11 @@ use std::sync::Arc;
 
 use croft_protocol::image::{BLOCK_BYTES, ImageManifest, InvalidManifest, Verity};
 use croft_protocol::{Hash, limits};
+use futures_util::{StreamExt as _, stream};
 use sha2::{Digest, Sha256};
 
+/// Chunks on their way at the same time: hides the round trip, holds some megabytes at most.
+const FETCHED_AT_ONCE: usize = 4;
 /// Chunks between two syncs of a partial image: what a power cut costs at most.
 const SYNC_CHUNKS: usize = 32;
 
@@ -162,15 +165,18 @@ impl ImageStore {
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, manifest.size_bytes)
             .map_err(|e| full(e.into()))?;
         let mut done = self.progress(hash);
-        for (index, chunk) in manifest.chunks.iter().enumerate().skip(done) {
+        let wanted: Vec<(usize, Hash)> =
+            manifest.chunks.iter().map(|chunk| chunk.hash).enumerate().skip(done).collect();
+        // They come from whoever is asked, and are written in their order.
+        let mut coming = stream::iter(wanted)
+            .map(|(index, chunk)| async move { (index, chunk, source.blob(chunk).await) })
+            .buffered(FETCHED_AT_ONCE);
+        while let Some((index, chunk, packed)) = coming.next().await {
             progress(index as u64 * limits::CHUNK_BYTES as u64, manifest.size_bytes);
-            let packed = source.blob(chunk.hash).await.map_err(|reason| ImageError::Fetch {
-                what: "image chunk",
-                hash: chunk.hash,
-                reason,
-            })?;
-            if Hash::of_bytes(&packed) != chunk.hash {
-                return Err(ImageError::Chunk { image: hash, index, hash: chunk.hash });
+            let packed =
+                packed.map_err(|reason| ImageError::Fetch { what: "image chunk", hash: chunk, reason })?;
+            if Hash::of_bytes(&packed) != chunk {
+                return Err(ImageError::Chunk { image: hash, index, hash: chunk });
             }
             let expected = manifest.chunk_len(index);
             let plain = zstd::bulk::decompress(&packed, expected)

@@ -178,6 +178,10 @@ pub enum Rejection {
     Busy { waiting: u64 },
     #[error("the validators can't be changed so: {0}")]
     Validators(InvalidChange),
+    #[error(
+        "{author} has brought {per_minute} commands within a minute: the next one is taken in {retry_ms} ms, or by another replica"
+    )]
+    RateLimited { author: PublicKey, per_minute: u64, retry_ms: u64 },
 }
 
 /// A version that never was is stale too, whatever fits.

@@ -44,6 +44,9 @@ pub const VALIDATORS: usize = 64;
 pub const EXPIRY_BLOCKS: u64 = 100_000;
 /// Commands in one block.
 pub const COMMANDS_PER_BLOCK: usize = 1_000;
+/// Commands that one author may bring to one replica in a minute, all at once if need be. Whoever floods delays
+/// only himself; a busy shop stays far below.
+pub const COMMANDS_PER_MINUTE: u64 = 6_000;
 /// Bytes of commands in one block.
 pub const BLOCK_BYTES: usize = 4 * 1024 * 1024;
 /// A report covers at most this much time: a node that was silent for longer is not paid for the silence.

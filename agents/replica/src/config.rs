@@ -46,6 +46,8 @@ struct File {
     blobs: BlobsFile,
     #[serde(default)]
     keep: KeepFile,
+    #[serde(default)]
+    admission: AdmissionFile,
     /// Keys of replicas that are no validators and may copy the ledger.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     observers: Vec<PublicKey>,
@@ -74,6 +76,18 @@ impl Default for KeepFile {
 struct BlobsFile {
     per_bot: String,
     total: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AdmissionFile {
+    commands_per_minute: u64,
+}
+
+impl Default for AdmissionFile {
+    fn default() -> Self {
+        Self { commands_per_minute: limits::COMMANDS_PER_MINUTE }
+    }
 }
 
 impl Default for BlobsFile {
@@ -157,6 +171,7 @@ impl ReplicaConfig {
             genesis,
             blobs,
             keep,
+            commands_per_minute: file.admission.commands_per_minute,
             peers: file.peers,
             observers: file.observers,
         })
@@ -293,6 +308,7 @@ fn init_replica(
             data: default_data(),
             blobs: BlobsFile::default(),
             keep: KeepFile::default(),
+            admission: AdmissionFile::default(),
             observers: Vec::new(),
             peers,
         })

@@ -15,6 +15,7 @@ pub mod join;
 pub mod ordering;
 mod presence;
 mod pruning;
+mod rate;
 pub mod rejoin;
 pub mod replica;
 mod server;

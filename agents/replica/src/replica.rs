@@ -23,7 +23,7 @@ use crate::ordering::bft::{Bft, BftError, Plan};
 use crate::ordering::solo::{NotAlone, Solo};
 use crate::ordering::{Ordering, wall_clock};
 use crate::pruning;
-use crate::server::Server;
+use crate::server::{Intake, Server};
 use crate::store::{FileDisk, Keep, OpenError, Store};
 
 /// How long requests under way may take to end when the replica stops.
@@ -40,6 +40,8 @@ pub struct ReplicaConfig {
     pub key: SecretKey,
     pub genesis: Genesis,
     pub blobs: BlobQuotas,
+    /// Commands that one author may bring in a minute.
+    pub commands_per_minute: u64,
     /// How much of the past is kept.
     pub keep: Keep,
     /// Who may copy the ledger beside the validators.
@@ -105,7 +107,7 @@ impl Replica {
     /// # Errors
     /// [`StartError`] names the file, address or key, and what to do.
     pub async fn start(config: ReplicaConfig) -> Result<Running, StartError> {
-        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas, keep, observers, peers } = config;
+        let ReplicaConfig { dir, listen, key, genesis, blobs: quotas, keep, observers, peers, .. } = config;
         // They are asked for blocks, so they may ask for all of them.
         let copiers = observers.into_iter().chain(peers.iter().map(|peer| peer.key)).collect();
         let path = dir.join("blobs");
@@ -139,7 +141,8 @@ impl Replica {
             };
             Order::Bft(Arc::new(Bft::start(plan, endpoint.clone())?))
         };
-        let server = Server::new(chain.clone(), order.shared(), Arc::new(blobs), copiers);
+        let intake = Intake { observers: copiers, commands_per_minute: config.commands_per_minute };
+        let server = Server::new(chain.clone(), order.shared(), Arc::new(blobs), intake);
         let serving = tokio::spawn(server.run(endpoint.clone()));
         let pruning = pruning::start(chain.clone(), order.shared(), keep);
         let height = chain.latest().height();

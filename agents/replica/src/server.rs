@@ -30,6 +30,7 @@ use crate::blobs::Blobs;
 use crate::chain::Chain;
 use crate::ordering::Ordering;
 use crate::presence::{Presence, Present};
+use crate::rate::{Meter, Rate};
 
 /// Connections in all. Each may cost some megabytes of buffers when its peer tries hard.
 const CONNECTIONS: usize = 4_096;
@@ -61,6 +62,15 @@ const TURN_TIME: Duration = Duration::from_secs(5);
 
 const ANSWER: &str = "the response";
 
+/// What this replica takes from whom.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    /// Who may copy the ledger.
+    pub(crate) observers: Vec<PublicKey>,
+    /// Commands that one author may bring in a minute.
+    pub(crate) commands_per_minute: u64,
+}
+
 /// All that answers come from.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -73,6 +83,9 @@ pub(crate) struct Server {
     known_answers: Semaphore,
     strangers_answers: Semaphore,
     relays: Arc<relay::Relays>,
+    /// What each author has brought lately.
+    authors: Mutex<Meter>,
+    commands_per_minute: u64,
     pub(crate) snapshots: Arc<snapshots::Snapshots>,
     addresses: Mutex<BTreeMap<IpAddr, usize>>,
 }
@@ -109,8 +122,9 @@ impl Server {
         chain: Arc<Chain>,
         ordering: Arc<dyn Ordering>,
         blobs: Arc<Blobs>,
-        observers: Vec<PublicKey>,
+        Intake { observers, commands_per_minute }: Intake,
     ) -> Arc<Self> {
+        let rate = Rate { amount: commands_per_minute, per: Duration::from_secs(60) };
         Arc::new(Self {
             chain,
             ordering,
@@ -121,6 +135,8 @@ impl Server {
             known_answers: Semaphore::new(KNOWN_ANSWERS_KIB),
             strangers_answers: Semaphore::new(STRANGERS_ANSWERS_KIB),
             relays: Arc::default(),
+            authors: Mutex::new(Meter::new(rate)),
+            commands_per_minute,
             snapshots: snapshots::Snapshots::new(observers),
             addresses: Mutex::default(),
         })

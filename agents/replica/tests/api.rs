@@ -339,6 +339,11 @@ async fn the_relay_is_no_open_proxy() {
             key(50).public()
         )
     );
+    // Who is not on the ledger can't be called either, whether it listens or not.
+    let error = failure(user.relay(key(50).public()).await.unwrap_err());
+    let says =
+        format!("quota: {} is neither a bot nor a node on this grid and may not be called", key(50).public());
+    assert!(error.to_string().starts_with(&says), "{error}");
     let mut listener = farmer.listen();
     let mut picked_up = Vec::new();
     tokio::spawn(async move {

@@ -14,7 +14,7 @@ use crate::BlobQuotas;
 use crate::blobs::Blobs;
 use crate::chain::Chain;
 use crate::ordering::{Ordering, Verdict, make_block};
-use crate::server::Server;
+use crate::server::{Intake, Server};
 use crate::store::faults::MemoryDisk;
 use crate::store::tests::set_power;
 use crate::store::verify;
@@ -41,7 +41,8 @@ fn serve(grid: &Grid, store: Store, blobs: &Path) -> Arc<Server> {
     let blobs = Blobs::open(blobs.to_owned(), quotas).unwrap();
     let observers = (ME..ME + 5).map(|seed| key(seed).public()).collect();
     assert_eq!(store.chain(), grid.chain());
-    Server::new(Arc::new(Chain::new(store)), Arc::new(Nobody), Arc::new(blobs), observers)
+    let intake = Intake { observers, commands_per_minute: 1_000 };
+    Server::new(Arc::new(Chain::new(store)), Arc::new(Nobody), Arc::new(blobs), intake)
 }
 
 type Tamper = Box<dyn Fn(&Request, Response) -> Response + Send + Sync>;

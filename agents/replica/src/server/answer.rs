@@ -1,12 +1,13 @@
 //! Requests that have one answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use croft_ledger::check_admission;
 use croft_protocol::api::{
     Cursor, Failure, Page, ProvedPage, ProvedRecord, Query, Request, Response, Status,
 };
-use croft_protocol::{Hash, PublicKey, SignedCommand, StateKey, limits};
+use croft_protocol::{Hash, PublicKey, Rejection, SignedCommand, StateKey, limits};
+use tokio::time::Instant;
 
 use super::Server;
 use crate::ordering::Verdict;
@@ -61,7 +62,8 @@ impl Server {
             Request::Query { query, after, count, prove } => self.query(query, after, count, prove).await,
             Request::HasBlobs { hashes } => {
                 at_most("blobs", hashes.len(), HASHES_PER_QUESTION)?;
-                Ok(Response::Blobs(self.blobs.has(&hashes)))
+                let blobs = self.blobs.clone();
+                self.blocking(move || Ok(Response::Blobs(blobs.has(&hashes)))).await
             }
             Request::GetBlob { hash } => {
                 let blobs = self.blobs.clone();
@@ -126,17 +128,35 @@ impl Server {
             .await?;
         let verdict = match command {
             Err(rejection) => Verdict::Rejected(rejection),
-            Ok(command) => match self.ordering.enqueue(command) {
-                Err(verdict) => verdict,
-                Ok(receiver) => receiver
-                    .await
-                    .unwrap_or_else(|_| Verdict::Failed(Failure::Busy { what: "it is stopping".to_owned() })),
+            Ok(command) => match self.take_turn(command.body.author) {
+                Err(rejection) => Verdict::Rejected(rejection),
+                Ok(()) => self.order(command).await,
             },
         };
         match verdict {
             Verdict::Final { height, records } => Ok(Response::Final { height, records }),
             Verdict::Rejected(rejection) => Ok(Response::Rejected(rejection)),
             Verdict::Failed(failure) => Err(failure),
+        }
+    }
+
+    /// Counts a command that its author has signed: nobody else can use up what he may bring.
+    fn take_turn(&self, author: PublicKey) -> Result<(), Rejection> {
+        let mut authors = self.authors.lock().unwrap_or_else(PoisonError::into_inner);
+        authors.take(author, 1, Instant::now()).map_err(|wait| Rejection::RateLimited {
+            author,
+            per_minute: self.commands_per_minute,
+            // Rounded up: too early would be refused again.
+            retry_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1),
+        })
+    }
+
+    async fn order(&self, command: SignedCommand) -> Verdict {
+        match self.ordering.enqueue(command) {
+            Err(verdict) => verdict,
+            Ok(receiver) => receiver
+                .await
+                .unwrap_or_else(|_| Verdict::Failed(Failure::Busy { what: "it is stopping".to_owned() })),
         }
     }
 

@@ -1,23 +1,34 @@
 //! Splices two streams: from one who calls to one who listens.
 //!
-//! It must never connect to anybody who does not listen here, never look at what it carries, and never
+//! Whoever calls pays: calls under way, new calls and bytes of each caller have a bound, and both ends must be known
+//! to the ledger. It must never connect to anybody who does not listen here, never look at what it carries, and never
 //! buffer more than two small pieces per call.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use croft_protocol::PublicKey;
 use croft_protocol::api::{Failure, IncomingRelay, Response};
+use croft_protocol::units::show_bytes;
 use croft_transport::{RecvStream, SendStream, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use super::{Server, respond};
+use crate::rate::{Meter, Rate, show_wait};
 
 /// Calls that one key may make at a time, so that one caller can't use up a node's streams.
 const CALLS_PER_CALLER: u32 = 16;
+/// Calls that one key may be called with at a time, so that many callers can't use up a node's streams either.
+const CALLS_PER_CALLED: u32 = 128;
+/// New calls of one key: each costs the called a TLS handshake. Who waits for a workload asks once a second.
+const CALLS_PER_TIME: Rate = Rate { amount: 240, per: Duration::from_secs(60) };
+/// What one key's calls may carry, both ways together: logs and proposals, no images.
+const BYTES_PER_TIME: Rate = Rate { amount: 1024 * 1024 * 1024, per: Duration::from_secs(3_600) };
+/// Code with which a stream ends whose caller has used up that.
+const OVER_QUOTA: u32 = 2;
 /// Calls in all: each takes a task and its buffers.
 const CALLS: u32 = 2_048;
 /// One piece on its way, in each direction.
@@ -27,43 +38,86 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// A call without a byte in either direction for this long is hung up. Followed logs may be quiet.
 const IDLE: Duration = Duration::from_secs(3_600);
 
-/// Calls under way.
-#[derive(Debug, Default)]
-pub(super) struct Relays {
-    callers: Mutex<BTreeMap<PublicKey, u32>>,
+/// Calls under way, and what their callers have used.
+#[derive(Debug)]
+pub(super) struct Relays(Mutex<Used>);
+
+#[derive(Debug)]
+struct Used {
+    callers: BTreeMap<PublicKey, u32>,
+    called: BTreeMap<PublicKey, u32>,
+    calls: Meter,
+    bytes: Meter,
+}
+
+impl Default for Relays {
+    fn default() -> Self {
+        Self(Mutex::new(Used {
+            callers: BTreeMap::new(),
+            called: BTreeMap::new(),
+            calls: Meter::new(CALLS_PER_TIME),
+            bytes: Meter::new(BYTES_PER_TIME),
+        }))
+    }
 }
 
 /// Counts one call until dropped.
+#[derive(Debug)]
 struct Call {
     relays: Arc<Relays>,
     from: PublicKey,
+    to: PublicKey,
 }
 
 impl Relays {
-    fn begin(self: &Arc<Self>, from: PublicKey) -> Result<Call, Failure> {
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        if callers.values().sum::<u32>() >= CALLS {
+    fn lock(&self) -> MutexGuard<'_, Used> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(self: &Arc<Self>, from: PublicKey, to: PublicKey, now: Instant) -> Result<Call, Failure> {
+        let used = &mut *self.lock();
+        if used.callers.values().sum::<u32>() >= CALLS {
             return Err(Failure::Busy { what: format!("{CALLS} calls are under way") });
         }
-        let calls = callers.entry(from).or_default();
-        if *calls >= CALLS_PER_CALLER {
+        if used.callers.get(&from).is_some_and(|calls| *calls >= CALLS_PER_CALLER) {
             return Err(Failure::Quota {
                 what: format!("you have {CALLS_PER_CALLER} calls under way"),
                 remedy: "hang up some of them".to_owned(),
             });
         }
-        *calls += 1;
-        Ok(Call { relays: self.clone(), from })
+        if used.called.get(&to).is_some_and(|calls| *calls >= CALLS_PER_CALLED) {
+            return Err(Failure::Busy { what: format!("{to} has {CALLS_PER_CALLED} calls under way") });
+        }
+        used.bytes.check(&from, now).map_err(|wait| Failure::Quota {
+            what: format!("your calls have carried {} within an hour", show_bytes(BYTES_PER_TIME.amount)),
+            remedy: format!("call again in {}", show_wait(wait)),
+        })?;
+        used.calls.take(from, 1, now).map_err(|wait| Failure::Quota {
+            what: format!("you have made {} calls within a minute", CALLS_PER_TIME.amount),
+            remedy: format!("call again in {}", show_wait(wait)),
+        })?;
+        *used.callers.entry(from).or_default() += 1;
+        *used.called.entry(to).or_default() += 1;
+        Ok(Call { relays: self.clone(), from, to })
+    }
+}
+
+impl Call {
+    /// Counts what was carried; `false` when the caller has used up what he may.
+    fn carried(&self, bytes: usize, now: Instant) -> bool {
+        self.relays.lock().bytes.charge(self.from, bytes as u64, now).is_ok()
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut callers = self.relays.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(calls) = callers.get_mut(&self.from) {
-            *calls -= 1;
-            if *calls == 0 {
-                callers.remove(&self.from);
+        let used = &mut *self.relays.lock();
+        for (calls, key) in [(&mut used.callers, self.from), (&mut used.called, self.to)] {
+            if let Some(count) = calls.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    calls.remove(&key);
+                }
             }
         }
     }
@@ -82,9 +136,8 @@ pub(super) async fn run(
             let answer = Response::Relayed;
             let told = frame::write(&mut send, "the response", &answer, 64, ANSWER_TIME).await;
             if told.is_ok() {
-                splice(send, recv, out, back).await;
+                splice(&call, send, recv, out, back).await;
             }
-            drop(call);
         }
     }
 }
@@ -100,7 +153,13 @@ async fn connect(
             remedy: "create it first with 'croft bot new'".to_owned(),
         });
     }
-    let call = server.relays.begin(from)?;
+    if !server.is_known(to).await? {
+        return Err(Failure::Quota {
+            what: format!("{to} is neither a bot nor a node on this grid and may not be called"),
+            remedy: "check whom you call; a node can be called once it is registered".to_owned(),
+        });
+    }
+    let call = server.relays.begin(from, to, Instant::now())?;
     let absent = || Failure::NotListening { key: to };
     let listener = server.presence.listener(&to).ok_or_else(absent)?;
     let (mut out, back) = timeout(ANSWER_TIME, listener.open())
@@ -113,11 +172,17 @@ async fn connect(
 }
 
 /// Carries bytes both ways until both directions have ended, one breaks, or nothing moves any more.
-async fn splice(mut send: SendStream, mut recv: RecvStream, mut out: SendStream, mut back: RecvStream) {
+async fn splice(
+    call: &Call,
+    mut send: SendStream,
+    mut recv: RecvStream,
+    mut out: SendStream,
+    mut back: RecvStream,
+) {
     let start = Instant::now();
     let moved = AtomicU64::new(0);
-    let there = pump(&mut recv, &mut out, start, &moved);
-    let here = pump(&mut back, &mut send, start, &moved);
+    let there = pump(call, &mut recv, &mut out, start, &moved);
+    let here = pump(call, &mut back, &mut send, start, &moved);
     let both = async { tokio::try_join!(there, here) };
     tokio::select! {
         _ = both => {}
@@ -128,6 +193,7 @@ async fn splice(mut send: SendStream, mut recv: RecvStream, mut out: SendStream,
 /// Returns an error for a direction that broke, so that the other one is broken off too. A reader that hung up ends
 /// its own direction only: it may have said all it had to say, and the answer be still on its way.
 async fn pump(
+    call: &Call,
     from: &mut RecvStream,
     to: &mut SendStream,
     start: Instant,
@@ -148,6 +214,12 @@ async fn pump(
         if n == 0 {
             return to.shutdown().await;
         }
+        if !call.carried(n, Instant::now()) {
+            // Whoever wonders why is told with the next call. Both fail only when there is nothing left to end.
+            let _ = to.reset(OVER_QUOTA.into());
+            let _ = from.stop(OVER_QUOTA.into());
+            return Err(std::io::ErrorKind::QuotaExceeded.into());
+        }
         AsyncWriteExt::write_all(to, &buffer[..n]).await?;
     }
 }
@@ -159,5 +231,62 @@ async fn idle(start: Instant, moved: &AtomicU64) {
             return;
         }
         tokio::time::sleep_until(last + IDLE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANNA: PublicKey = PublicKey([1; 32]);
+    const BEN: PublicKey = PublicKey([2; 32]);
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey([n; 32])
+    }
+
+    #[test]
+    fn calls_under_way_are_bounded_for_the_caller_and_for_the_called() {
+        let (relays, now) = (Arc::new(Relays::default()), Instant::now());
+        let mut calls: Vec<Call> =
+            (0..CALLS_PER_CALLER).map(|_| relays.begin(ANNA, BEN, now).unwrap()).collect();
+        let refused = relays.begin(ANNA, BEN, now).unwrap_err().to_string();
+        assert_eq!(refused, "quota: you have 16 calls under way; hang up some of them");
+        for n in 1..=7 {
+            calls.extend((0..CALLS_PER_CALLER).map(|_| relays.begin(key(10 + n), BEN, now).unwrap()));
+        }
+        let busy = relays.begin(key(30), BEN, now).unwrap_err().to_string();
+        assert_eq!(
+            busy,
+            format!("the replica is busy: {BEN} has 128 calls under way; try again in a moment")
+        );
+        drop(calls);
+        relays.begin(ANNA, BEN, now).unwrap();
+        assert!(relays.lock().called.is_empty(), "what was hung up is forgotten");
+    }
+
+    #[test]
+    fn new_calls_are_bounded_in_time_and_the_refusal_says_when_to_call_again() {
+        let (relays, now) = (Arc::new(Relays::default()), Instant::now());
+        for _ in 0..CALLS_PER_TIME.amount {
+            drop(relays.begin(ANNA, BEN, now).unwrap());
+        }
+        let refused = relays.begin(ANNA, BEN, now).unwrap_err().to_string();
+        assert_eq!(refused, "quota: you have made 240 calls within a minute; call again in 1 s");
+        relays.begin(BEN, ANNA, now).unwrap();
+        relays.begin(ANNA, BEN, now + Duration::from_secs(1)).unwrap();
+    }
+
+    #[test]
+    fn whoever_carried_too_much_is_cut_off_and_may_call_again_later() {
+        let (relays, now) = (Arc::new(Relays::default()), Instant::now());
+        let call = relays.begin(ANNA, BEN, now).unwrap();
+        let most = usize::try_from(BYTES_PER_TIME.amount).unwrap();
+        assert!(call.carried(most, now));
+        assert!(!call.carried(most / 60, now));
+        let refused = relays.begin(ANNA, BEN, now).unwrap_err().to_string();
+        assert_eq!(refused, "quota: your calls have carried 1 GiB within an hour; call again in 60 s");
+        relays.begin(BEN, ANNA, now).unwrap();
+        relays.begin(ANNA, BEN, now + Duration::from_secs(60)).unwrap();
     }
 }
