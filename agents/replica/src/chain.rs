@@ -56,9 +56,14 @@ impl Chain {
     pub fn commit(&self, block: Block, stored: impl FnOnce()) -> Result<Arc<Snapshot>, StoreError> {
         let snapshot = self.store.commit(&block)?;
         stored();
+        self.announce(block);
+        Ok(snapshot)
+    }
+
+    /// Announces a block that is stored already.
+    pub fn announce(&self, block: Block) {
         // Fails only when nobody watches.
         let _ =
             self.blocks.send(Arc::new(FinalBlock { header: block.signed, records: block.outcome.records }));
-        Ok(snapshot)
     }
 }

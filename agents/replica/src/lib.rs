@@ -19,6 +19,8 @@ mod rate;
 pub mod rejoin;
 pub mod replica;
 mod server;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -16,7 +16,8 @@ mod bodies;
 mod build;
 mod copy;
 mod disk;
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the simulator has disks of its own, on the same steps"))]
 pub(crate) mod faults;
 mod index;
 mod past;
@@ -45,6 +46,8 @@ pub use build::{BuildError, Builder, UNFINISHED};
 pub use copy::{LogPage, ValuesPage};
 pub(crate) use disk::free_bytes;
 pub use disk::{Disk, FileDisk};
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use disk::{builder, open_error};
 pub use past::{Keep, PastError, Slice};
 pub use search::{Found, SearchError};
 pub(crate) use snapshot::PAGE_BYTES;

@@ -9,6 +9,7 @@ mod image;
 mod kernel;
 mod qemu;
 mod repo;
+mod sim;
 mod tidy;
 
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Chore {
     Qemu(qemu::Arguments),
     /// Measure what the budget table names, and say which budget is missed.
     Bench(bench::Arguments),
+    /// Run the seeded simulation of the ledger: several validators, liars, crashes, partitions.
+    Sim(sim::Arguments),
     /// Check what no compiler checks: crate edges, forbidden words, lengths, reasons.
     Tidy(tidy::Arguments),
     /// Everything a change must pass before it is pushed, except the tests.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Qemu(arguments) => qemu::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
+        Chore::Sim(arguments) => sim::run(&arguments),
         Chore::Tidy(arguments) => tidy::run(&arguments),
         Chore::Check(arguments) => check::run(&arguments),
     };

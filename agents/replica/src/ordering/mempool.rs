@@ -245,8 +245,7 @@ impl Mempool {
         }
     }
 
-    /// Rejects what waited too long for its predecessor. To be called after [`Self::take_batch`], when only
-    /// such commands are left or the block was full.
+    /// Rejects what waited too long for its predecessor, and what was overtaken by another command with its number.
     pub fn drop_gaps<E>(
         &mut self,
         now: Instant,
@@ -255,10 +254,10 @@ impl Mempool {
         let mut late = Vec::new();
         for (author, queue) in &self.authors {
             let expected = next(author)?;
-            if !queue.contains_key(&expected) {
-                let old = queue.iter().filter(|(_, waiting)| now >= waiting.arrived + GAP);
-                late.extend(old.map(|(sequence, _)| (*author, *sequence, expected)));
-            }
+            let has_gap = !queue.contains_key(&expected);
+            let old = |waiting: &Waiting| now >= waiting.arrived + GAP;
+            let of = queue.iter().filter(|(got, waiting)| **got < expected || has_gap && old(waiting));
+            late.extend(of.map(|(got, _)| (*author, *got, expected)));
         }
         for (author, got, expected) in late {
             if let Some(taken) = self.remove(&author, got) {
@@ -266,6 +265,36 @@ impl Mempool {
             }
         }
         Ok(())
+    }
+
+    /// Commands that could go into the next block and have waited for long, of each author the first, at most so
+    /// many. A proposer may have refused them, or never heard of them.
+    ///
+    /// # Errors
+    /// Whatever `next` fails with.
+    pub fn overdue<E>(
+        &self,
+        now: Instant,
+        most: usize,
+        mut next: impl FnMut(&PublicKey) -> Result<u64, E>,
+    ) -> Result<Vec<SignedCommand>, E> {
+        let mut overdue = Vec::new();
+        for (author, queue) in &self.authors {
+            if overdue.len() >= most {
+                break;
+            }
+            let first = queue.get(&next(author)?);
+            overdue.extend(first.filter(|w| now >= w.arrived + GAP).map(|w| w.command.clone()));
+        }
+        Ok(overdue)
+    }
+
+    /// Has a command that waits here told to the other replicas once more.
+    pub fn pass_on_again(&mut self, command: &SignedCommand) {
+        let number = (command.body.author, command.body.sequence);
+        if self.knows(command) && !self.fresh.contains(&number) && self.fresh.len() < WAITING {
+            self.fresh.push_back(number);
+        }
     }
 
     /// When [`Self::drop_gaps`] may have something to do.
@@ -322,6 +351,41 @@ mod tests {
         let _answers: Vec<_> = [2, 0, 1].map(|s| pool.insert(command(1, s, 9), now).unwrap()).into();
         assert_eq!(take(&mut pool, 0), [(key(1), 0), (key(1), 1), (key(1), 2)]);
         assert!(pool.is_empty());
+    }
+
+    #[test]
+    fn what_was_overtaken_is_rejected_whatever_else_its_author_has_here() {
+        let mut pool = Mempool::default();
+        let now = Instant::now();
+        let mut answers = [7, 8].map(|s| pool.insert(command(1, s, 9), now).unwrap());
+        pool.drop_gaps(now, |_| Ok::<_, Infallible>(8)).unwrap();
+        let expected = Verdict::Rejected(Rejection::Sequence { author: key(1), got: 7, expected: 8 });
+        assert_eq!(answers[0].try_recv(), Ok(expected));
+        assert!(answers[1].try_recv().is_err(), "its turn is now");
+        assert_eq!(pool.len(), 1);
+    }
+
+    #[test]
+    fn what_could_be_final_and_waits_for_long_is_found_and_told_again() {
+        let mut pool = Mempool::default();
+        let now = Instant::now();
+        let _answers: Vec<_> = [(1, 0), (1, 1), (2, 0), (3, 4)]
+            .map(|(seed, s)| pool.insert(command(seed, s, 9), now).unwrap())
+            .into();
+        assert_eq!(pool.take_fresh(usize::MAX).len(), 4);
+        let overdue = |pool: &Mempool, at, most| pool.overdue(at, most, |_| Ok::<_, Infallible>(0)).unwrap();
+        assert_eq!(overdue(&pool, now + GAP - Duration::from_millis(1), 9), []);
+        let found = overdue(&pool, now + GAP, 9);
+        let mut expected = vec![command(1, 0, 9), command(2, 0, 9)];
+        expected.sort_by_key(|command| command.body.author);
+        assert_eq!(found, expected, "of each author the first, and none with a gap before it");
+        assert_eq!(overdue(&pool, now + GAP, 1).len(), 1);
+        for command in found.iter().chain(&found) {
+            pool.pass_on_again(command);
+        }
+        assert_eq!(pool.take_fresh(usize::MAX), found, "each once");
+        pool.pass_on_again(&command(7, 0, 9));
+        assert_eq!(pool.take_fresh(usize::MAX), [], "what does not wait here is not told");
     }
 
     #[test]

@@ -101,13 +101,13 @@ pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-pub(super) fn builder(check_whole_file: bool) -> Builder {
+pub(crate) fn builder(check_whole_file: bool) -> Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check_whole_file);
     builder
 }
 
-pub(super) fn open_error(path: &Path, error: DatabaseError) -> OpenError {
+pub(crate) fn open_error(path: &Path, error: DatabaseError) -> OpenError {
     let path = path.to_owned();
     match error {
         DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path },

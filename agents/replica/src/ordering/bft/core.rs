@@ -16,11 +16,11 @@ mod blocks;
 mod proposals;
 mod shell;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use croft_ledger::{StateReadExt, assemble};
+use croft_ledger::{StateError, StateReadExt, assemble};
 use croft_protocol::{
     Body as RecordBody, Hash, PublicKey, RecordId, SecretKey, SignedHeader, ValidatorSet, limits,
 };
@@ -28,7 +28,6 @@ use malachite::{Input, LocallyProposedValue, State};
 use malachite_types::{LinearTimeouts, Round, ThresholdParams, ValuePayload, VoteExtensionPolicy};
 use tokio::time::Instant;
 
-use self::blocks::BEHIND_MS;
 use self::shell::Shell;
 use super::context::{CommitCertificate, Grid, Height, Member, SignedProposal, Validators, Value};
 use super::evidence::Evidence;
@@ -55,6 +54,10 @@ const QUEUED_HEIGHTS: usize = 16;
 const QUEUED_PER_HEIGHT: usize = 1_024;
 /// Between two words about how far we are.
 const STATUS_MS: u64 = 1_000;
+/// Commands that are looked at each time because they have waited for long: bounds what that costs.
+const OVERDUE: usize = 64;
+/// After the ledger's file failed.
+const RETRY_MS: u64 = 1_000;
 
 /// Both clocks of the machine, as they are when an event is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +109,15 @@ struct Peer {
     loose: VecDeque<Body>,
 }
 
+/// What came of asking a peer for blocks.
+#[derive(Debug, Default)]
+struct Credit {
+    /// How often in a row it did not send what it said it has.
+    failures: u32,
+    /// Until then it is not believed.
+    doubted_until: u64,
+}
+
 /// A block of the height that is being decided, executed.
 #[derive(Debug)]
 struct Built {
@@ -145,20 +157,33 @@ pub struct Core {
     built: BTreeMap<Hash, Built>,
     /// Which block this validator made for a round of this height.
     made: BTreeMap<u32, Hash>,
-    wanted: BTreeMap<Hash, Wanted>,
+    wanted: BTreeMap<Value, Wanted>,
+    /// What was proposed in each round of this height: a liar may not have us fetch and execute without
+    /// end.
+    proposed: BTreeMap<u32, BTreeSet<Value>>,
+    /// What turned out to be no block. A header may stand beside the body of another: both count.
+    refused: BTreeSet<Value>,
     /// Whether the engine works on the height after the tip.
     deciding: bool,
     /// Somebody voted or proposed at the next height.
     heard_next: bool,
-    decided: Option<(CommitCertificate, u64)>,
+    /// A final block that could not be stored, and when to try again.
+    unstored: Option<(Box<Block>, u64)>,
+    /// The ledger's file failed; when to open it again.
+    mend_at: Option<u64>,
+    /// Nothing was done yet in this process.
+    begins: bool,
     heartbeat_at: u64,
     status_at: u64,
-    /// Since when others are said to be further.
-    behind_since: Option<u64>,
+    /// When to ask for blocks, where others are said to be further.
+    ask_at: Option<u64>,
     request: Option<Request>,
-    /// Until then no blocks are fetched, because none could be stored.
-    fetch_not_before: u64,
+    /// Stays when a link breaks, so that a liar gains nothing by breaking it.
+    credit: BTreeMap<PublicKey, Credit>,
     gossiped: u64,
+    /// A fault on purpose: takes blocks without looking at their certificates.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) is_credulous: bool,
 }
 
 impl std::fmt::Debug for Core {
@@ -246,15 +271,21 @@ impl Core {
             built: BTreeMap::new(),
             made: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            proposed: BTreeMap::new(),
+            refused: BTreeSet::new(),
             deciding: false,
             heard_next: false,
-            decided: None,
+            unstored: None,
+            mend_at: None,
+            begins: true,
             heartbeat_at: now.since_ms + limits::HEARTBEAT_MS,
             status_at: now.since_ms,
-            behind_since: None,
+            ask_at: None,
             request: None,
-            fetch_not_before: 0,
+            credit: BTreeMap::new(),
             gossiped: 0,
+            #[cfg(any(test, feature = "sim"))]
+            is_credulous: false,
         };
         // What was begun before a crash goes on at once: others may wait for it.
         core.heard_next = core.recovered().is_some_and(|entries| !entries.is_empty());
@@ -280,6 +311,10 @@ impl Core {
     /// Handles one event. To be called again when [`Self::wake_at`] has come.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Output> {
         self.shell.now = now;
+        if std::mem::take(&mut self.begins) {
+            // The log is read before anything else is heard: what is heard may not change what was said.
+            self.settle();
+        }
         match event {
             Event::Connected(peer) => self.connected(peer),
             Event::Gone(peer) => {
@@ -300,23 +335,23 @@ impl Core {
     /// When something has to be done without any event, in [`Now::since_ms`].
     #[must_use]
     pub fn wake_at(&self) -> u64 {
-        let mut at = self.heartbeat_at.min(self.status_at);
+        let mut at = self.status_at;
+        if self.is_free() {
+            at = at.min(self.heartbeat_at);
+        }
         for (_, timer) in &self.shell.timers {
             at = at.min(*timer);
         }
-        for wanted in self.wanted.values() {
+        for wanted in self.wanted.values().filter(|_| self.deciding) {
             at = at.min(wanted.ask_at);
         }
-        if let Some(request) = &self.request {
-            at = at.min(request.until);
-        }
-        if let Some(since) = self.behind_since
-            && self.request.is_none()
-        {
-            at = at.min((since + BEHIND_MS).max(self.fetch_not_before));
-        }
-        if let Some((_, retry_at)) = &self.decided {
-            at = at.min(*retry_at);
+        let asks = match &self.request {
+            Some(request) => Some(request.until),
+            None => self.ask_at.filter(|_| self.unstored.is_none()),
+        };
+        let retries = self.unstored.as_ref().map(|(_, retry_at)| *retry_at);
+        for waits in [asks, retries, self.mend_at].into_iter().flatten() {
+            at = at.min(waits);
         }
         at
     }
@@ -418,14 +453,41 @@ impl Core {
         }
     }
 
+    /// What waits for too long is refused, or told to the others once more: whoever proposes may have refused it, and
+    /// only he knows, or may never have heard of it.
+    fn look_through_queue(&mut self) -> Result<(), StateError> {
+        let (tip, instant) = (self.shell.chain.latest(), self.instant());
+        let next = |author: &PublicKey| tip.account(author).map(|account| account.next_sequence);
+        let overdue = {
+            let mut pool = lock(&self.pool);
+            pool.drop_gaps(instant, next)?;
+            pool.overdue(instant, OVERDUE, next)?
+        };
+        if overdue.is_empty() {
+            return Ok(());
+        }
+        // The grid's time and not ours: a clock that is wrong must not refuse what is right.
+        let block = make_block(&tip, tip.tip().header.time_ms + 1, &overdue, unsigned(&tip))?;
+        let mut pool = lock(&self.pool);
+        for (command, result) in overdue.iter().zip(block.outcome.results) {
+            match result {
+                Ok(_) => pool.pass_on_again(command),
+                Err(rejection) => pool.settle(command, Verdict::Rejected(rejection)),
+            }
+        }
+        drop(pool);
+        self.gossip();
+        Ok(())
+    }
+
     fn instant(&self) -> Instant {
         self.epoch + Duration::from_millis(self.shell.now.since_ms)
     }
 
     // ---- one height --------------------------------------------------------------------------------------
 
-    /// Gives the engine an input and remembers what it asks for.
-    fn feed(&mut self, input: Input<Grid>) {
+    /// Gives the engine an input and remembers what it asks for. `false` when the engine can't take it.
+    fn feed(&mut self, input: Input<Grid>) -> bool {
         let (state, shell) = (&mut self.state, &mut self.shell);
         let result: Result<(), malachite::Error<Grid>> = malachite::process!(
             input: input,
@@ -433,9 +495,15 @@ impl Core {
             metrics: &(),
             with: effect => Ok::<_, std::convert::Infallible>(shell.effect(effect))
         );
-        if let Err(error) = result {
+        if let Err(error) = &result {
             tracing::warn!(%error, "the engine refuses an input");
         }
+        result.is_ok()
+    }
+
+    /// Whether the next height may be begun.
+    fn is_free(&self) -> bool {
+        !self.deciding && self.unstored.is_none() && self.mend_at.is_none() && self.request.is_none()
     }
 
     /// Whether there is a reason to decide the next block.
@@ -447,7 +515,7 @@ impl Core {
         let tip = self.shell.chain.latest();
         let validators = match next_validators(&tip) {
             Ok(set) => Validators::new(&set),
-            Err(error) => return self.shell.trouble(&error),
+            Err(error) => return self.fails(&error),
         };
         let height = Height(tip.height() + 1);
         let entries = self.recovered().unwrap_or_default();
@@ -460,28 +528,39 @@ impl Core {
         if !entries.is_empty() {
             self.replay(&tip, entries);
         }
+        self.match_bodies();
+        self.ask_for_bodies();
     }
 
     /// Brings the engine to where it was when the process ended.
     fn replay(&mut self, tip: &Snapshot, entries: Vec<Entry>) {
         tracing::info!(height = tip.height() + 1, entries = entries.len(), "the consensus log is read again");
         for entry in &entries {
-            if let Entry::Body { made_in, body } = entry
-                && let Some((header, built)) = Self::execute(tip, body.clone())
-            {
-                if let Some(round) = made_in {
-                    self.made.insert(*round, header);
+            let Entry::Body { made_in, body } = entry else { continue };
+            match Self::execute(tip, body.clone()) {
+                Ok(Some((header, built))) => {
+                    if let Some(round) = made_in {
+                        self.made.insert(*round, header);
+                    }
+                    self.built.insert(header, built);
                 }
-                self.built.insert(header, built);
+                Ok(None) => {}
+                Err(error) => self.fails(&error),
             }
         }
         let inputs: Vec<Input<Grid>> = entries.into_iter().filter_map(Entry::input).collect();
         self.state.index_wal_entries(inputs.iter());
+        let mut agrees = true;
         for input in inputs {
-            self.feed(input);
+            agrees &= self.feed(input);
         }
         self.state.reset_entries_index();
         self.shell.replaying = false;
+        if !agrees {
+            // Whoever derives something else than it said before must say nothing more.
+            self.state.params.enabled = false;
+            self.shell.stop_signing("the consensus log leads to other votes than it holds".to_owned());
+        }
     }
 
     /// What the engine asked for, timers that fired, and everything that follows from them.
@@ -499,8 +578,7 @@ impl Core {
                 }
             }
             self.check_peers();
-            let free = !self.deciding && self.decided.is_none() && self.request.is_none();
-            if free && self.has_reason() {
+            if self.is_free() && self.has_reason() {
                 self.start_height();
             } else if self.shell.todo.is_empty() {
                 break;
@@ -514,9 +592,7 @@ impl Core {
             self.status_at = now + STATUS_MS;
             let status = self.status();
             self.shell.say(status);
-            let (tip, instant) = (self.shell.chain.latest(), self.instant());
-            let next = |author: &PublicKey| tip.account(author).map(|account| account.next_sequence);
-            if let Err(error) = lock(&self.pool).drop_gaps(instant, next) {
+            if let Err(error) = self.look_through_queue() {
                 tracing::warn!(%error, "the queue can't be looked through");
             }
         }
@@ -524,11 +600,7 @@ impl Core {
             let (timeout, _) = self.shell.timers.swap_remove(index);
             self.feed(Input::TimeoutElapsed(timeout));
         }
-        if self.decided.as_ref().is_some_and(|(_, retry_at)| *retry_at <= now)
-            && let Some((certificate, _)) = self.decided.take()
-        {
-            self.decide(certificate);
-        }
+        self.mend();
         self.ask_for_bodies();
     }
 
@@ -558,10 +630,11 @@ impl Core {
     /// A block of what waits. Commands that fail are refused now; the block holds those that succeed.
     fn fresh_block(&mut self, tip: &Snapshot) -> Option<(Hash, Built)> {
         let next = |author: &PublicKey| tip.account(author).map(|account| account.next_sequence);
-        let batch = match lock(&self.pool).peek_batch(next) {
+        let picked = lock(&self.pool).peek_batch(next);
+        let batch = match picked {
             Ok(batch) => batch,
             Err(error) => {
-                self.shell.trouble(&error);
+                self.fails(&error);
                 return None;
             }
         };
@@ -569,7 +642,7 @@ impl Core {
         let mut block = match make_block(tip, time_ms, &batch, unsigned(tip)) {
             Ok(block) => block,
             Err(error) => {
-                self.shell.trouble(&error);
+                self.fails(&error);
                 return None;
             }
         };
@@ -590,18 +663,18 @@ impl Core {
     }
 
     /// Executes a body on the tip; `None` when it can't be a block.
-    fn execute(tip: &Snapshot, body: Body) -> Option<(Hash, Built)> {
-        if body.height != tip.height() + 1 || body.time_ms <= tip.tip().header.time_ms {
-            return None;
+    ///
+    /// # Errors
+    /// When the ledger can't be read: that says nothing of the body.
+    fn execute(tip: &Snapshot, body: Body) -> Result<Option<(Hash, Built)>, StateError> {
+        if body.height != tip.height() + 1
+            || body.time_ms <= tip.tip().header.time_ms
+            || body.commands.len() > limits::COMMANDS_PER_BLOCK
+        {
+            return Ok(None);
         }
-        let block = match make_block(tip, body.time_ms, &body.commands, unsigned(tip)) {
-            Ok(block) => block,
-            Err(error) => {
-                tracing::warn!(%error, "a proposed block can't be executed");
-                return None;
-            }
-        };
-        Some((block.signed.header.hash(), Built { body, block }))
+        let block = make_block(tip, body.time_ms, &body.commands, unsigned(tip))?;
+        Ok(Some((block.signed.header.hash(), Built { body, block })))
     }
 }
 

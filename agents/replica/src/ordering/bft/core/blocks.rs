@@ -5,7 +5,7 @@
 use croft_ledger::assemble;
 use croft_protocol::{PublicKey, SignedHeader, limits};
 
-use super::{Body, Core, Output, PeerMessage, Request, lock, next_validators};
+use super::{Body, Core, Output, PeerMessage, RETRY_MS, Request, lock, next_validators};
 use crate::ordering::Verdict;
 use crate::ordering::bft::context::CommitCertificate;
 use crate::ordering::bft::message::{BLOCKS_PER_ANSWER, FinalBlock};
@@ -14,17 +14,10 @@ use crate::store::{Block, Snapshot, StoreError};
 /// How long a peer may take to send blocks before another is asked.
 const BLOCKS_MS: u64 = 3_000;
 /// How long to wait for the votes of a height that others have decided before asking for its block.
-pub(super) const BEHIND_MS: u64 = 400;
-/// Why a block of another replica is not taken.
-pub(super) enum NotTaken {
-    /// No honest replica sends it.
-    Wrong(String),
-    /// It is right, but our ledger can't be written.
-    NotStored,
-}
-
-/// After a block that could not be stored.
-const RETRY_MS: u64 = 1_000;
+const BEHIND_MS: u64 = 400;
+/// How long a peer is not believed that did not send what it said it has; doubles each time.
+const DOUBT_MS: u64 = 2_000;
+const DOUBLINGS: u32 = 5;
 
 impl Core {
     pub(super) fn decide(&mut self, certificate: CommitCertificate) {
@@ -35,47 +28,75 @@ impl Core {
         let Some(built) = self.built.get(&certificate.value_id) else {
             // The engine decides on full proposals only; if it did otherwise, the others have the block.
             tracing::error!(height, "a decided block is not here: it is fetched");
-            self.behind_since = Some(0);
             return self.leave_height();
         };
         let mut block = built.block.clone();
         let tip = self.shell.chain.latest();
         let set = match next_validators(&tip) {
             Ok(set) => set,
-            Err(error) => return self.shell.trouble(&error),
+            Err(error) => return self.fails(&error),
         };
         let signatures = certificate.commit_signatures.iter().map(|s| (s.address.0, s.signature)).collect();
         let round = certificate.round.as_u32().unwrap_or_default();
         block.signed = assemble::with_signatures(block.signed.header, round, set, signatures);
-        if let Err(error) = self.commit(block) {
-            self.shell.trouble(&error);
-            // The log still holds the votes: nothing is lost, and nothing new is said until it is stored.
-            self.decided = Some((certificate, self.shell.now.since_ms + RETRY_MS));
+        self.keep(block);
+    }
+
+    /// Stores a final block, now or as soon as it can be: nothing new is said before. `false` when it is not yet
+    /// stored.
+    pub(super) fn keep(&mut self, block: Block) -> bool {
+        match self.commit(&block) {
+            Ok(()) => true,
+            Err(error) => {
+                self.shell.trouble(&error);
+                self.unstored = Some((Box::new(block), self.shell.now.since_ms + RETRY_MS));
+                false
+            }
+        }
+    }
+
+    /// The ledger's file failed while it was read: it is opened again.
+    pub(super) fn fails(&mut self, error: &dyn std::error::Error) {
+        self.shell.trouble(error);
+        self.mend_at = Some(self.shell.now.since_ms + RETRY_MS);
+    }
+
+    /// Tries again what failed because of the ledger's file.
+    pub(super) fn mend(&mut self) {
+        let now = self.shell.now.since_ms;
+        if self.unstored.as_ref().is_some_and(|(_, retry_at)| *retry_at <= now)
+            && let Some((block, _)) = self.unstored.take()
+        {
+            self.keep(*block);
+        }
+        if self.mend_at.is_some_and(|at| at <= now) {
+            self.mend_at = None;
+            match self.shell.chain.store().recover() {
+                Ok(_) => self.shell.health.trouble = None,
+                Err(error) => self.fails(&error),
+            }
         }
     }
 
     /// Stores a certified block and answers whoever waits for its commands.
-    pub(super) fn commit(&mut self, block: Block) -> Result<(), StoreError> {
+    fn commit(&mut self, block: &Block) -> Result<(), StoreError> {
         let height = block.signed.header.height;
-        self.shell
-            .chain
-            .store()
-            .recover()
-            .map_err(|error| StoreError::Damaged { what: crate::chain_of(&error) })?;
-        let commands = block.commands.clone();
-        let verdicts: Vec<Verdict> = block
-            .outcome
-            .results
-            .iter()
-            .map(|result| match result {
-                Ok(receipt) => Verdict::Final { height, records: receipt.records.clone() },
-                Err(rejection) => Verdict::Rejected(rejection.clone()),
-            })
-            .collect();
-        self.shell.chain.commit(block, || {})?;
+        let chain = self.shell.chain.clone();
+        let tip =
+            chain.store().recover().map_err(|error| StoreError::Damaged { what: crate::chain_of(&error) })?;
+        if tip.tip().header == block.signed.header {
+            // Its first write failed, and yet the file has it.
+            chain.announce(block.clone());
+        } else {
+            chain.commit(block.clone(), || {})?;
+        }
         self.shell.health.trouble = None;
         let mut pool = lock(&self.pool);
-        for (command, verdict) in commands.iter().zip(verdicts) {
+        for (command, result) in block.commands.iter().zip(&block.outcome.results) {
+            let verdict = match result {
+                Ok(receipt) => Verdict::Final { height, records: receipt.records.clone() },
+                Err(rejection) => Verdict::Rejected(rejection.clone()),
+            };
             pool.settle(command, verdict);
         }
         drop(pool);
@@ -92,10 +113,11 @@ impl Core {
         self.built.clear();
         self.made.clear();
         self.wanted.clear();
+        self.proposed.clear();
+        self.refused.clear();
         self.shell.timers.clear();
         self.shell.todo.clear();
         self.shell.proposed = None;
-        self.decided = None;
         if let Some(log) = &mut self.shell.log {
             log.forget_pending();
         }
@@ -108,38 +130,46 @@ impl Core {
     /// Asks for blocks when others are further.
     pub(super) fn check_peers(&mut self) {
         let (now, tip) = (self.shell.now.since_ms, self.shell.chain.latest().height());
-        if self
-            .request
-            .as_ref()
-            .is_some_and(|request| now >= request.until || !self.peers.contains_key(&request.peer))
+        if let Some(request) = &self.request
+            && (now >= request.until || !self.peers.contains_key(&request.peer))
         {
-            let late = self.request.take().map(|request| request.peer);
-            // It may be as far as it says, but it is of no use now.
-            if let Some(peer) = late.and_then(|peer| self.peers.get_mut(&peer)) {
-                peer.height = 0;
-            }
+            let peer = request.peer;
+            self.request = None;
+            self.doubt(peer);
         }
-        let best = self.peers.values().map(|peer| peer.height).max().unwrap_or_default();
-        if best <= tip {
-            self.behind_since = None;
+        let believed = |key: &PublicKey| self.credit.get(key).is_none_or(|c| c.doubted_until <= now);
+        let further = || self.peers.iter().filter(|(key, peer)| peer.height > tip && believed(key));
+        let Some(best) = further().map(|(_, peer)| peer.height).max() else {
+            self.ask_at = None;
+            return;
+        };
+        // The votes for the next height may be on their way.
+        let patience = if best == tip + 1 { BEHIND_MS } else { 0 };
+        let ask_at = *self.ask_at.get_or_insert(now + patience);
+        if (now < ask_at && best == tip + 1) || self.request.is_some() || self.unstored.is_some() {
             return;
         }
-        let since = *self.behind_since.get_or_insert(now);
-        let patient = best == tip + 1 && now < since + BEHIND_MS;
-        if patient || self.request.is_some() || now < self.fetch_not_before {
-            return;
-        }
-        let useful = self.peers.iter().filter(|(_, peer)| peer.height > tip && peer.earliest <= tip + 1);
+        let useful = further().filter(|(_, peer)| peer.earliest <= tip + 1);
         let Some((peer, _)) = useful.max_by_key(|(key, peer)| (peer.height, **key)) else {
             let reason = "the others no longer have the blocks that this replica lacks: stop it, move its data \
                           away and run 'replica join'";
             self.shell.health.trouble = Some(reason.to_owned());
+            self.ask_at = Some(now + BLOCKS_MS);
             return;
         };
         let peer = *peer;
         self.request = Some(Request { peer, until: now + BLOCKS_MS });
         let count = BLOCKS_PER_ANSWER;
         self.shell.out.push(Output::Send(peer, PeerMessage::WantBlocks { first: tip + 1, count }));
+    }
+
+    /// A peer did not send the blocks that it said it has: for a while it is not asked.
+    fn doubt(&mut self, peer: PublicKey) {
+        let credit = self.credit.entry(peer).or_default();
+        let doubt_ms = DOUBT_MS << credit.failures.min(DOUBLINGS);
+        credit.failures += 1;
+        credit.doubted_until = self.shell.now.since_ms + doubt_ms;
+        self.ask_at = None;
     }
 
     /// Final blocks for somebody who is behind: as many as fit.
@@ -153,52 +183,52 @@ impl Core {
             return;
         }
         self.request = None;
+        self.ask_at = None;
         let asked_for = self.height();
         for block in blocks {
+            if self.unstored.is_some() {
+                break;
+            }
             if block.signed.header.height < self.height() {
                 continue;
             }
-            match self.take_block(block) {
-                Ok(()) => {}
-                // Our own disk: the peer did nothing wrong, and asking again at once changes nothing.
-                Err(NotTaken::NotStored) => {
-                    self.fetch_not_before = self.shell.now.since_ms + RETRY_MS;
-                    return;
-                }
-                Err(NotTaken::Wrong(reason)) => {
-                    tracing::warn!(peer = %from.short(), reason, "a block of another replica is not taken");
-                    break;
-                }
+            if let Err(reason) = self.take_block(block) {
+                tracing::warn!(peer = %from.short(), reason, "a block of another replica is not taken");
+                break;
             }
         }
-        if self.height() == asked_for
-            && let Some(peer) = self.peers.get_mut(&from)
-        {
-            // Empty or useless: another is asked, and this one when it says again how far it is.
-            peer.height = 0;
+        if self.height() > asked_for {
+            self.credit.remove(&from);
+        } else if self.unstored.is_none() && self.mend_at.is_none() {
+            self.doubt(from);
         }
-        self.behind_since = None;
     }
 
-    pub(super) fn take_block(&mut self, block: FinalBlock) -> Result<(), NotTaken> {
+    fn take_block(&mut self, block: FinalBlock) -> Result<(), String> {
         let FinalBlock { signed, commands } = block;
         let tip = self.shell.chain.latest();
-        check_next(&tip, &signed).map_err(NotTaken::Wrong)?;
+        self.check_certified(&tip, &signed)?;
         let body = Body { height: signed.header.height, time_ms: signed.header.time_ms, commands };
-        let (header, built) = Self::execute(&tip, body)
-            .ok_or_else(|| NotTaken::Wrong("its commands can't be executed".to_owned()))?;
+        let executed = Self::execute(&tip, body).map_err(|error| {
+            self.fails(&error);
+            crate::chain_of(&error)
+        })?;
+        let (header, built) = executed.ok_or("its commands can't be executed")?;
         if header != signed.header.hash() {
-            let certified = signed.header.hash();
-            return Err(NotTaken::Wrong(format!(
-                "its commands yield header {header}, certified is {certified}"
-            )));
+            return Err(format!("its commands yield header {header}, certified is {}", signed.header.hash()));
         }
         let mut block = built.block;
         block.signed = signed;
-        self.commit(block).map_err(|error| {
-            self.shell.trouble(&error);
-            NotTaken::NotStored
-        })
+        if self.keep(block) { Ok(()) } else { Err("it can't be stored yet".to_owned()) }
+    }
+
+    fn check_certified(&self, tip: &Snapshot, signed: &SignedHeader) -> Result<(), String> {
+        check_next(tip, signed)?;
+        #[cfg(any(test, feature = "sim"))]
+        if self.is_credulous {
+            return Ok(());
+        }
+        croft_light::verify_certificate(signed).map_err(|error| error.to_string())
     }
 }
 
@@ -221,7 +251,7 @@ fn final_blocks(tip: &Snapshot, first: u64, count: u32) -> Vec<FinalBlock> {
     blocks
 }
 
-/// Whether a certified header is the next one.
+/// Whether a header is the next one; its certificate is another matter.
 fn check_next(tip: &Snapshot, signed: &SignedHeader) -> Result<(), String> {
     let (header, before) = (&signed.header, &tip.tip().header);
     if header.chain != before.chain || header.height != before.height + 1 || header.prev != before.hash() {
@@ -230,5 +260,5 @@ fn check_next(tip: &Snapshot, signed: &SignedHeader) -> Result<(), String> {
     if header.validators != before.next_validators {
         return Err(format!("header {} names other validators than those in force", header.height));
     }
-    croft_light::verify_certificate(signed).map_err(|error| error.to_string())
+    Ok(())
 }

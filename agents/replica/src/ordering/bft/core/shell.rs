@@ -52,6 +52,10 @@ impl Shell {
             reason,
             "this replica signs nothing more: its consensus log failed; make room or mend the disk, then start it again"
         );
+        self.stop_signing(reason);
+    }
+
+    pub(super) fn stop_signing(&mut self, reason: String) {
         self.health.not_signing = Some(reason);
         self.log = None;
     }
@@ -76,12 +80,15 @@ impl Shell {
         }
     }
 
-    /// Says something that this validator has signed, once it can't be forgotten.
-    pub(super) fn say_signed(&mut self, message: PeerMessage) {
+    /// Says something that this validator has signed, once it can't be forgotten. `false` when it could be, and
+    /// nothing was said.
+    pub(super) fn say_signed(&mut self, message: PeerMessage) -> bool {
         let height = self.chain.latest().height() + 1;
-        if self.flush(height) {
+        let durable = self.flush(height);
+        if durable {
             self.say(message);
         }
+        durable
     }
 
     pub(super) fn effect(&mut self, effect: Effect<Grid>) -> Resume<Grid> {
@@ -108,15 +115,18 @@ impl Shell {
                 r.resume_with(())
             }
             Effect::PublishConsensusMsg(message, r) => {
-                let message = match message {
-                    malachite::SignedConsensusMsg::Vote(vote) => PeerMessage::Vote(vote.into()),
+                match message {
+                    malachite::SignedConsensusMsg::Vote(vote) => {
+                        self.say_signed(PeerMessage::Vote(vote.into()));
+                    }
                     malachite::SignedConsensusMsg::Proposal(proposal) => {
                         let proposal = PeerMessage::Proposal(Signed::from(proposal));
-                        self.proposed = Some(proposal.clone());
-                        proposal
+                        // Only what is in the log may be said again.
+                        if self.say_signed(proposal.clone()) {
+                            self.proposed = Some(proposal);
+                        }
                     }
-                };
-                self.say_signed(message);
+                }
                 r.resume_with(())
             }
             Effect::PublishLivenessMsg(message, r) => {

@@ -1,0 +1,62 @@
+//! `cargo xtask sim`: the seeded simulation of several validators, over as many seeds as wanted.
+//!
+//! The simulation itself is a program of `croft-replica`.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::repo;
+
+/// Runs seeds of the simulation; a failure prints its seed, the commit, the last of what happened, and how to
+/// repeat it.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The first of them; by default one from the clock.
+    #[arg(long)]
+    start: Option<u64>,
+    /// Those that failed once, first.
+    #[arg(long)]
+    regressions: bool,
+    /// Print everything that happens: for one seed.
+    #[arg(long)]
+    aloud: bool,
+    /// Put a fault into the validators, to see that it is found: forgets-votes or skips-certificates.
+    #[arg(long)]
+    mutation: Option<String>,
+    /// How many run at once; by default one per CPU.
+    #[arg(long)]
+    jobs: Option<usize>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(repo::root()).args(["run", "--quiet"]);
+    command.args(["-p", "croft-replica", "--features", "sim", "--bin", "sim", "--"]);
+    command.arg(format!("--seeds={}", arguments.seeds));
+    command.args(arguments.start.map(|start| format!("--start={start}")));
+    command.args(arguments.jobs.map(|jobs| format!("--jobs={jobs}")));
+    command.args(arguments.mutation.as_ref().map(|mutation| format!("--mutation={mutation}")));
+    command.args(arguments.regressions.then_some("--regressions"));
+    command.args(arguments.aloud.then_some("--aloud"));
+    command.env("CROFT_COMMIT", commit());
+    if !command.status().context("starting cargo")?.success() {
+        bail!("the simulation failed: see above");
+    }
+    Ok(())
+}
+
+/// What is checked out, for whoever repeats a failure.
+fn commit() -> String {
+    let mut git = Command::new("git");
+    git.current_dir(repo::root()).args(["describe", "--always", "--dirty", "--abbrev=12"]);
+    match git.output() {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}
