@@ -182,7 +182,7 @@ pub fn execute_block(
 
 fn execute_command(work: &mut Work<'_>, command: &SignedCommand) -> Result<(), Stop> {
     let (ctx, author) = (work.ctx(), command.body.author);
-    check_envelope(&ctx.chain, ctx.height, command)?;
+    check_envelope(work, &ctx.chain, ctx.height, command)?;
     let account = work.account(&author)?;
     if command.body.sequence != account.next_sequence {
         return Err(wrong_sequence(command, account.next_sequence).into());
@@ -206,7 +206,7 @@ pub fn check_admission(
     height: u64,
     command: &SignedCommand,
 ) -> Result<Result<(), Rejection>, StateError> {
-    if let Err(rejection) = check_envelope(chain, height, command) {
+    if let Err(rejection) = check_envelope(view, chain, height, command) {
         return Ok(Err(rejection));
     }
     let next = view.account(&command.body.author)?.next_sequence;
@@ -217,8 +217,13 @@ pub fn check_admission(
     })
 }
 
-/// What can be checked without the state; the signature last, since it costs most.
-fn check_envelope(chain: &ChainId, height: u64, command: &SignedCommand) -> Result<(), Rejection> {
+/// What can be checked without any value of the state; the signature last, since it costs most.
+fn check_envelope(
+    view: &dyn StateRead,
+    chain: &ChainId,
+    height: u64,
+    command: &SignedCommand,
+) -> Result<(), Rejection> {
     let body = &command.body;
     if body.chain != *chain {
         return Err(Rejection::WrongChain { theirs: body.chain, ours: *chain });
@@ -238,7 +243,7 @@ fn check_envelope(chain: &ChainId, height: u64, command: &SignedCommand) -> Resu
         let limit = limits::COMMAND_BYTES;
         return Err(Rejection::Malformed { reason: format!("{len} bytes, more than the limit of {limit}") });
     }
-    command.verify().map_err(|_| Rejection::BadSignature { author: body.author })
+    if view.is_signed(command) { Ok(()) } else { Err(Rejection::BadSignature { author: body.author }) }
 }
 
 fn wrong_sequence(command: &SignedCommand, expected: u64) -> Rejection {

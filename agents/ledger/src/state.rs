@@ -7,8 +7,8 @@ use croft_protocol::contract::{ContractBody, ContractId};
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
-    Body, BotId, Escrow, FarmId, Hash, NodeCapacity, NodeId, PublicKey, Record, RecordId, StateKey,
-    ValidatorSet,
+    Body, BotId, Escrow, FarmId, Hash, NodeCapacity, NodeId, PublicKey, Record, RecordId, SignedCommand,
+    StateKey, ValidatorSet,
 };
 
 /// The state can't be read, or isn't what this ledger wrote. It stops the block; nobody is to blame who
@@ -56,6 +56,11 @@ pub trait StateRead {
     /// # Errors
     /// [`StateError`] when the store fails.
     fn get(&self, key: &StateKey) -> Result<Option<Vec<u8>>, StateError>;
+
+    /// Whether the command's author signed it. A view may remember what it computed before; it must never guess.
+    fn is_signed(&self, command: &SignedCommand) -> bool {
+        command.verify().is_ok()
+    }
 }
 
 /// Who orders the ledger from the block after this state on.

@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use croft_protocol::state::Account;
-use croft_protocol::{Body, BotId, Escrow, Grains, Hash, PublicKey, Record, RecordId, Rejection, StateKey};
+use croft_protocol::{
+    Body, BotId, Escrow, Grains, Hash, PublicKey, Record, RecordId, Rejection, SignedCommand, StateKey,
+};
 
 use crate::block::{BlockContext, BlockOutcome, Event, Receipt};
 use crate::state::{StateError, StateRead, StateReadExt};
@@ -55,6 +57,10 @@ impl StateRead for Work<'_> {
             Some(value) => Ok(value.clone()),
             None => self.view.get(key),
         }
+    }
+
+    fn is_signed(&self, command: &SignedCommand) -> bool {
+        self.view.is_signed(command)
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) mod faults;
 mod index;
 mod past;
 mod search;
+mod signatures;
 mod snapshot;
 mod tables;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use croft_protocol::units::show_bytes;
 use croft_protocol::{ChainId, Genesis, SignedCommand, SignedHeader};
 use redb::{Database, ReadableDatabase};
 
+use self::signatures::Signatures;
 pub use audit::AuditReport;
 pub use build::{BuildError, Builder, UNFINISHED};
 pub use copy::{LogPage, ValuesPage};
@@ -161,6 +163,7 @@ pub struct Store {
     /// `None` between a failed write and [`Store::recover`].
     database: RwLock<Option<Database>>,
     latest: RwLock<Arc<Snapshot>>,
+    signatures: Arc<Signatures>,
     /// Blocks that wait for the file: pruning lets them go first.
     committing: AtomicUsize,
 }
@@ -233,12 +236,14 @@ impl Store {
 
     fn checked(disk: Box<dyn Disk>, database: Database, chain: ChainId) -> Result<Self, OpenError> {
         let snapshot = audit::check_open(disk.path(), &database, &chain)?;
-        let latest = RwLock::new(Arc::new(snapshot));
+        let signatures = Arc::default();
+        let latest = RwLock::new(Arc::new(snapshot.knowing(&signatures)));
         Ok(Self {
             disk,
             chain,
             database: RwLock::new(Some(database)),
             latest,
+            signatures,
             committing: AtomicUsize::new(0),
         })
     }
@@ -286,7 +291,7 @@ impl Store {
         self.committing.fetch_sub(1, Relaxed);
         let database = slot.as_ref().ok_or(StoreError::Closed)?;
         let stored = write::write_block(database, &self.latest(), block)
-            .and_then(|()| Ok(Arc::new(Snapshot::new(&database.begin_read()?)?)));
+            .and_then(|()| Ok(Arc::new(Snapshot::new(&database.begin_read()?)?.knowing(&self.signatures))));
         match stored {
             Ok(snapshot) => {
                 *self.latest.write().unwrap_or_else(PoisonError::into_inner) = snapshot.clone();
@@ -329,7 +334,8 @@ impl Store {
         if slot.is_none() {
             let database = self.disk.open()?;
             let snapshot = audit::check_open(self.disk.path(), &database, &self.chain)?;
-            *self.latest.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+            *self.latest.write().unwrap_or_else(PoisonError::into_inner) =
+                Arc::new(snapshot.knowing(&self.signatures));
             *slot = Some(database);
         }
         Ok(self.latest())

@@ -1,6 +1,7 @@
 //! The ledger at one height: reads, proofs and searches. It never changes while somebody looks.
 
 use std::fmt;
+use std::sync::Arc;
 
 use croft_ledger::log_tree::{self, LogNodes, NodeAt};
 use croft_ledger::state_map::{self, MapHead, MapNodes};
@@ -15,6 +16,7 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata};
 use super::index::Entry;
 use super::past::height_in;
 use super::search::{Bounds, Found, SearchError, search};
+use super::signatures::Signatures;
 use super::tables::{
     BODIES, ENTRIES, FORMAT, HANDOVERS, HEADERS, INDEX, LOG_NODES, MAP_HEADS, MAP_NODES, MAP_STALE, META,
     META_BASE, META_CHAIN, META_FORMAT, META_GENESIS, META_MAP, META_PROOFS, META_TIP, PAST, RECORDS, STATE,
@@ -47,6 +49,7 @@ pub struct Snapshot {
     index: ReadOnlyTable<&'static [u8], ()>,
     entries: ReadOnlyTable<&'static [u8], &'static [u8]>,
     handovers: ReadOnlyTable<&'static [u8; 32], u64>,
+    signatures: Arc<Signatures>,
 }
 
 impl fmt::Debug for Snapshot {
@@ -103,7 +106,13 @@ impl Snapshot {
             index: transaction.open_table(INDEX)?,
             entries: transaction.open_table(ENTRIES)?,
             handovers: transaction.open_table(HANDOVERS)?,
+            signatures: Arc::default(),
         })
+    }
+
+    /// The same state, with what earlier ones know of signatures.
+    pub(super) fn knowing(self, signatures: &Arc<Signatures>) -> Self {
+        Self { signatures: signatures.clone(), ..self }
     }
 
     /// The newest final header of this state.
@@ -394,6 +403,10 @@ fn missing_record(position: u64) -> StoreError {
 impl StateRead for Snapshot {
     fn get(&self, key: &StateKey) -> Result<Option<Vec<u8>>, StateError> {
         self.value(key).map_err(StateError::new)
+    }
+
+    fn is_signed(&self, command: &SignedCommand) -> bool {
+        self.signatures.holds(command)
     }
 }
 
