@@ -143,7 +143,8 @@ impl<'a> Work<'a> {
     /// The command at hand is accepted.
     pub(crate) fn keep(&mut self) -> Receipt {
         let first = self.outcome.records.len();
-        self.outcome.writes.append(&mut self.pending);
+        // Not `append`: that goes through the whole map for each command.
+        self.outcome.writes.extend(std::mem::take(&mut self.pending));
         self.outcome.records.append(&mut self.pending_records);
         self.outcome.events.append(&mut self.pending_events);
         Receipt { records: std::mem::take(&mut self.pending_hashes), first }

@@ -14,6 +14,10 @@ use croft_replica::{Replica, ReplicaConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// Executing blocks makes and frees many small maps and values on several threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Keeps a grid's ledger and answers nodes and bots.
 #[derive(Debug, Parser)]
 #[command(version, about, args_conflicts_with_subcommands = false)]

@@ -113,6 +113,11 @@ impl Miss {
     }
 }
 
+/// Whether a replica only does not have what another may have.
+fn is_absence(error: &VerifiedError) -> bool {
+    matches!(error, VerifiedError::Client(ClientError::Failed { failure: Failure::NotFound { .. }, .. }))
+}
+
 /// What is trusted of a grid.
 #[derive(Debug, Clone)]
 pub struct Trusted {
@@ -325,12 +330,25 @@ impl Verified {
     where
         Run: Future<Output = Result<T, Miss>>,
     {
+        self.race_from(0, height, run).await
+    }
+
+    /// As [`Self::race`], with the replicas that are well in turn: so that several questions go to several of them.
+    async fn race_from<T, Run>(
+        &self,
+        turn: usize,
+        height: u64,
+        run: impl Fn(Arc<Member>) -> Run,
+    ) -> Result<T, VerifiedError>
+    where
+        Run: Future<Output = Result<T, Miss>>,
+    {
         self.tend();
         self.check_halted()?;
         let deadline = Instant::now() + PATIENCE;
         let mut liars = true;
         loop {
-            let behind = match self.round(&run).await {
+            let behind = match self.round(turn, &run).await {
                 Ok(value) => {
                     self.second_opinion().await?;
                     return Ok(value);
@@ -355,11 +373,11 @@ impl Verified {
     }
 
     /// Each replica once.
-    async fn round<T, Run>(&self, run: impl Fn(Arc<Member>) -> Run) -> Result<T, Miss>
+    async fn round<T, Run>(&self, turn: usize, run: impl Fn(Arc<Member>) -> Run) -> Result<T, Miss>
     where
         Run: Future<Output = Result<T, Miss>>,
     {
-        let mut order = self.inner.members.order().into_iter();
+        let mut order = self.inner.members.order_from(turn).into_iter();
         let mut running = FuturesUnordered::new();
         let (mut behind, mut elsewhere, mut problems) = (None, None, Vec::new());
         loop {
@@ -379,7 +397,9 @@ impl Verified {
                     Err(Miss::Final(error)) => return Err(Miss::Final(error)),
                     Err(Miss::Behind(error)) => behind = Some(error),
                     Err(Miss::Elsewhere(error)) => {
-                        member.failed(&crate::client::chain(&error));
+                        if !is_absence(&error) {
+                            member.failed(&crate::client::chain(&error));
+                        }
                         match error {
                             VerifiedError::Client(ClientError::Unavailable { problems: some }) => {
                                 problems.extend(some);

@@ -28,6 +28,8 @@ pub struct Outcome {
 pub struct Held {
     /// The header at the plan's height.
     pub header: croft_protocol::Hash,
+    /// Its time, milliseconds since 1970, UTC.
+    pub time_ms: u64,
     /// The next sequence number of each author.
     pub next_sequence: Vec<u64>,
     /// What the payee has, in grains.

@@ -1,5 +1,5 @@
-//! Four replicas in network namespaces of their own, under load, while one after the other is killed, stopped, cut off
-//! and left without disk. Needs root for the namespaces; says so where it is not.
+//! Four replicas in network namespaces of their own, under load, while one after the other is killed, stopped, cut off,
+//! left without disk and given a wrong clock. Needs root for the namespaces; says so where it is not.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,10 @@ const COMMANDS: u64 = 100;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Of the replica whose disk fills up: what it keeps in reserve, and some megabytes of ledger.
 const SMALL_DISK: &str = "size=112m";
+/// Gives one process another time of day.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+/// How far the grid's time may be from this machine's.
+const CLOCK_ERROR_MS: u64 = 600_000;
 
 fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -151,7 +155,18 @@ struct Ledger<'a> {
 
 impl Ledger<'_> {
     fn start(&mut self, n: usize) {
+        self.start_at(n, None);
+    }
+
+    /// Starts a replica whose clock is off.
+    fn start_at(&mut self, n: usize, clock: Option<&str>) {
         let mut command = self.network.command(n, &binary("replica").unwrap());
+        if let Some(clock) = clock {
+            assert!(Path::new(FAKETIME).exists(), "{FAKETIME} is missing: run scripts/setup");
+            command.env("LD_PRELOAD", FAKETIME).env("FAKETIME", clock);
+            // Only what time of day it is; a second lasts as long as for everybody.
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         command.arg("--config").arg(&self.grid.replicas[n].config).env("CROFT_LOG", "warn");
         let process = Process::start(command);
         process.wait_for("serves on");
@@ -172,13 +187,17 @@ fn make_grid(dir: &Path) -> NewGrid {
     let mut allocations: Vec<_> = (0..AUTHORS).map(|n| allocation(format!("author{n}"), author(n))).collect();
     allocations.push(allocation("payee".to_owned(), payee()));
     let listen = (0..REPLICAS).map(|n| format!("{}:4600", ip(n)).parse().unwrap()).collect();
+    init_grid(dir, GridPlan { name: Name::new("storm").unwrap(), time_ms: now_ms(), allocations, listen })
+        .unwrap()
+}
+
+fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let time_ms = u64::try_from(now.as_millis()).unwrap();
-    init_grid(dir, GridPlan { name: Name::new("storm").unwrap(), time_ms, allocations, listen }).unwrap()
+    u64::try_from(now.as_millis()).unwrap()
 }
 
 #[test]
-fn nothing_acknowledged_is_lost_while_replicas_are_killed_stopped_cut_off_and_out_of_disk() {
+fn nothing_acknowledged_is_lost_while_replicas_are_killed_stopped_cut_off_out_of_disk_and_out_of_time() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: network namespaces need root");
         return;
@@ -232,11 +251,20 @@ fn nothing_acknowledged_is_lost_while_replicas_are_killed_stopped_cut_off_and_ou
     acknowledged(75);
     std::fs::remove_file(&filler).unwrap();
     acknowledged(80);
-    eprintln!("replicas 1 and 2: killed at once, and two of four decide nothing; then they are back");
+    eprintln!(
+        "replicas 1 and 2: killed at once, and two of four decide nothing; then they are back, 1 three days ahead"
+    );
     ledger.running[0] = None;
     ledger.running[1] = None;
-    ledger.start(0);
+    ledger.start_at(0, Some("+3d"));
     ledger.start(1);
+    acknowledged(85);
+    eprintln!("replica 1: its clock was three days ahead, now it is three days behind");
+    ledger.running[0] = None;
+    ledger.start_at(0, Some("-3d"));
+    acknowledged(90);
+    ledger.running[0] = None;
+    ledger.start(0);
     acknowledged(100);
     let outcome: Outcome = serde_json::from_str(&load.wait_for("found_later")).unwrap();
     eprintln!("{} commands were final though nobody could say so", outcome.found_later);
@@ -246,6 +274,7 @@ fn nothing_acknowledged_is_lost_while_replicas_are_killed_stopped_cut_off_and_ou
     let all = u64::from(AUTHORS) * COMMANDS;
     for replica in &held {
         assert_eq!(replica.header, held[0].header, "one history");
+        assert!(replica.time_ms.abs_diff(now_ms()) < CLOCK_ERROR_MS, "no wrong clock moved the grid's");
         assert_eq!(replica.next_sequence, vec![COMMANDS; usize::from(AUTHORS)], "each command once");
         assert_eq!(replica.paid, COMMANDS + all, "and what it did is there");
     }

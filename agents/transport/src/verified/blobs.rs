@@ -17,12 +17,12 @@ const COPIES: usize = 2;
 const EACH: Duration = Duration::from_secs(5);
 
 impl Verified {
-    /// A blob from whichever replica has it, with its hash checked.
+    /// A blob from whichever replica has it, with its hash checked. Several at once come from several replicas.
     ///
     /// # Errors
     /// [`VerifiedError::Client`] when no replica has it, or none with the bytes of its name.
     pub async fn get_blob(&self, hash: Hash) -> Result<Vec<u8>, VerifiedError> {
-        self.race(0, |member: Arc<Member>| async move {
+        self.race_from(usize::from(hash.0[0]), 0, |member: Arc<Member>| async move {
             member.client().get_blob(hash).await.map_err(Miss::of_client)
         })
         .await

@@ -145,6 +145,17 @@ impl Members {
         order
     }
 
+    /// As [`Self::order`], with those that are connected and well in turn.
+    pub(super) fn order_from(&self, turn: usize) -> Vec<Arc<Member>> {
+        let mut order = self.order();
+        let active = self.active.borrow().clone();
+        let well = order.iter().take_while(|m| m.failures() == 0 && active.contains(&m.index)).count();
+        if well > 0 {
+            order[..well].rotate_left(turn % well);
+        }
+        order
+    }
+
     /// Those that are kept connected.
     pub(super) fn active(&self) -> Vec<Arc<Member>> {
         let active = self.active.borrow();

@@ -440,3 +440,28 @@ async fn a_blob_comes_from_whichever_replica_has_its_bytes() {
     let error = within(verified.get_blob(hash)).await.unwrap_err().to_string();
     assert!(error.contains("there is no blob here") || error.contains("does not have the bytes"), "{error}");
 }
+
+#[tokio::test]
+async fn blobs_come_from_several_replicas_and_one_that_lacks_some_is_not_blamed() {
+    let ledger = grid();
+    let chunks: Vec<Vec<u8>> = (0..16_u8).map(|n| vec![n; 100]).collect();
+    let holder = |seed, held: Vec<Vec<u8>>| {
+        Fake::start(seed, &ledger, move |request, _| match request {
+            Request::GetBlob { hash } => match held.iter().find(|chunk| Hash::of_bytes(chunk) == *hash) {
+                Some(chunk) => Act::Say(Response::Blob(chunk.clone())),
+                None => Act::Honest,
+            },
+            _ => Act::Honest,
+        })
+    };
+    let (first, second, empty) =
+        (holder(1, chunks.clone()), holder(2, chunks.clone()), holder(3, Vec::new()));
+    let verified = client_of_first(&ledger, &[&first, &second, &empty]);
+    for chunk in &chunks {
+        assert_eq!(within(verified.get_blob(Hash::of_bytes(chunk))).await.unwrap(), *chunk);
+    }
+    let asked = |fake: &Fake| fake.asked(|request| matches!(request, Request::GetBlob { .. }));
+    assert!(asked(&first) > 0 && asked(&second) > 0, "{} and {}", asked(&first), asked(&second));
+    let views = within(verified.unproved().replicas()).await;
+    assert!(views.iter().all(|view| view.problem.is_none()), "{views:?}");
+}

@@ -51,7 +51,7 @@ async fn check(plan: &Plan) -> Result<()> {
             ensure!(tokio::time::Instant::now() < deadline, "a replica does not come to height {highest}");
             tokio::time::sleep(PAUSE).await;
         }
-        let header = client.header(highest).await?.value.header.hash();
+        let header = client.header(highest).await?.value.header;
         let mut keys: Vec<StateKey> =
             (0..plan.authors).map(|index| StateKey::Account(author(index).public())).collect();
         keys.push(StateKey::Account(payee().public()));
@@ -65,7 +65,8 @@ async fn check(plan: &Plan) -> Result<()> {
         }
         let payee = accounts.pop().context("the payee was asked for")?;
         let next_sequence = accounts.iter().map(|account| account.next_sequence).collect();
-        held.push(Held { header, next_sequence, paid: payee.balance.0 });
+        let (time_ms, header) = (header.time_ms, header.hash());
+        held.push(Held { header, time_ms, next_sequence, paid: payee.balance.0 });
     }
     println!("{}", serde_json::to_string(&held)?);
     Ok(())

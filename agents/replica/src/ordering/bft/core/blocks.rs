@@ -222,6 +222,10 @@ impl Core {
         if self.keep(block) { Ok(()) } else { Err("it can't be stored yet".to_owned()) }
     }
 
+    #[cfg_attr(
+        not(any(test, feature = "sim")),
+        allow(clippy::unused_self, reason = "only the simulation puts a fault in here")
+    )]
     fn check_certified(&self, tip: &Snapshot, signed: &SignedHeader) -> Result<(), String> {
         check_next(tip, signed)?;
         #[cfg(any(test, feature = "sim"))]
