@@ -18,6 +18,8 @@ mod copy;
 mod disk;
 #[cfg(test)]
 pub(crate) mod faults;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod past;
 mod search;
