@@ -74,7 +74,7 @@ const IMAGE_ENTRY: &str = r#"{
   "name": "nginx",
   "manifest": "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
   "source": "ff112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
-  "layout": "/tmp/nginx",
+  "layout": "images/nginx",
   "tag": "latest",
   "size_bytes": 8192
 }"#;
