@@ -15,7 +15,7 @@ mod ps;
 mod serve;
 mod show;
 mod stop;
-mod validators;
+pub(crate) mod validators;
 mod wallet;
 
 use croft_protocol::boot::GridPin;

@@ -13,6 +13,8 @@ pub(crate) mod files;
 pub mod flags;
 #[cfg(test)]
 mod flow_tests;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod grid;
 pub mod home;
 pub mod image;

@@ -146,6 +146,21 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_whose_environment_stands_in_another_order_is_no_manifest() {
+        let mut m = manifest();
+        m.config.env = BTreeMap::from([("A", "1"), ("B", "2")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+        let bytes = crate::encode(&m);
+        assert_eq!(ImageManifest::check(&bytes, m.hash()), Ok(m));
+        let at = bytes.windows(5).position(|part| part == b"\x01\0\0\0A").unwrap();
+        for names in [[b'B', b'A'], [b'A', b'A']] {
+            let mut other = bytes.clone();
+            (other[at + 4], other[at + 14]) = (names[0], names[1]);
+            let error = ImageManifest::check(&other, Hash::of_bytes(&other)).unwrap_err().to_string();
+            assert!(error.starts_with("image manifest is malformed"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_manifest_that_contradicts_itself_is_refused() {
         let mut missing_chunk = manifest();
         missing_chunk.chunks.clear();

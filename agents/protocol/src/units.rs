@@ -67,11 +67,13 @@ pub fn parse_cpu_millis(text: &str) -> Result<u32, InvalidAmount> {
         what: "a number of CPUs",
         example: "1, 0.5 or 250m",
     };
+    // `parse` alone would take a sign.
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let millis = if let Some(millis) = text.strip_suffix('m') {
-        millis.parse::<u32>().map_err(|_| error())?
+        millis.parse::<u32>().ok().filter(|_| digits(millis)).ok_or_else(error)?
     } else {
-        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-        if whole.is_empty() || fraction.len() > 3 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+        if !digits(whole) || fraction.len() > 3 || !digits(fraction) {
             return Err(error());
         }
         let whole: u32 = whole.parse().map_err(|_| error())?;
@@ -125,6 +127,10 @@ mod tests {
         assert!(parse_cpu_millis("0").is_err());
         assert!(parse_cpu_millis("0.0001").is_err());
         assert!(parse_cpu_millis("2000").is_err());
+        for bad in ["+1", "+250m", "-1", "1.", ".5", "1.+5", "m", ""] {
+            let error = parse_cpu_millis(bad).unwrap_err().to_string();
+            assert_eq!(error, format!("'{bad}' is not a number of CPUs: write 1, 0.5 or 250m"));
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ mod disk;
 #[cfg(any(test, feature = "sim"))]
 #[cfg_attr(not(test), allow(dead_code, reason = "the simulator has disks of its own, on the same steps"))]
 pub(crate) mod faults;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod past;
 mod search;

@@ -13,6 +13,8 @@
 mod client;
 mod endpoint;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod relay;
 mod tls;
 pub mod verified;

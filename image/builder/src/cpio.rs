@@ -307,7 +307,10 @@ pub fn parse(bytes: &[u8]) -> Result<(Archive, usize), ParseError> {
             TYPE_CHARACTER_DEVICE => Kind::CharacterDevice { major, minor },
             type_bits => return Err(ParseError::UnsupportedType { path: format!("/{name}"), type_bits }),
         };
-        archive.entries.insert(name.trim_start_matches('/').to_owned(), Entry { kind, mode: mode & 0o7777 });
+        // What could not be inserted is not read either: it would mean something else where it is written again.
+        let path = format!("/{}", name.trim_start_matches('/'));
+        let name = checked_name(&path).map_err(|_| ParseError::BadName { at })?;
+        archive.entries.insert(name.to_owned(), Entry { kind, mode: mode & 0o7777 });
         at = (data_start + size).next_multiple_of(4);
     }
 }
@@ -425,6 +428,17 @@ mod tests {
         archive.insert("/usr", Entry::directory(0o700)).unwrap();
         assert_eq!(archive.get("/usr").unwrap().mode, 0o700);
         assert!(archive.insert("/usr", Entry::file(*b"", 0o644)).is_err());
+    }
+
+    #[test]
+    fn a_path_that_could_not_be_written_is_not_read() {
+        for bad in ["..", "a/../b", "/TRAILER!!!", "a//b", "."] {
+            let mut bytes = Vec::new();
+            write_entry(&mut bytes, 1, bad, &Entry::file(*b"x", 0o644));
+            write_trailer(&mut bytes);
+            let error = parse(&bytes).unwrap_err();
+            assert!(matches!(error, ParseError::BadName { at: 0 }), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -316,14 +316,15 @@ impl StopSignal {
     /// Reads OCI's `StopSignal`: a number, a name with or without `SIG`, or `SIGRTMIN+n`.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let bad = || ConfigError::StopSignal { text: text.to_owned() };
-        if let Ok(number) = text.parse::<u8>() {
+        // `parse` alone would take a sign.
+        let number = |text: &str| text.parse::<u8>().ok().filter(|_| !text.starts_with('+'));
+        if let Some(number) = number(text) {
             return if (1..=64).contains(&number) { Ok(Self(number)) } else { Err(bad()) };
         }
         let name = text.strip_prefix("SIG").unwrap_or(text);
         let real_time = |offset: &str, base: i16, sign: i16| {
-            let offset: u8 = offset.parse().ok()?;
-            let number = base + sign * i16::from(offset);
-            (34..=64).contains(&number).then_some(Self(number as u8))
+            let signal = base + sign * i16::from(number(offset)?);
+            (34..=64).contains(&signal).then_some(Self(signal as u8))
         };
         if let Some(offset) = name.strip_prefix("RTMIN+") {
             return real_time(offset, 34, 1).ok_or_else(bad);

@@ -392,6 +392,16 @@ impl FrameReader {
     }
 }
 
+/// For [`crate::fuzzing`]: the frames that a guest's bytes hold, and what is left of them.
+pub(crate) fn frames_of(bytes: &[u8]) -> Result<(Vec<GuestEnvelope>, usize), FrameError> {
+    let mut reader = FrameReader { buffer: bytes.to_vec() };
+    let mut frames = Vec::new();
+    while let Some(frame) = reader.cut()? {
+        frames.push(frame);
+    }
+    Ok((frames, reader.buffer.len()))
+}
+
 /// A token bucket that answers how long to wait.
 #[derive(Debug)]
 struct Budget {

@@ -16,6 +16,8 @@
 
 mod cgroup;
 mod clock;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guest;
 pub mod jail;
 pub mod logs;

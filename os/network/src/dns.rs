@@ -328,6 +328,23 @@ fn read_answer(bytes: &[u8], name: &Name, family: Family, id: u16) -> Result<Ans
     ))
 }
 
+/// For [`crate::fuzzing`].
+pub(crate) fn answer_of(bytes: &[u8], name: &str, v6: bool, id: u16) -> Result<Vec<IpAddr>, String> {
+    let name = Name::parse(name).map_err(|error| error.to_string())?;
+    let family = if v6 { Family::V6 } else { Family::V4 };
+    match read_answer(bytes, &name, family, id) {
+        Ok(Answer::Addresses(addresses)) => Ok(addresses),
+        Ok(Answer::NotFound | Answer::Truncated | Answer::Refused(_)) => Ok(Vec::new()),
+        Err(NotOurs) => Err("it is no answer to this question".to_owned()),
+    }
+}
+
+/// For [`crate::fuzzing`].
+pub(crate) fn question_of(name: &str, v6: bool, id: u16) -> Result<Vec<u8>, String> {
+    let family = if v6 { Family::V6 } else { Family::V4 };
+    Name::parse(name).map(|name| name.query(family, id)).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 #[path = "dns_tests.rs"]
 mod tests;

@@ -12,6 +12,8 @@ pub mod config;
 mod dhcp;
 pub mod dns;
 pub mod firewall;
+#[doc(hidden)]
+pub mod fuzzing;
 mod link;
 pub mod mac;
 mod netns;

@@ -92,24 +92,30 @@ impl ChangeFile {
     }
 }
 
+/// The chain and the change in a file's text; the signatures are not checked yet.
+pub(crate) fn parse(text: &str) -> Result<(ChainId, SignedValidatorChange), String> {
+    let file: ChangeFile = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let mut signed = SignedValidatorChange { change: file.change, signatures: Vec::new() };
+    for FileSignature { validator, signature } in file.signatures {
+        let mut bytes = [0; 64];
+        hex::decode_to_slice(&signature, &mut bytes)
+            .map_err(|_| format!("the signature of {validator} is not 128 hex digits"))?;
+        signed.add((validator, Signature(bytes)));
+    }
+    Ok((file.chain, signed))
+}
+
 /// Reads a change and checks its form, its grid and each signature in it.
 fn load(grid: &Grid, path: &Path) -> Result<SignedValidatorChange, Failure> {
     let failed = |source| Failure::failed(ValidatorsError::Read { path: path.to_owned(), source });
     let bad = |reason: String| Failure::usage(ValidatorsError::BadFile { path: path.to_owned(), reason });
     let mut text = String::new();
     std::fs::File::open(path).map_err(failed)?.take(FILE_BYTES).read_to_string(&mut text).map_err(failed)?;
-    let file: ChangeFile = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    let (theirs, signed) = parse(&text).map_err(bad)?;
     let ours = grid.pin().chain;
-    if file.chain != ours {
-        let (path, grid, theirs) = (path.to_owned(), grid.name().clone(), file.chain);
+    if theirs != ours {
+        let (path, grid) = (path.to_owned(), grid.name().clone());
         return Err(Failure::usage(ValidatorsError::OtherChain { path, grid, theirs, ours }));
-    }
-    let mut signed = SignedValidatorChange { change: file.change, signatures: Vec::new() };
-    for FileSignature { validator, signature } in file.signatures {
-        let mut bytes = [0; 64];
-        hex::decode_to_slice(&signature, &mut bytes)
-            .map_err(|_| bad(format!("the signature of {validator} is not 128 hex digits")))?;
-        signed.add((validator, Signature(bytes)));
     }
     signed.verify_signatures(&ours).map_err(|source| invalid(grid, source))?;
     Ok(signed)

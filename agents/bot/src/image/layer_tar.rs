@@ -14,7 +14,8 @@ use tar::Header;
 
 /// A tar block.
 const BLOCK_BYTES: u64 = 512;
-/// An extended header or long name: holds a path, a link and some attributes. Beyond this it is an attack.
+/// All extended headers and long names of one entry: they hold a path, a link and some attributes. Beyond this it is an
+/// attack, since they are kept until the entry comes.
 const EXTENSION_BYTES: u64 = 1024 * 1024;
 /// `PATH_MAX` of Linux.
 const PATH_BYTES: usize = 4096;
@@ -68,7 +69,7 @@ pub(crate) enum TarError {
     CutOff { offset: u64 },
     #[error("the archive is damaged at byte {offset}: {reason}")]
     Damaged { offset: u64, reason: String },
-    #[error("'{path}' has an extension of {bytes} bytes; allowed are {EXTENSION_BYTES}")]
+    #[error("'{path}' has extensions of {bytes} bytes; allowed are {EXTENSION_BYTES}")]
     ExtensionTooLarge { path: String, bytes: u64 },
     #[error("the path '{path}…' has {bytes} bytes; Linux allows {PATH_BYTES}")]
     PathTooLong { path: String, bytes: usize },
@@ -106,6 +107,7 @@ impl<R: Read> LayerTar<R> {
     /// The next entry, `None` at the end. What was left of the previous one is skipped.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
+        let mut extended = 0;
         loop {
             self.skip_rest()?;
             if self.ended {
@@ -119,15 +121,15 @@ impl<R: Read> LayerTar<R> {
             let size = header.entry_size().map_err(|e| damaged(at, e.to_string()))?;
             match header.entry_type().as_byte() {
                 b'x' => {
-                    let text = self.extension(&header, size)?;
+                    let text = self.extension(&header, size, &mut extended)?;
                     parse_pax(&text, at, &mut extensions)?;
                 }
                 b'g' => {
                     // Global headers carry comments of `git archive` and the like.
-                    self.extension(&header, size)?;
+                    self.extension(&header, size, &mut extended)?;
                 }
-                b'L' => extensions.path = Some(until_nul(self.extension(&header, size)?)),
-                b'K' => extensions.link = Some(until_nul(self.extension(&header, size)?)),
+                b'L' => extensions.path = Some(until_nul(self.extension(&header, size, &mut extended)?)),
+                b'K' => extensions.link = Some(until_nul(self.extension(&header, size, &mut extended)?)),
                 _ => return self.entry(&header, size, extensions, at).map(Some),
             }
         }
@@ -238,10 +240,13 @@ impl<R: Read> LayerTar<R> {
         Ok(Some(header))
     }
 
-    fn extension(&mut self, header: &Header, size: u64) -> Result<Vec<u8>, TarError> {
-        if size > EXTENSION_BYTES {
+    /// The content of an extended header. `extended` counts those of the same entry.
+    fn extension(&mut self, header: &Header, size: u64, extended: &mut u64) -> Result<Vec<u8>, TarError> {
+        // A header without content counts too: an entry may not have any number of them.
+        *extended = extended.saturating_add(size.max(BLOCK_BYTES));
+        if *extended > EXTENSION_BYTES {
             let path = String::from_utf8_lossy(&header.path_bytes()).into_owned();
-            return Err(TarError::ExtensionTooLarge { path, bytes: size });
+            return Err(TarError::ExtensionTooLarge { path, bytes: *extended });
         }
         self.expect(size);
         let mut text = vec![0; size as usize];
@@ -438,7 +443,21 @@ mod tests {
     #[test]
     fn a_huge_extension_is_refused_before_it_is_read() {
         let error = first(&archive(&[(header("bomb", b'x', 1 << 33), b"")])).unwrap_err().to_string();
-        assert_eq!(error, "'bomb' has an extension of 8589934592 bytes; allowed are 1048576");
+        assert_eq!(error, "'bomb' has extensions of 8589934592 bytes; allowed are 1048576");
+    }
+
+    #[test]
+    fn any_number_of_extensions_of_one_entry_is_refused_before_they_fill_the_memory() {
+        let attribute = |n: usize| pax(&format!("SCHILY.xattr.user.{n}"), &"v".repeat(600 * 1024));
+        let parts: Vec<_> = (0..3).map(attribute).collect();
+        let parts: Vec<_> =
+            parts.iter().map(|text| (header("many", b'x', text.len() as u64), text.as_slice())).collect();
+        let error = first(&archive(&parts)).unwrap_err().to_string();
+        assert!(error.starts_with("'many' has extensions of 12"), "{error}");
+        assert!(error.ends_with("bytes; allowed are 1048576"), "{error}");
+        let empty: Vec<_> = (0..2_049).map(|_| (header("many", b'x', 0), &b""[..])).collect();
+        let error = first(&archive(&empty)).unwrap_err().to_string();
+        assert!(error.starts_with("'many' has extensions of 1049088 bytes"), "{error}");
     }
 
     #[test]

@@ -337,7 +337,7 @@ fn compression(layer: &Descriptor) -> Result<Compression, LayoutError> {
 }
 
 /// The OCI configuration in our terms. Sorted where OCI has sets, so that equal images stay equal.
-fn defaults(config: &ImageConfiguration) -> (ImageConfig, Vec<String>) {
+pub(crate) fn defaults(config: &ImageConfiguration) -> (ImageConfig, Vec<String>) {
     let Some(c) = config.config() else { return (ImageConfig::default(), Vec::new()) };
     let mut notes = Vec::new();
     let mut env = BTreeMap::new();

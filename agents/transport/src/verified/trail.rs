@@ -25,7 +25,7 @@ pub struct Trail {
 
 impl Trail {
     /// Goes on from what an earlier run kept, if it leads from the pinned validators anywhere.
-    pub(super) fn resume(chain: ChainId, pinned: Hash, kept: Option<&[u8]>) -> Self {
+    pub(crate) fn resume(chain: ChainId, pinned: Hash, kept: Option<&[u8]>) -> Self {
         let fresh =
             || Self { pinned, light: LightClient::new(chain, pinned), handovers: Vec::new(), refused: None };
         let Some(bytes) = kept else { return fresh() };
@@ -52,7 +52,7 @@ impl Trail {
         }
     }
 
-    pub(super) fn light(&self) -> &LightClient {
+    pub(crate) fn light(&self) -> &LightClient {
         &self.light
     }
 

@@ -184,7 +184,7 @@ fn stop_signals_are_read_as_oci_images_write_them() {
         error.to_string(),
         "stop signal \"SIGNOPE\" is unknown: use a name such as SIGTERM or a number from 1 to 64"
     );
-    for bad in ["0", "65", "", "SIGRTMIN+99", "SIGRTMAX-60"] {
+    for bad in ["0", "65", "", "SIGRTMIN+99", "SIGRTMAX-60", "+9", "SIGRTMIN++3", "RTMAX-+2"] {
         StopSignal::parse(bad).unwrap_err();
     }
 }

@@ -97,6 +97,10 @@ fn parse(answer: &[u8]) -> Parsed {
         Err(error) => return Parsed::Bad(error.to_string()),
     };
     let Some(status) = response.code else { return Parsed::Bad("it has no status".to_owned()) };
+    // RFC 9110, section 15.
+    if !(100..600).contains(&status) {
+        return Parsed::Bad(format!("its status is {status}"));
+    }
     let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
     let length = match length
         .map(|header| std::str::from_utf8(header.value).ok().and_then(|v| v.trim().parse().ok()))
@@ -109,6 +113,15 @@ fn parse(answer: &[u8]) -> Parsed {
     match answer.get(head..head + length) {
         Some(body) => Parsed::Complete(status, body.to_vec()),
         None => Parsed::Partial,
+    }
+}
+
+/// For [`crate::fuzzing`]: status and body of an answer that is whole.
+pub(crate) fn answer_of(bytes: &[u8]) -> Result<Option<(u16, Vec<u8>)>, String> {
+    match parse(bytes) {
+        Parsed::Partial => Ok(None),
+        Parsed::Complete(status, body) => Ok(Some((status, body))),
+        Parsed::Bad(reason) => Err(reason),
     }
 }
 
@@ -162,6 +175,8 @@ mod tests {
     async fn answers_that_end_early_or_are_not_http_are_errors() {
         let error = ask(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", None).await.0.unwrap_err();
         assert!(error.to_string().ends_with("it ends early"), "{error}");
+        let error = ask(b"HTTP/1.1 004 \r\n\r\n", None).await.0.unwrap_err();
+        assert!(error.to_string().ends_with("its status is 4"), "{error}");
         let error = ask(b"what?\r\n\r\n", None).await.0.unwrap_err();
         assert!(error.to_string().contains("is not HTTP"), "{error}");
         let error = ask(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", None).await.0.unwrap_err();

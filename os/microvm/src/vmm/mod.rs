@@ -4,7 +4,7 @@
 //! Two drivers: [`CloudHypervisor`] over its REST socket, and [`Alioth`], whose command line is all it has.
 
 mod alioth;
-mod api;
+pub(crate) mod api;
 mod cloud_hypervisor;
 
 use std::fmt::Debug;

@@ -42,6 +42,14 @@ pub enum LogError {
     Io { path: String, source: Box<redb::Error> },
 }
 
+/// What took too long. A byte that is none of these is damage, not the last of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum TimeoutOf {
+    Propose,
+    Prevote,
+    Precommit,
+}
+
 /// Something that must survive a crash, in the order in which it happened.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Entry {
@@ -49,7 +57,7 @@ pub enum Entry {
     Proposal(Signed<Proposal>),
     Polka(PolkaCertificate),
     Timeout {
-        kind: u8,
+        kind: TimeoutOf,
         round: Round,
     },
     Value {
@@ -78,9 +86,9 @@ impl Entry {
             Input::PolkaCertificate(certificate) => Some(Self::Polka(certificate)),
             Input::TimeoutElapsed(timeout) => {
                 let kind = match timeout.kind {
-                    TimeoutKind::Propose => 0,
-                    TimeoutKind::Prevote => 1,
-                    TimeoutKind::Precommit => 2,
+                    TimeoutKind::Propose => TimeoutOf::Propose,
+                    TimeoutKind::Prevote => TimeoutOf::Prevote,
+                    TimeoutKind::Precommit => TimeoutOf::Precommit,
                     TimeoutKind::Rebroadcast | TimeoutKind::FinalizeHeight(_) => return None,
                 };
                 Some(Self::Timeout { kind, round: timeout.round })
@@ -107,9 +115,9 @@ impl Entry {
             Self::Polka(certificate) => Input::PolkaCertificate(certificate),
             Self::Timeout { kind, round } => {
                 let kind = match kind {
-                    0 => TimeoutKind::Propose,
-                    1 => TimeoutKind::Prevote,
-                    _ => TimeoutKind::Precommit,
+                    TimeoutOf::Propose => TimeoutKind::Propose,
+                    TimeoutOf::Prevote => TimeoutKind::Prevote,
+                    TimeoutOf::Precommit => TimeoutKind::Precommit,
                 };
                 Input::TimeoutElapsed(Timeout { kind, round })
             }
@@ -369,6 +377,19 @@ mod tests {
         assert!(matches!(log.flush(1), Err(LogError::Io { .. })));
         let error = Log::open(&MemoryDisk::new(), CHAIN_ID).unwrap_err().to_string();
         assert_eq!(error, "/test/ledger.redb is damaged: it lacks its chain");
+    }
+
+    #[test]
+    fn a_timeout_of_no_known_kind_is_damage() {
+        let entry = Entry::Timeout { kind: TimeoutOf::Precommit, round: Round::Some(1) };
+        let mut bytes = croft_protocol::encode(&entry);
+        assert_eq!(bytes[1], 2, "as earlier releases wrote it");
+        bytes[1] = 3;
+        let mut log = Log::create(&MemoryDisk::new(), CHAIN_ID, 0).unwrap();
+        log.pending.push(bytes);
+        log.flush(5).unwrap();
+        let error = log.entries(5).unwrap_err().to_string();
+        assert!(error.starts_with("/test/ledger.redb is damaged: entry 0 of height 5"), "{error}");
     }
 
     #[test]

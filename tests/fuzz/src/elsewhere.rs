@@ -1,0 +1,45 @@
+//! Decoders that have no target of their own, and why that is enough.
+
+/// Files with something that reads bytes or text, and why no target runs it.
+pub const ELSEWHERE: &[(&str, &str)] = &[
+    (
+        "agents/bot/src/flags.rs",
+        "the command line of whoever runs croft; amounts and names in it are targets",
+    ),
+    ("agents/bot/src/image/testing.rs", "makes images for tests"),
+    ("agents/bot/src/image/verity.rs", "writes the hash tree; the node reads it through the kernel"),
+    ("agents/bot/src/plan.rs", "takes what flags parsed"),
+    ("agents/ledger/src/invariants.rs", "reads what this ledger wrote; values are the target state-value"),
+    ("agents/ledger/src/state_map.rs", "reads nodes of the map that jmt wrote on this very disk"),
+    ("agents/ledger/src/work.rs", "reads what this ledger wrote; values are the target state-value"),
+    ("agents/node/src/register.rs", "records are the target record; proved before they are decoded"),
+    ("agents/replica/src/blobs.rs", "names of blobs are hashes and keys: the target names-and-ids"),
+    ("agents/replica/src/ordering/bft/core.rs", "takes decoded messages; simulated with liars"),
+    ("agents/replica/src/store/past.rs", "reads a number that this store wrote"),
+    (
+        "agents/replica/src/store/search.rs",
+        "its own tests run cursors of any bytes on a store with things in it",
+    ),
+    ("agents/replica/src/store/tables.rs", "makes and reads keys of fixed length"),
+    ("agents/replica/src/store/verify.rs", "reads the target state-value"),
+    ("agents/transport/src/client/link.rs", "reads the kernel's randomness"),
+    ("agents/transport/src/verified/submit.rs", "decodes the target state-value after its proof"),
+    ("image/builder/src/build.rs", "reads what cargo prints on the builder's machine"),
+    ("image/builder/src/image.rs", "reads the sizes that it wrote itself"),
+    ("image/builder/src/vmm.rs", "the builder's own command line"),
+    ("os/guest/src/checks.rs", "reads a status line of the workload inside the workload's own microVM"),
+    ("os/guest/src/exec.rs", "the guest's own command line"),
+    ("os/guest/src/host.rs", "frames are the target host-frame"),
+    ("os/guest/src/outbox.rs", "reads back what it queued"),
+    ("os/init/src/clock.rs", "reads a number of the kernel"),
+    ("os/init/src/power_button.rs", "reads fixed records of the kernel"),
+    ("os/microvm/src/jail/mod.rs", "reads what the node itself wrote for its jail"),
+    (
+        "os/network/src/dhcp/socket.rs",
+        "packets are filtered by the kernel; their content is the target dhcp-answer",
+    ),
+    ("os/network/src/firewall/apply.rs", "reads acknowledgements of the kernel"),
+    ("os/network/src/firewall/encode.rs", "reads acknowledgements of the kernel"),
+    ("os/network/src/rtnl.rs", "reads the kernel's netlink"),
+    ("os/storage/src/examine.rs", "reads the ends of a disk for the target disk-signatures"),
+];

@@ -1,0 +1,12 @@
+//! The targets, by who reads the bytes.
+
+pub mod bot;
+pub mod guest;
+pub mod image;
+pub mod light;
+pub mod machine;
+pub mod network;
+pub mod protocol;
+pub mod replica;
+pub mod texts;
+pub mod transport;

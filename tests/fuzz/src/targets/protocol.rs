@@ -1,0 +1,600 @@
+//! What is signed, hashed or sent over the grid's network: borsh.
+
+use croft_ledger::memory::name;
+use croft_market::{FarmerPolicy, OfferedNode, check_proposal};
+use croft_protocol::api::{
+    Concern, ContractQuery, Cursor, Event, Failure, FarmQuery, IncomingRelay, NodeQuery, Page, ProvedPage,
+    ProvedRecord, ProvedThing, Query, Request, Response,
+};
+use croft_protocol::command::SignedJoin;
+use croft_protocol::image::ImageManifest;
+use croft_protocol::peer::{
+    Explanation, FarmRequest, FarmResponse, LogLine, NodeRequest, NodeResponse, Step, VmExplanation,
+};
+use croft_protocol::record::WorkloadState;
+use croft_protocol::seal::{SealingKey, seal};
+use croft_protocol::state::NodeContracts;
+use croft_protocol::workload::Workload;
+use croft_protocol::{
+    Body, ChainId, Command, ContractBody, Escrow, Hash, NodeCapacity, PriceList, Record, RecordId, Rejection,
+    SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange, StateKey, limits,
+};
+
+use crate::check::{bounded, bounded_message, canonical};
+use crate::scene::{encoded, is_known, manifest, scene, signed, workload};
+use crate::{Seed, Target};
+
+const COMMAND: &str = "agents/protocol/src/command.rs";
+const RECORD: &str = "agents/protocol/src/record.rs";
+const HEADER: &str = "agents/protocol/src/header.rs";
+const API: &str = "agents/protocol/src/api.rs";
+const QUERY: &str = "agents/protocol/src/query.rs";
+const LIB: &str = "agents/protocol/src/lib.rs";
+
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "signed-command",
+        decodes: "a command in its envelope",
+        sent_by: "anybody",
+        files: &[COMMAND, LIB],
+        seeds: commands,
+        rounds: 1_500,
+        run: signed_command,
+    },
+    Target {
+        name: "record",
+        decodes: "a record of the log",
+        sent_by: "a replica",
+        files: &[
+            RECORD,
+            "agents/protocol/src/contract.rs",
+            "agents/protocol/src/name.rs",
+            "agents/bot/src/commands/ledger.rs",
+            "agents/bot/src/commands/wallet.rs",
+        ],
+        seeds: records,
+        rounds: 2_000,
+        run: record,
+    },
+    Target {
+        name: "signed-header",
+        decodes: "a header with its certificate and validators",
+        sent_by: "a replica",
+        files: &[HEADER],
+        seeds: headers,
+        rounds: 1_500,
+        run: signed_header,
+    },
+    Target {
+        name: "validator-change",
+        decodes: "a change of the validators with signatures",
+        sent_by: "anybody",
+        files: &["agents/protocol/src/validators.rs"],
+        seeds: || vec![encoded("signed", &scene().change), encoded("unsigned", &unsigned_change())],
+        rounds: 1_500,
+        run: validator_change,
+    },
+    Target {
+        name: "terms",
+        decodes: "terms, and terms with both signatures",
+        sent_by: "a user's bot, a farmer's bot",
+        files: &["agents/protocol/src/contract.rs", "agents/market/src/proposal.rs"],
+        seeds: || vec![encoded("web", &signed_terms())],
+        rounds: 1_500,
+        run: terms,
+    },
+    Target {
+        name: "contract-body",
+        decodes: "a contract as a node kept it",
+        sent_by: "a disk",
+        files: &["agents/node/src/contracts.rs", "agents/protocol/src/contract.rs"],
+        seeds: || vec![encoded("web", &contract_body())],
+        rounds: 1_500,
+        run: kept_contract,
+    },
+    Target {
+        name: "join",
+        decodes: "a farm's permission to join",
+        sent_by: "anybody",
+        files: &[COMMAND],
+        seeds: || vec![encoded("join", &scene().scenario.join())],
+        rounds: 1_000,
+        run: |bytes| drop(canonical::<SignedJoin>("join permission", 1024, bytes)),
+    },
+    Target {
+        name: "request",
+        decodes: "a request to a replica",
+        sent_by: "anybody",
+        files: &[API, QUERY, "agents/replica/src/server.rs"],
+        seeds: requests,
+        rounds: 3_000,
+        run: request,
+    },
+    Target {
+        name: "response",
+        decodes: "a replica's answer",
+        sent_by: "a replica",
+        files: &[API, "agents/bot/src/grid.rs"],
+        seeds: responses,
+        rounds: 3_000,
+        run: response,
+    },
+    Target {
+        name: "event",
+        decodes: "what a follower hears",
+        sent_by: "a replica",
+        files: &[API],
+        seeds: events,
+        rounds: 2_000,
+        run: |bytes| drop(canonical::<Event>("event", limits::RESPONSE_BYTES, bytes)),
+    },
+    Target {
+        name: "relay-hello",
+        decodes: "who calls over a relay",
+        sent_by: "a replica",
+        files: &[API],
+        seeds: || vec![encoded("from", &IncomingRelay { from: scene().scenario.user.public() })],
+        rounds: 500,
+        run: |bytes| _ = canonical::<IncomingRelay>("relay hello", 64, bytes),
+    },
+    Target {
+        name: "cursor",
+        decodes: "where a search goes on",
+        sent_by: "anybody",
+        files: &[QUERY],
+        seeds: || Cursor::new(vec![7; 90]).iter().map(|cursor| encoded("cursor", cursor)).collect(),
+        rounds: 1_000,
+        run: cursor,
+    },
+    Target {
+        name: "state-key",
+        decodes: "a key of the state map",
+        sent_by: "anybody",
+        files: &["agents/protocol/src/state.rs"],
+        seeds: state_keys,
+        rounds: 1_500,
+        run: |bytes| drop(canonical::<StateKey>("state key", 1024, bytes)),
+    },
+    Target {
+        name: "state-value",
+        decodes: "what stands under a key of the state map",
+        sent_by: "a replica",
+        files: &[
+            "agents/protocol/src/state.rs",
+            "agents/protocol/src/capacity.rs",
+            "agents/ledger/src/state.rs",
+        ],
+        seeds: state_values,
+        rounds: 1_500,
+        run: state_value,
+    },
+    Target {
+        name: "node-peer",
+        decodes: "what a node and its users say to each other",
+        sent_by: "anybody, through a relay",
+        files: &["agents/protocol/src/peer.rs", "agents/node/src/peers.rs"],
+        seeds: node_messages,
+        rounds: 2_000,
+        run: node_peer,
+    },
+    Target {
+        name: "farm-peer",
+        decodes: "what a user's and a farmer's bot say to each other",
+        sent_by: "anybody, through a relay",
+        files: &["agents/protocol/src/peer.rs", "agents/bot/src/peers.rs"],
+        seeds: farm_messages,
+        rounds: 1_500,
+        run: farm_peer,
+    },
+    Target {
+        name: "workload",
+        decodes: "an opened workload",
+        sent_by: "a user's bot",
+        files: &["agents/protocol/src/workload.rs", "agents/node/src/spec.rs"],
+        seeds: || vec![encoded("web", &workload())],
+        rounds: 2_500,
+        run: opened_workload,
+    },
+    Target {
+        name: "sealed-workload",
+        decodes: "a workload sealed to a node",
+        sent_by: "a user's bot",
+        files: &["agents/protocol/src/seal.rs"],
+        seeds: || {
+            vec![("plain".to_owned(), b"plain".to_vec()), encoded("envelope", &([9_u8; 32], vec![1_u8; 40]))]
+        },
+        rounds: 60,
+        run: sealed,
+    },
+    Target {
+        name: "image-manifest",
+        decodes: "the manifest of a workload image",
+        sent_by: "a replica",
+        files: &[
+            "agents/protocol/src/image.rs",
+            "agents/node/src/images.rs",
+            "agents/bot/src/image/blobs.rs",
+        ],
+        seeds: || vec![encoded("three-blocks", &manifest())],
+        rounds: 2_500,
+        run: image_manifest,
+    },
+];
+
+fn signed_command(bytes: &[u8]) {
+    let Some(command) = canonical::<SignedCommand>("command", limits::COMMAND_BYTES, bytes) else { return };
+    if command.verify().is_ok() {
+        let known = commands().into_iter().any(|(_, seed)| seed == bytes);
+        assert!(known, "an altered command has a good signature");
+    }
+    let ledger = &scene().scenario.ledger;
+    let admitted = croft_ledger::check_admission(ledger, &ledger.chain(), 20, &command);
+    if let Err(rejection) = admitted.expect("memory can be read") {
+        bounded_message("command", &rejection.to_string());
+    }
+}
+
+fn record(bytes: &[u8]) {
+    let Some(record) = canonical::<Record>("record", limits::RECORD_BYTES, bytes) else { return };
+    assert_eq!(record.hash(), Hash::of_bytes(bytes), "a record's hash is that of its bytes");
+    serde_json::to_string(&record.body).expect("every record can be shown");
+    if let Body::Contract(body) = &record.body {
+        money_and_times(body);
+    }
+}
+
+fn money_and_times(body: &ContractBody) {
+    let terms = &body.signed.terms;
+    let _ = (terms.id(), terms.price(), body.expires_ms(), body.data_kept_until_ms());
+}
+
+fn signed_header(bytes: &[u8]) {
+    let Some(signed) = canonical::<SignedHeader>("header", limits::RESPONSE_BYTES, bytes) else { return };
+    match croft_light::verify_certificate(&signed) {
+        Ok(()) => assert!(is_known(&signed), "a header that nobody certified has a good certificate"),
+        Err(error) => bounded_message("header", &error.to_string()),
+    }
+}
+
+fn validator_change(bytes: &[u8]) {
+    let Some(change) = canonical::<SignedValidatorChange>("validator change", limits::COMMAND_BYTES, bytes)
+    else {
+        return;
+    };
+    let scene = scene();
+    match change.check(&scene.scenario.ledger.chain(), scene.change.change.prev, &scene.before) {
+        Ok(()) => assert_eq!(change, scene.change, "validators were changed without their signatures"),
+        Err(error) => bounded_message("validator change", &error.to_string()),
+    }
+}
+
+fn terms(bytes: &[u8]) {
+    let Some(signed) = canonical::<SignedTerms>("terms", limits::COMMAND_BYTES, bytes) else { return };
+    let scenario = &scene().scenario;
+    if signed.verify(&scenario.ledger.chain()).is_ok() {
+        assert_eq!(signed, signed_terms(), "altered terms have good signatures");
+    }
+    let terms = &signed.terms;
+    let capacity =
+        NodeCapacity { version: 1, total: scenario.node_body().capacity, ..NodeCapacity::default() };
+    let offered = OfferedNode {
+        node: scenario.node_id(),
+        farm: scenario.farm,
+        farmer: scenario.farmer.public(),
+        prices: &PriceList { cpu: 10, memory_gib: 2, ssd_gib: 1, hdd_gib: 0 },
+        capacity: &capacity,
+        taken_ports: &std::collections::BTreeSet::new(),
+        contracts: 0,
+        connected: Some(true),
+    };
+    let now_ms = croft_ledger::memory::START_MS;
+    match check_proposal(terms, &offered, &FarmerPolicy::default(), now_ms) {
+        Ok(()) => {
+            assert!(terms.price().is_some(), "a farmer signs for a price that can't be computed");
+            assert!(capacity.free().covers(&terms.resources), "a farmer sells what there is not");
+        }
+        Err(refusal) => bounded_message("terms", &refusal.to_string()),
+    }
+}
+
+fn kept_contract(bytes: &[u8]) {
+    let Some(body) = canonical::<ContractBody>("kept contract", limits::RECORD_BYTES, bytes) else { return };
+    money_and_times(&body);
+    if body.signed.verify(&scene().scenario.ledger.chain()).is_ok() {
+        assert_eq!(body.signed, contract_body().signed, "altered terms have good signatures");
+    }
+}
+
+fn request(bytes: &[u8]) {
+    let Some(request) = canonical::<Request>("request", limits::REQUEST_BYTES, bytes) else { return };
+    if let Request::Query { query, after, .. } = request {
+        assert!(after.is_none_or(|cursor| cursor.as_bytes().len() <= limits::CURSOR_BYTES));
+        if let Err(error) = query.check() {
+            bounded_message("query", &error.to_string());
+        }
+    }
+}
+
+fn response(bytes: &[u8]) {
+    match canonical::<Response>("response", limits::RESPONSE_BYTES, bytes) {
+        Some(Response::Rejected(rejection)) => {
+            let text = rejection.to_string();
+            assert!(text.len() <= 32 * bytes.len() + 1024, "a rejection is shown with {} bytes", text.len());
+            crate::check::json_again("rejection", &rejection);
+        }
+        Some(Response::Failed(failure)) => drop(failure.to_string()),
+        Some(Response::Status(status)) => {
+            drop(serde_json::to_string(&status).expect("a status can be shown"))
+        }
+        _ => {}
+    }
+}
+
+fn cursor(bytes: &[u8]) {
+    if let Some(cursor) = canonical::<Cursor>("cursor", limits::REQUEST_BYTES, bytes) {
+        assert!(cursor.as_bytes().len() <= limits::CURSOR_BYTES);
+    }
+}
+
+fn state_value(bytes: &[u8]) {
+    let limit = limits::RECORD_BYTES;
+    let _ = canonical::<croft_protocol::state::Account>("account", limit, bytes);
+    drop(canonical::<NodeContracts>("list of contracts", limit, bytes));
+    if let Some(books) = canonical::<NodeCapacity>("capacity", limit, bytes) {
+        assert!(books.total.covers(&books.free()), "more is free than there is");
+    }
+    if let Some(escrow) = canonical::<Escrow>("escrow", limit, bytes) {
+        assert!(escrow.held() <= escrow.deposit, "more is held than was paid in");
+    }
+}
+
+fn node_peer(bytes: &[u8]) {
+    drop(canonical::<NodeRequest>("node request", limits::PEER_MESSAGE_BYTES, bytes));
+    drop(canonical::<NodeResponse>("node response", limits::PEER_MESSAGE_BYTES, bytes));
+}
+
+fn farm_peer(bytes: &[u8]) {
+    if let Some(FarmRequest::Propose { terms, user }) =
+        canonical::<FarmRequest>("proposal", limits::PEER_MESSAGE_BYTES, bytes)
+    {
+        let chain = scene().scenario.ledger.chain();
+        if terms.user.verify(croft_protocol::keys::Domain::TERMS, &chain, &*terms, &user).is_ok() {
+            assert_eq!(*terms, signed_terms().terms, "altered terms have a good signature");
+        }
+    }
+    drop(canonical::<FarmResponse>("answer to a proposal", limits::PEER_MESSAGE_BYTES, bytes));
+}
+
+fn opened_workload(bytes: &[u8]) {
+    let Some(workload) = canonical::<Workload>("workload", limits::SEALED_WORKLOAD_BYTES, bytes) else {
+        return;
+    };
+    match workload.check() {
+        Ok(()) => {
+            assert!(workload.resources().is_some(), "a checked workload needs a sum that overflows");
+            let ports = workload.published_ports();
+            assert!(ports.len() <= limits::PORTS_PER_CONTRACT && ports.is_sorted());
+            let volumes = workload.vms.iter().flat_map(|vm| &vm.mounts);
+            for mount in volumes {
+                assert!(workload.volumes.iter().any(|volume| volume.name == mount.volume));
+                assert!(!mount.path.split('/').any(|part| part == ".."), "{}", mount.path);
+            }
+        }
+        Err(error) => bounded_message("workload", &error.to_string()),
+    }
+}
+
+/// The sealing draws randomness, so what is sealed differs from run to run; what must hold does not.
+fn sealed(bytes: &[u8]) {
+    let key = SealingKey::from_seed(&[1; 32]);
+    let (chain, node) = (scene().scenario.ledger.chain(), scene().scenario.node_id());
+    let made_up = bounded("sealed workload", bytes.len(), || key.open(&chain, &node, bytes).is_ok());
+    assert!(!made_up, "bytes that nobody sealed can be opened");
+    let Ok(mut sealed) = seal(&key.public(), &chain, &node, bytes) else { return };
+    assert_eq!(key.open(&chain, &node, &sealed).as_deref(), Ok(bytes));
+    assert!(key.open(&ChainId(Hash::ZERO), &node, &sealed).is_err(), "it opens on another grid");
+    let sum: usize = bytes.iter().map(|byte| usize::from(*byte)).sum();
+    let at = (sum * 31 + bytes.len()) % sealed.len();
+    sealed[at] ^= 1 << (sum % 8);
+    assert!(key.open(&chain, &node, &sealed).is_err(), "it opens although byte {at} was altered");
+}
+
+fn image_manifest(bytes: &[u8]) {
+    let wanted = Hash::of_bytes(bytes);
+    let checked = bounded("image manifest", bytes.len(), || ImageManifest::check(bytes, wanted));
+    match checked {
+        Ok(manifest) => {
+            assert_eq!(manifest.hash(), wanted, "a manifest has another hash than its bytes");
+            let sum: u64 = (0..manifest.chunks.len()).map(|index| manifest.chunk_len(index) as u64).sum();
+            assert_eq!(sum, manifest.size_bytes, "the chunks are not the image");
+        }
+        Err(error) => bounded_message("image manifest", &error.to_string()),
+    }
+    assert!(ImageManifest::check(bytes, Hash::ZERO).is_err(), "a manifest stands for another");
+    drop(canonical::<ImageManifest>("image manifest", limits::BLOB_BYTES, bytes));
+}
+
+fn commands() -> Vec<Seed> {
+    let scene = scene();
+    let numbered = scene.commands.iter().enumerate();
+    let mut seeds: Vec<_> = numbered.map(|(n, command)| encoded(&format!("scene-{n}"), command)).collect();
+    let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
+    let (farm, contract) = (scene.scenario.farm, scene.contract);
+    let (country, region) = ("be".to_owned(), Some(name("flanders")));
+    for (called, command) in [
+        ("create-bot", Command::CreateBot(croft_protocol::record::BotBody { name: name("bob") })),
+        ("create-farm", Command::CreateFarm { name: name("blue"), country, region, prices }),
+        ("set-prices", Command::SetPrices { farm, prices }),
+        ("close", Command::Close { contract }),
+    ] {
+        seeds.push(encoded(called, &signed(command)));
+    }
+    seeds
+}
+
+fn records() -> Vec<Seed> {
+    let numbered = scene().scenario.ledger.records().iter().enumerate();
+    numbered.map(|(n, record)| encoded(&format!("record-{n:02}"), record)).collect()
+}
+
+fn headers() -> Vec<Seed> {
+    let headers = scene().scenario.ledger.headers();
+    [0, 1, headers.len() - 2, headers.len() - 1]
+        .map(|n| encoded(&format!("height-{n}"), &headers[n]))
+        .to_vec()
+}
+
+fn unsigned_change() -> SignedValidatorChange {
+    SignedValidatorChange { signatures: Vec::new(), ..scene().change.clone() }
+}
+
+fn contract_body() -> ContractBody {
+    scene().scenario.contract(&scene().contract)
+}
+
+fn signed_terms() -> SignedTerms {
+    contract_body().signed
+}
+
+fn requests() -> Vec<Seed> {
+    let scene = scene();
+    let (node, user) = (scene.scenario.node_id(), scene.scenario.user.public());
+    let nodes = NodeQuery {
+        farm: Some(scene.scenario.farm),
+        country: Some("be".to_owned()),
+        region: Some(name("flanders")),
+        max_per_hour: Some(croft_protocol::Grains(5)),
+        trust: Some(croft_protocol::record::TrustClass::Sealed),
+        ..NodeQuery::default()
+    };
+    let farms = FarmQuery { owner: Some(user), ..FarmQuery::default() };
+    let contracts = ContractQuery { node: Some(node), ..ContractQuery::default() };
+    let query = |query| Request::Query { query, after: Cursor::new(vec![1; 40]), count: 9, prove: true };
+    let concerning = vec![
+        Concern::Node(node),
+        Concern::Bot(user),
+        Concern::Presence(user),
+        Concern::Record(RecordId::node(&node)),
+    ];
+    let all = [
+        Request::Genesis,
+        Request::Tip,
+        Request::Header { height: 3 },
+        Request::Submit(Box::new(scene.commands[1].clone())),
+        Request::Get { keys: vec![StateKey::Supply, StateKey::NodeContracts(node)] },
+        Request::Range { first: 1, count: 2 },
+        Request::History { id: RecordId::node(&node), first_version: 1, count: 2 },
+        query(Query::Nodes(nodes)),
+        query(Query::Farms(farms)),
+        query(Query::Contracts(contracts)),
+        query(Query::Transfers { of: user }),
+        Request::Follow { concerning },
+        Request::HasBlobs { hashes: vec![Hash::ZERO] },
+        Request::GetBlob { hash: Hash::ZERO },
+        Request::PutBlob { bytes: vec![1, 2, 3] },
+        Request::Listen,
+        Request::Relay { to: node },
+        Request::Presence { keys: vec![node] },
+        Request::Status,
+        Request::Replicate { bulk: true },
+        Request::Handover { validators: Hash::ZERO },
+        Request::SnapshotOpen,
+        Request::SnapshotValues { id: 1, after: Some(StateKey::Supply) },
+        Request::SnapshotRecords { first: 1, size: 2 },
+    ];
+    all.iter().enumerate().map(|(n, request)| encoded(&format!("request-{n:02}"), request)).collect()
+}
+
+fn responses() -> Vec<Seed> {
+    let scene = scene();
+    let ledger = &scene.scenario.ledger;
+    let (tip, node) = (Box::new(ledger.tip().clone()), scene.scenario.node_id());
+    let proved: Vec<ProvedRecord> = ledger.prove_record(3).into_iter().collect();
+    let thing = ProvedThing {
+        id: RecordId::node(&node),
+        record: ledger.prove(&StateKey::Record(RecordId::node(&node))),
+        capacity: Some(ledger.prove(&StateKey::Capacity(node))),
+    };
+    let page = ProvedPage { tip: (*tip).clone(), things: vec![thing], next: Cursor::new(vec![3; 8]) };
+    let records = ledger.records()[..2].to_vec();
+    let values = vec![ledger.prove(&StateKey::Supply), ledger.prove(&StateKey::BotName(name("nobody")))];
+    let stale = Rejection::Sequence { author: node, got: 1, expected: 2 };
+    let cursor = Failure::Cursor { reason: "it can't be read".to_owned() };
+    let all = [
+        Response::Genesis(ledger.genesis().clone()),
+        Response::Header(tip.clone()),
+        Response::Final { height: 3, records: vec![Hash::ZERO] },
+        Response::Rejected(stale),
+        Response::Values { tip: tip.clone(), values: values.clone() },
+        Response::Records { tip: tip.clone(), records: proved },
+        Response::Found(Page { height: 3, records: records.clone(), next: None }),
+        Response::FoundProved(Box::new(page)),
+        Response::Blobs(vec![true, false]),
+        Response::Blob(vec![1, 2, 3]),
+        Response::BlobStored { hash: Hash::ZERO },
+        Response::Listening,
+        Response::Relayed,
+        Response::Presence(vec![true]),
+        Response::Replicating,
+        Response::SnapshotOpened { tip, id: 1, values: 2 },
+        Response::SnapshotValues { values: vec![(StateKey::Supply, values[0].clone())], more: true },
+        Response::SnapshotRecords { records, proof: vec![7; 64] },
+        Response::Failed(cursor),
+    ];
+    all.iter().enumerate().map(|(n, response)| encoded(&format!("response-{n:02}"), response)).collect()
+}
+
+fn events() -> Vec<Seed> {
+    let ledger = &scene().scenario.ledger;
+    let block =
+        Event::Block { header: Box::new(ledger.tip().clone()), records: ledger.records()[..1].to_vec() };
+    let failed = Event::Failed(Failure::Busy { what: "much".to_owned() });
+    let presence = Event::Presence { key: scene().scenario.node_id(), connected: true };
+    vec![encoded("block", &block), encoded("presence", &presence), encoded("failed", &failed)]
+}
+
+fn state_keys() -> Vec<Seed> {
+    let keys = scene().scenario.ledger.state().keys().enumerate();
+    keys.map(|(n, key)| encoded(&format!("key-{n:02}"), key)).collect()
+}
+
+fn state_values() -> Vec<Seed> {
+    let state = scene().scenario.ledger.state().iter().enumerate();
+    let small = state.filter(|(_, (key, _))| !matches!(key, StateKey::Record(_)));
+    small.map(|(n, (_, value))| (format!("value-{n:02}"), value.clone())).collect()
+}
+
+fn node_messages() -> Vec<Seed> {
+    let contract = scene().contract;
+    let logs = NodeRequest::Logs { contract, vm: name("web"), tail_lines: 5, follow: true };
+    let line = LogLine { time_ms: 1, stderr: true, text: "hello".to_owned() };
+    let vm = VmExplanation {
+        name: name("web"),
+        phase: "running".to_owned(),
+        since_ms: 1,
+        restarts: 2,
+        address: "10.0.0.2".to_owned(),
+        detail: String::new(),
+    };
+    let explained = NodeResponse::Explained(Explanation {
+        state: WorkloadState::Running,
+        steps: vec![Step { time_ms: 1, what: "fetched".to_owned(), failed: false }],
+        vms: vec![vm],
+    });
+    vec![
+        encoded("logs", &logs),
+        encoded("explain", &NodeRequest::Explain { contract }),
+        encoded("lines", &NodeResponse::Logs(vec![line])),
+        encoded("explained", &explained),
+        encoded("refused", &NodeResponse::Refused { reason: "not yours".to_owned() }),
+    ]
+}
+
+fn farm_messages() -> Vec<Seed> {
+    let SignedTerms { terms, user, farmer } = signed_terms();
+    vec![
+        encoded("propose", &FarmRequest::Propose { terms: Box::new(terms), user }),
+        encoded("signed", &FarmResponse::Signed { farmer }),
+        encoded("refused", &FarmResponse::Refused { fatal: true, reason: "no".to_owned() }),
+    ]
+}
