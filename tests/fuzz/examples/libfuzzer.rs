@@ -20,7 +20,8 @@ mod entry {
 
     static TARGET: LazyLock<Target> = LazyLock::new(|| {
         let name = std::env::var("CROFT_FUZZ_TARGET").unwrap_or_default();
-        find(&name).unwrap_or_else(|| panic!("CROFT_FUZZ_TARGET='{name}' is no target: see `croft-fuzz list`"))
+        find(&name)
+            .unwrap_or_else(|| panic!("CROFT_FUZZ_TARGET='{name}' is no target: see `croft-fuzz list`"))
     });
 
     /// What libFuzzer calls for each input. A panic must end the process: unwinding into it is undefined.
@@ -44,5 +45,7 @@ mod entry {
 
 #[cfg(not(fuzzing))]
 fn main() {
-    eprintln!("built without libFuzzer: its first lines say how; `croft-fuzz fuzz TARGET ROUNDS` needs nothing");
+    eprintln!(
+        "built without libFuzzer: its first lines say how; `croft-fuzz fuzz TARGET ROUNDS` needs nothing"
+    );
 }

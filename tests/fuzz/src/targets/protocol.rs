@@ -99,7 +99,7 @@ pub const TARGETS: &[Target] = &[
         files: &[COMMAND],
         seeds: || vec![encoded("join", &scene().scenario.join())],
         rounds: 1_000,
-        run: |bytes| drop(canonical::<SignedJoin>("join permission", 1024, bytes)),
+        run: |bytes| _ = canonical::<SignedJoin>("join permission", 1024, bytes),
     },
     Target {
         name: "request",
