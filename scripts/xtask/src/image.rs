@@ -21,6 +21,7 @@ use croft_image_builder::initramfs::COMPRESSION_LEVEL;
 use croft_image_builder::vmm::{self, Choice, Surroundings, Wanted};
 use croft_image_builder::{Vmm, image};
 
+use crate::kernel::boot_file::COMMAND_LINE;
 use crate::{kernel, repo};
 
 /// Our programs: package, and the name under which the manifests ask for it.
@@ -40,6 +41,12 @@ pub(crate) struct Arguments {
     /// A directory with vmlinux and bzImage for microVMs, instead of what `cargo xtask kernel` builds.
     #[arg(long, value_name = "DIR", requires = "node_kernel")]
     guest_kernel: Option<PathBuf>,
+    /// Link kernel, initramfs and command line into one boot file, DIR/croft.efi: what media are made of.
+    #[arg(long, conflicts_with = "node_kernel")]
+    boot_file: bool,
+    /// Another argument on the boot file's command line: for machines under test.
+    #[arg(long = "append", value_name = "ARGUMENT", requires = "boot_file")]
+    append: Vec<String>,
     /// Print where this image is or would be, and build nothing.
     #[arg(long)]
     print_path: bool,
@@ -60,11 +67,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let image = make(&choice, &kernels, &cache, &out)?;
     println!("{}", image.sizes.table());
+    if arguments.boot_file {
+        let file = step("boot file", || boot_file(&image.initramfs, &arguments.append, &out))?;
+        println!("{}", file.display());
+    }
     println!("{}", out.display());
     if !image.sizes.within_budget() {
         bail!("the image is larger than its budget; the table above says what takes the space");
     }
     Ok(())
+}
+
+/// Links the boot file and puts it beside what it was made of.
+fn boot_file(initramfs: &Path, append: &[String], out: &Path) -> Result<PathBuf> {
+    let command_line: Vec<String> =
+        COMMAND_LINE.map(str::to_owned).into_iter().chain(append.iter().cloned()).collect();
+    let made = kernel::boot_file::make(initramfs, &command_line)?;
+    let file = out.join("croft.efi");
+    fs::copy(&made, &file).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
 }
 
 /// What boots: the node's bzImage, and the directory with the guests' vmlinux and bzImage.

@@ -13,6 +13,7 @@
 //!
 //! Must never hand out a kernel that lacks a requested value, nor a half-written one.
 
+pub(crate) mod boot_file;
 mod build;
 pub(crate) mod fragment;
 mod progress;

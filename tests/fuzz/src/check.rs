@@ -139,7 +139,7 @@ mod tests {
             }
         }
         assert!(canonical::<Lax>("lax", 1, &[1]).is_some_and(|lax| lax.0));
-        let text = message(|| drop(canonical::<Lax>("lax", 1, &[7])));
+        let text = message(|| _ = canonical::<Lax>("lax", 1, &[7]));
         assert!(text.contains("lax has two encodings"), "{text}");
     }
 }

@@ -171,7 +171,7 @@ pub fn fuzz(target: &Target, inputs: &[Vec<u8>], rounds: usize, seed: u64) -> Re
     for _ in 0..rounds {
         let input = mutate(&mut numbers, inputs);
         if let Err(finding) = run(target, &input) {
-            return Err(smaller(target, *finding, &mut numbers));
+            return Err(Box::new(smaller(target, *finding, &mut numbers)));
         }
     }
     Ok(())
@@ -194,7 +194,7 @@ pub fn run(target: &Target, input: &[u8]) -> Result<(), Box<Finding>> {
 }
 
 /// Leaves out what the failure does not need.
-fn smaller(target: &Target, mut finding: Finding, numbers: &mut Numbers) -> Box<Finding> {
+fn smaller(target: &Target, mut finding: Finding, numbers: &mut Numbers) -> Finding {
     // Each try that still fails would print its panic.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
@@ -213,7 +213,7 @@ fn smaller(target: &Target, mut finding: Finding, numbers: &mut Numbers) -> Box<
         }
     }
     std::panic::set_hook(hook);
-    Box::new(finding)
+    finding
 }
 
 #[cfg(test)]

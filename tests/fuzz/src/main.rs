@@ -50,14 +50,12 @@ fn target(name: &str) -> Result<croft_fuzz::Target> {
 }
 
 fn input(file: Option<PathBuf>) -> Result<Vec<u8>> {
-    match file {
-        Some(file) => std::fs::read(&file).with_context(|| format!("can't read {}", file.display())),
-        None => {
-            let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).context("can't read the input")?;
-            Ok(bytes)
-        }
+    if let Some(file) = file {
+        return std::fs::read(&file).with_context(|| format!("can't read {}", file.display()));
     }
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).context("can't read the input")?;
+    Ok(bytes)
 }
 
 fn fuzz(name: &str, rounds: &str, seed: &str) -> Result<()> {

@@ -98,7 +98,7 @@ impl Member {
         lock(&self.health).lied_until.is_some_and(|until| until > Instant::now())
     }
 
-    fn failures(&self) -> u32 {
+    pub(super) fn failures(&self) -> u32 {
         lock(&self.health).failures
     }
 }

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::fragment::{Configuration, Missing};
 use super::progress::{Progress, duration};
-use super::{FILES, Kernel, Options, Recipe, kernel_cache, source};
+use super::{FILES, Flavor, Kernel, Options, Recipe, boot_file, kernel_cache, source};
 use crate::repo;
 
 /// Programs that the build calls, with the package that has them.
@@ -99,6 +99,9 @@ pub(super) fn build(recipe: &Recipe, options: &Options) -> Result<Kernel> {
     configure(recipe, &tree, &objects)?;
     compile(recipe, &tree, &objects, options.jobs, whole)?;
     let kernel = file_result(recipe, &objects)?;
+    if recipe.flavor == Flavor::Node {
+        boot_file::keep(recipe)?;
+    }
     if !options.keep_objects {
         remove_dir(&objects)?;
     }
@@ -107,7 +110,7 @@ pub(super) fn build(recipe: &Recipe, options: &Options) -> Result<Kernel> {
 }
 
 /// One build at a time in one cache. Freed when the file is closed.
-fn lock() -> Result<File> {
+pub(super) fn lock() -> Result<File> {
     let cache = kernel_cache()?;
     fs::create_dir_all(&cache).with_context(|| format!("can't create {}", cache.display()))?;
     let path = cache.join("lock");
@@ -119,14 +122,14 @@ fn lock() -> Result<File> {
     Ok(file)
 }
 
-fn objects(recipe: &Recipe) -> Result<PathBuf> {
+pub(super) fn objects(recipe: &Recipe) -> Result<PathBuf> {
     let dir = source::work_dir(&recipe.source)?.join(recipe.flavor.name());
     fs::create_dir_all(&dir).with_context(|| format!("can't create {}", dir.display()))?;
     Ok(dir)
 }
 
 /// `make` in the source tree with nothing of the caller's environment but what finds programs.
-fn make(tree: &Path, objects: &Path) -> Command {
+pub(super) fn make(tree: &Path, objects: &Path) -> Command {
     let mut make = Command::new("make");
     make.env_clear()
         .envs(["PATH", "HOME", "TMPDIR"].into_iter().filter_map(|name| Some((name, env::var_os(name)?))));
@@ -137,7 +140,7 @@ fn make(tree: &Path, objects: &Path) -> Command {
     make
 }
 
-fn configure(recipe: &Recipe, tree: &Path, objects: &Path) -> Result<()> {
+pub(super) fn configure(recipe: &Recipe, tree: &Path, objects: &Path) -> Result<()> {
     let allconfig = objects.join("croft.config");
     fs::write(&allconfig, recipe.allconfig())
         .with_context(|| format!("can't write {}", allconfig.display()))?;
@@ -157,9 +160,20 @@ fn configure(recipe: &Recipe, tree: &Path, objects: &Path) -> Result<()> {
     Ok(())
 }
 
-fn compile(recipe: &Recipe, tree: &Path, objects: &Path, jobs: Option<usize>, whole: bool) -> Result<()> {
+/// Compilers at a time.
+pub(super) fn jobs(wanted: Option<usize>) -> usize {
+    wanted.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)).max(1)
+}
+
+pub(super) fn compile(
+    recipe: &Recipe,
+    tree: &Path,
+    objects: &Path,
+    jobs: Option<usize>,
+    whole: bool,
+) -> Result<()> {
     let name = recipe.flavor.name();
-    let jobs = jobs.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)).max(1);
+    let jobs = self::jobs(jobs);
     let log_path = kernel_cache()?.join(format!("{}.log", recipe.key()));
     let mut log = File::create(&log_path).with_context(|| format!("can't create {}", log_path.display()))?;
     let mut progress = Progress::start(recipe.flavor);
@@ -225,7 +239,7 @@ pub(super) fn remove_work() -> Result<()> {
     Ok(())
 }
 
-fn remove_dir(dir: &Path) -> Result<()> {
+pub(super) fn remove_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("can't remove {}", dir.display()))
@@ -233,6 +247,9 @@ fn remove_dir(dir: &Path) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// Part of the key of every boot file: raise it when the same inputs give another one.
+pub(super) const REVISION: &str = "1";
 
 /// Keeps the newest results, so that the cache stays bounded.
 fn forget_old_results(cache: &Path, just_built: &Path) -> Result<()> {
@@ -246,7 +263,10 @@ fn forget_old_results(cache: &Path, just_built: &Path) -> Result<()> {
     }
     results.sort();
     let surplus = results.len().saturating_sub(KEPT_RESULTS - 1);
-    results.drain(..surplus).try_for_each(|(_, path)| remove_dir(&path))
+    results.drain(..surplus).try_for_each(|(_, path)| {
+        let _ = fs::remove_file(path.with_extension("objects.tar.zst"));
+        remove_dir(&path)
+    })
 }
 
 #[cfg(test)]

@@ -324,7 +324,7 @@ fn response(bytes: &[u8]) {
         }
         Some(Response::Failed(failure)) => drop(failure.to_string()),
         Some(Response::Status(status)) => {
-            drop(serde_json::to_string(&status).expect("a status can be shown"))
+            drop(serde_json::to_string(&status).expect("a status can be shown"));
         }
         _ => {}
     }

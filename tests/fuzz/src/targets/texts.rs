@@ -89,7 +89,7 @@ fn amount(bytes: &[u8]) {
     let digits_first = || text.starts_with(|c: char| c.is_ascii_digit());
     match parse_bytes(text) {
         Ok(bytes) => {
-            assert!(bytes > 0 && i64::try_from(bytes).is_ok() && digits_first(), "'{text}' is {bytes} B")
+            assert!(bytes > 0 && i64::try_from(bytes).is_ok() && digits_first(), "'{text}' is {bytes} B");
         }
         Err(error) => bounded_message("size", &error.to_string()),
     }

@@ -95,8 +95,7 @@ fn stream(bytes: &[u8]) {
                     assert!(reader.last_bytes() <= limit);
                     read.push(request);
                 }
-                Err(frame::FrameError::Ended { .. }) if !rest.is_empty() => {}
-                Ok(None) if !rest.is_empty() => {}
+                Err(frame::FrameError::Ended { .. }) | Ok(None) if !rest.is_empty() => {}
                 Ok(None) => return (read, None),
                 Err(error) => return (read, Some(error.to_string())),
             }
