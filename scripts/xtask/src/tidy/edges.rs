@@ -181,7 +181,7 @@ fn expected_name(folder: &str) -> Option<String> {
         "qemu/harness" => Some("croft-qemu-harness".to_owned()),
         _ => {
             let (top, name) = folder.split_once('/')?;
-            ["os", "agents", "scripts"].contains(&top).then(|| format!("croft-{name}"))
+            ["os", "agents", "scripts", "image"].contains(&top).then(|| format!("croft-{name}"))
         }
     }
 }
@@ -209,6 +209,7 @@ fn allowed(from: &str, to: &str) -> Result<(), &'static str> {
         "agents/node" if one_of(&["agents/ledger", "agents/replica", "agents/market", "agents/bot"]) => {
             Err("the node depends on the os libraries, transport and light")
         }
+        "image/media" if to != "agents/protocol" => Err("media depends on protocol only"),
         _ if top == "os" && !to.starts_with("os/") && to != "agents/protocol" => {
             Err("crates under os/ depend on each other and on protocol only")
         }
