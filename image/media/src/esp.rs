@@ -184,8 +184,9 @@ mod tests {
         let message =
             |boot_file: &[u8], addition| Contents { boot_file, addition }.check().unwrap_err().to_string();
         assert_eq!(message(b"", None), "the boot file is empty: build the image first");
+        let large = vec![0; 16 * 1024 + 1];
         assert_eq!(
-            message(b"x", Some(&[0; 16 * 1024 + 1])),
+            message(b"x", Some(&large)),
             "the farm's addition has 16385 bytes, at most 16384 are possible"
         );
         assert!(message(&vec![0; BOOT_FILE_BYTES_MAX + 1], None).contains("at most 268435456 fit"));

@@ -89,7 +89,7 @@ impl Volume {
             return Err(no);
         }
         // The specification's own formula, which may waste a sector or two.
-        let table_sectors = (sectors - RESERVED_SECTORS).div_ceil((256 * per_cluster + TABLES) / 2);
+        let table_sectors = (sectors - RESERVED_SECTORS).div_ceil(128 * per_cluster + TABLES / 2);
         let clusters = sectors.saturating_sub(RESERVED_SECTORS + TABLES * table_sectors) / per_cluster;
         if clusters < CLUSTERS_MIN { Err(no) } else { Ok(Geometry { table_sectors, clusters }) }
     }

@@ -38,9 +38,13 @@ impl Guid {
 
 impl fmt::Display for Guid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g, h, i, rest @ ..] = self.0;
-        write!(f, "{d:02x}{c:02x}{b:02x}{a:02x}-{g:02x}{e:02x}-{i:02x}{h:02x}-")?;
-        write!(f, "{}-{}", hex::encode(&rest[..2]), hex::encode(&rest[2..]))
+        // Three numbers in little-endian order, then bytes.
+        let mut shown = self.0;
+        shown[..4].reverse();
+        shown[4..6].reverse();
+        shown[6..8].reverse();
+        let part = |at: std::ops::Range<usize>| hex::encode(&shown[at]);
+        write!(f, "{}-{}-{}-{}-{}", part(0..4), part(4..6), part(6..8), part(8..10), part(10..16))
     }
 }
 

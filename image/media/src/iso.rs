@@ -227,7 +227,7 @@ mod tests {
     use std::process::Command;
 
     fn contents() -> Contents<'static> {
-        Contents { boot_file: &[0x4d; 100_000], addition: Some(b"farm") }
+        Contents { boot_file: &[0x4d; 10_000], addition: Some(b"farm") }
     }
 
     #[test]

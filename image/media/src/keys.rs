@@ -189,20 +189,20 @@ impl Enrolment {
     pub fn new(pk: &Signer, kek: &Signer, db: &Cert, further: &[Cert]) -> Result<Self, VariableError> {
         let mut allowed = vec![db.clone()];
         allowed.extend_from_slice(further);
-        let (pk_cert, kek_cert) = (pk.cert.clone(), kek.cert.clone());
+        let only = std::slice::from_ref;
         let write = |variable, certs: &[Cert], signer: &Signer| {
             efi_variable::authenticated(variable, certs, signer, signer.cert.created_s(), Write::Replace)
         };
         let mut files = vec![
-            ("PK.auth".to_owned(), write(Variable::Pk, &[pk_cert.clone()], pk)?),
-            ("KEK.auth".to_owned(), write(Variable::Kek, &[kek_cert.clone()], pk)?),
+            ("PK.auth".to_owned(), write(Variable::Pk, only(&pk.cert), pk)?),
+            ("KEK.auth".to_owned(), write(Variable::Kek, only(&kek.cert), pk)?),
             ("db.auth".to_owned(), write(Variable::Db, &allowed, kek)?),
         ];
         // Firmware menus take certificates, some tools lists.
-        for (name, cert) in [("PK", &pk_cert), ("KEK", &kek_cert), ("db", db)] {
+        for (name, cert) in [("PK", &pk.cert), ("KEK", &kek.cert), ("db", db)] {
             files.push((format!("{name}.cer"), cert.der().to_vec()));
             let of_db = name == "db";
-            let list = if of_db { &allowed[..] } else { std::slice::from_ref(cert) };
+            let list = if of_db { &allowed[..] } else { only(cert) };
             files.push((format!("{name}.esl"), efi_variable::signature_list(list)));
         }
         Ok(Self { files })

@@ -169,9 +169,10 @@ fn prime(bits: u32) -> Option<BoxedUint> {
 
 /// A fresh key in PKCS #8; nothing when the primes don't fit each other.
 fn private_key_info(bits: Bits) -> Option<Zeroizing<Vec<u8>>> {
-    let (a, b) = (prime(bits.count() / 2)?, prime(bits.count() / 2)?);
+    let mut primes = [prime(bits.count() / 2)?, prime(bits.count() / 2)?];
     // ring wants the larger one first.
-    let (p, q) = if a > b { (a, b) } else { (b, a) };
+    primes.sort();
+    let [q, p] = primes;
     let one = BoxedUint::one();
     let (p1, q1) = (p.wrapping_sub(&one), q.wrapping_sub(&one));
     let modulus = p.concatenating_mul(&q);

@@ -221,7 +221,7 @@ mod tests {
         let error = Cert::from_der(b"-----BEGIN CERTIFICATE-----").unwrap_err().to_string();
         assert!(error.contains("convert it with 'openssl x509 -outform der'"), "{error}");
         assert!(matches!(
-            Cert::from_der(&[0; CERTIFICATE_BYTES_MAX + 1]),
+            Cert::from_der(&vec![0; CERTIFICATE_BYTES_MAX + 1]),
             Err(CertificateError::TooLarge { .. })
         ));
     }

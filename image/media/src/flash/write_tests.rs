@@ -165,7 +165,7 @@ fn a_mounted_device_is_refused_and_written_once_it_is_free() {
         return;
     }
     let described = Target::describe(&Roots::default(), &device.path);
-    let writable = described.and_then(|target| Ok(target.check(0)));
+    let writable = described.map(|target| target.check(0));
     let busy = open(&device.path, OFlags::EXCL);
     assert!(Command::new("umount").arg(&place).status().unwrap().success());
     let refusal = writable.unwrap().unwrap_err().to_string();
