@@ -74,7 +74,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
         }
     }
     file.as_file().set_len(bytes.len() as u64)?;
-    // Anybody may read a boot image that holds no join token; who made it with one sets the rights of its folder.
+    // It may hold a join token, which is a permission.
     file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;

@@ -20,13 +20,14 @@ const SYSTEM_PLACES: [&str; 8] = ["/", "/boot", "/boot/efi", "/efi", "/usr", "/v
 /// Where the kernel shows things.
 #[derive(Debug, Clone)]
 pub struct Roots {
+    pub dev: PathBuf,
     pub sys: PathBuf,
     pub proc: PathBuf,
 }
 
 impl Default for Roots {
     fn default() -> Self {
-        Self { sys: PathBuf::from("/sys"), proc: PathBuf::from("/proc") }
+        Self { dev: PathBuf::from("/dev"), sys: PathBuf::from("/sys"), proc: PathBuf::from("/proc") }
     }
 }
 
@@ -116,6 +117,26 @@ pub enum Refusal {
 }
 
 impl Target {
+    /// All disks that have a medium in them, so that a person finds the stick. Loop devices, RAM disks and what is built
+    /// on other devices are left out, and so is what can't be described.
+    ///
+    /// # Errors
+    /// [`DescribeError`] when the kernel shows no block devices at all.
+    pub fn all(roots: &Roots) -> Result<Vec<Self>, DescribeError> {
+        let classes = roots.sys.join("class/block");
+        let mut all = Vec::new();
+        for name in names(&classes)?.into_iter().take(FAMILY_MAX) {
+            let folder = fs::canonicalize(classes.join(&name)).unwrap_or_default();
+            let is_virtual = folder.components().any(|part| part.as_os_str() == "virtual");
+            if is_virtual || folder.join("partition").exists() {
+                continue;
+            }
+            let found = Self::describe(roots, &roots.dev.join(name.replace('!', "/")));
+            all.extend(found.ok().filter(|target| target.size_bytes > 0));
+        }
+        Ok(all)
+    }
+
     /// Looks at a device.
     ///
     /// # Errors
@@ -124,8 +145,7 @@ impl Target {
         let path = fs::canonicalize(device)
             .map_err(|source| DescribeError::Missing { path: device.to_owned(), source })?;
         let not_block = || DescribeError::NotBlock { path: path.clone() };
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(not_block)?.to_owned();
-        // The kernel writes '!' for '/' in names such as cciss/c0d0.
+        let name = name_of(roots, &path).ok_or_else(not_block)?;
         let classes = roots.sys.join("class/block");
         let Ok(folder) = fs::canonicalize(classes.join(&name)) else { return Err(not_block()) };
         let text = |file: &str| read_optional(&folder.join(file)).map(Option::unwrap_or_default);
@@ -315,7 +335,7 @@ fn mounts(roots: &Roots, classes: &Path, family: &BTreeSet<String>) -> Result<Ve
         let (Some(number), Some(place)) = (fields.nth(2), fields.nth(1)) else { continue };
         let source = fields.skip_while(|field| *field != "-").nth(2).map(unescape).unwrap_or_default();
         let by_number = numbers.iter().find(|(known, _)| known == number).map(|(_, name)| (*name).clone());
-        let device = by_number.or_else(|| name_of(&source).filter(|name| family.contains(name)));
+        let device = by_number.or_else(|| name_in_table(roots, &source).filter(|name| family.contains(name)));
         if let Some(device) = device {
             mounts.push(Mount { device, place: unescape(place) });
         }
@@ -326,15 +346,23 @@ fn mounts(roots: &Roots, classes: &Path, family: &BTreeSet<String>) -> Result<Ve
 fn swaps(roots: &Roots, family: &BTreeSet<String>) -> Result<Vec<String>, DescribeError> {
     let table = table(&roots.proc.join("swaps"))?;
     let first = table.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-    Ok(first.filter_map(|path| name_of(&unescape(path))).filter(|name| family.contains(name)).collect())
+    Ok(first
+        .filter_map(|path| name_in_table(roots, &unescape(path)))
+        .filter(|name| family.contains(name))
+        .collect())
 }
 
-/// `dm-0` for /dev/mapper/root.
-fn name_of(path: &str) -> Option<String> {
-    let inside = path.strip_prefix("/dev/")?;
-    let real = fs::canonicalize(path).ok();
-    let name = real.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()).map(str::to_owned);
-    name.or_else(|| Some(inside.to_owned()))
+/// The kernel's name of a device, `dm-0` for `/dev/mapper/root`. It writes '!' for '/', as in `cciss!c0d0`.
+fn name_of(roots: &Roots, path: &Path) -> Option<String> {
+    let real = fs::canonicalize(path);
+    let root = fs::canonicalize(&roots.dev).ok()?;
+    let inside = real.as_deref().unwrap_or(path).strip_prefix(&root).ok()?;
+    Some(inside.to_str()?.replace('/', "!"))
+}
+
+/// A path as the kernel's tables write it, `/dev/sda1`.
+fn name_in_table(roots: &Roots, path: &str) -> Option<String> {
+    name_of(roots, &roots.dev.join(path.strip_prefix("/dev/")?))
 }
 
 /// Spaces and the like stand as octal numbers in the kernel's tables.

@@ -59,11 +59,12 @@ impl Fake {
     }
 
     fn describe(&self, name: &str) -> Result<Target, DescribeError> {
+        Target::describe(&self.roots(), &self.dir.path().join("dev").join(name))
+    }
+
+    fn roots(&self) -> Roots {
         let root = self.dir.path();
-        Target::describe(
-            &Roots { sys: root.join("sys"), proc: root.join("proc") },
-            &root.join("dev").join(name),
-        )
+        Roots { dev: root.join("dev"), sys: root.join("sys"), proc: root.join("proc") }
     }
 
     fn refusal(&self, name: &str) -> String {
@@ -179,4 +180,27 @@ fn this_machines_own_system_disk_is_never_writable() {
         let carries_root = target.mounts.iter().any(|mount| mount.place == "/");
         assert!(!carries_root || matches!(target.check(0), Err(Refusal::System { .. })), "{name}");
     }
+}
+
+#[test]
+fn the_list_of_disks_has_disks_only() {
+    let fake = Fake::new();
+    fake.device("virtual/block/loop0", "loop0", "7:0", 100);
+    fake.disk("pci0000:00/usb2/2-2/block/sdc", "8:32", 0);
+    let names = |all: Vec<Target>| all.into_iter().map(|target| target.name).collect::<Vec<_>>();
+    assert_eq!(names(Target::all(&fake.roots()).unwrap()), ["sda", "sdb"]);
+}
+
+#[test]
+fn a_device_in_a_folder_of_dev_and_one_behind_a_link_have_the_kernels_names() {
+    let fake = Fake::new();
+    fake.disk("pci0000:00/block/cciss!c0d0", "104:0", 1000);
+    fake.put("dev/cciss/c0d0", "");
+    assert_eq!(fake.describe("cciss/c0d0").unwrap().name, "cciss!c0d0");
+    std::os::unix::fs::symlink("sdb", fake.dir.path().join("dev/stick")).unwrap();
+    assert_eq!(fake.describe("stick").unwrap().name, "sdb");
+    fake.put("dev/mapper/.keep", "");
+    std::os::unix::fs::symlink("../sdb1", fake.dir.path().join("dev/mapper/root")).unwrap();
+    fake.mounts("22 1 0:40 / /usr rw - overlay /dev/mapper/root rw\n");
+    assert_eq!(fake.refusal("sdb"), "sdb carries the running system (/usr): name another disk");
 }

@@ -262,6 +262,7 @@ mod tests {
             ),
             ("agents/replica", &["agents/ledger", "agents/transport"], &["tokio"]),
             ("image/builder", &[], &[]),
+            ("image/media", &["agents/protocol"], &[]),
             ("tests/it", &["agents/bot", "agents/node", "agents/ledger", "qemu/harness"], &["tokio"]),
             ("qemu/harness", &[], &[]),
         ]);
@@ -281,6 +282,7 @@ mod tests {
             ("agents/node", "agents/bot", "the node depends on the os libraries, transport and light"),
             ("os/network", "agents/transport", "crates under os/ depend on each other and on protocol only"),
             ("os/storage", "image/builder", "crates under os/ depend on each other and on protocol only"),
+            ("image/media", "agents/transport", "media depends on protocol only"),
             ("agents/bot", "qemu/harness", "what runs in the field knows nothing of chores and tests"),
         ];
         for (from, to, rule) in forbidden {
