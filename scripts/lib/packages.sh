@@ -11,6 +11,7 @@ PACKAGES=(
     erofs-utils cryptsetup-bin umoci skopeo mmdebstrap                           # workload images, and peers in tests
     nftables iproute2                                                            # networks of tests
     libfaketime                                                                  # wrong clocks in tests
+    sbsigntool xorriso genisoimage dosfstools mtools gdisk                       # peers of boot media in tests
     curl ca-certificates                                                         # the VMM's release
 )
 # Debian 12 has these in versions that are too old, or not at all; its backports have them. QEMU's two

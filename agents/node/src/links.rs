@@ -22,6 +22,8 @@ const NTP_RETRY: Duration = Duration::from_secs(64);
 pub enum LinkError {
     #[error("link '{name}' has '{text}' where {what} is needed: correct boot.toml")]
     Text { name: String, text: String, what: &'static str },
+    #[error("link '{name}' asks for a {what}, which this release can't make: take it out of the settings")]
+    Unsupported { name: String, what: &'static str },
 }
 
 /// What `os/network` takes, from what the farmer wrote.
@@ -34,6 +36,11 @@ pub fn config(boot: &BootConfig) -> Result<NetworkConfig, LinkError> {
 }
 
 fn link(settings: &boot::LinkSettings) -> Result<LinkConfig, LinkError> {
+    for (what, asked) in [("VLAN", settings.vlan.is_some()), ("bond", settings.bond.is_some())] {
+        if asked {
+            return Err(LinkError::Unsupported { name: settings.name.clone(), what });
+        }
+    }
     let mac: Option<MacAddr> = if settings.name.contains(':') {
         let parsed = settings.name.parse().map_err(|_| LinkError::Text {
             name: settings.name.clone(),
@@ -146,7 +153,19 @@ mod tests {
             addresses: addresses.iter().map(ToString::to_string).collect(),
             gateway: Some("192.0.2.1".parse().unwrap()),
             dns: vec![],
+            vlan: None,
+            bond: None,
         }
+    }
+
+    #[test]
+    fn a_vlan_or_a_bond_is_refused_and_never_left_out_in_silence() {
+        let tagged = boot::LinkSettings { vlan: Some(7), ..settings("eth0", &["192.0.2.10/24"]) };
+        let error = link(&tagged).unwrap_err().to_string();
+        assert!(error.starts_with("link 'eth0' asks for a VLAN, which this release can't make"), "{error}");
+        let bond = Some(boot::BondSettings { members: vec!["eth1".into()], mode: boot::BondMode::Lacp });
+        let bonded = boot::LinkSettings { bond, ..settings("bond0", &["192.0.2.10/24"]) };
+        assert!(link(&bonded).unwrap_err().to_string().contains("a bond"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::command::SignedJoin;
@@ -91,6 +92,34 @@ pub struct LinkSettings {
     pub gateway: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
+    /// The addresses are on this VLAN (IEEE 802.1Q, 1 to 4094) of the link, not on the link itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// The link is made of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bond: Option<BondSettings>,
+}
+
+/// Several links that act as one, which has the entry's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BondSettings {
+    /// Interface names or MAC addresses.
+    pub members: Vec<String>,
+    #[serde(default)]
+    pub mode: BondMode,
+}
+
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, BorshSerialize, BorshDeserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum BondMode {
+    /// One carries everything, another takes over. Needs nothing of the switch.
+    #[default]
+    ActiveBackup,
+    /// IEEE 802.3ad; the switch must be set up for it.
+    Lacp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -5,9 +5,11 @@
 //! no I/O, reads no clock and depends on no other crate of ours.
 //!
 //! Where to look: [`command`] says what can be asked of the ledger and why it may be refused, [`record`]
-//! what the ledger keeps, [`header`] what validators sign, [`validators`] how they are replaced, [`state`] what can be proved, [`api`] what a
-//! replica answers, [`peer`] what nodes and bots say to each other, [`workload`] and [`image`] what runs.
+//! what the ledger keeps, [`header`] what validators sign, [`validators`] how they are replaced, [`state`] what can
+//! be proved, [`api`] what a replica answers, [`addition`] what a farm tells its machines before they boot, [`peer`]
+//! what nodes and bots say to each other, [`workload`] and [`image`] what runs.
 
+pub mod addition;
 pub mod api;
 pub mod boot;
 pub mod capacity;

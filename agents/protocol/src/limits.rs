@@ -63,3 +63,13 @@ pub const TIP_MAX_AGE_MS: u64 = 120_000;
 pub const DURATION_S: u64 = 10 * 365 * 86_400;
 /// The longest time that data is kept after a contract ended.
 pub const GRACE_S: u64 = 90 * 86_400;
+/// A farm's addition on a boot medium. Firmware and netboot servers hand it over whole, before anything is checked.
+pub const ADDITION_BYTES: usize = 16 * 1024;
+/// Entries in one list of an addition: time servers, resolvers, addresses of one link.
+pub const ADDITION_TEXTS: usize = 16;
+/// Links with settings of their own in an addition.
+pub const LINKS: usize = 32;
+/// Links in one bond.
+pub const BOND_MEMBERS: usize = 8;
+/// A host name (RFC 1035, section 2.3.4).
+pub const HOST_BYTES: usize = 253;

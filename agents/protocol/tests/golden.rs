@@ -6,6 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use croft_protocol::addition::{
+    Addition, Bond, BondMode, Expectation, Grid, Link, LinkId, LinkUse, Prefix, Replica, Validated,
+};
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::contract::{Approver, PublishedPort, Quorum, Transport};
 use croft_protocol::header::{Allocation, Validator};
@@ -330,7 +333,47 @@ fn vectors() -> BTreeMap<String, String> {
         covered_until_ms: 5,
     };
     add(into, "value/escrow", &escrow);
+    // Both frame and body: what stands on boot media.
+    let file = addition().seal(&key(2)).unwrap();
+    all.insert("addition/file".to_owned(), hex::encode(file));
     all
+}
+
+fn addition() -> Addition {
+    let address = Prefix { address: [192, 0, 2, 10].into(), length: 24 };
+    let bond = Bond {
+        members: vec![LinkId::Name("eth0".to_owned()), LinkId::Mac([2, 0, 0, 0, 0, 1])],
+        mode: BondMode::Lacp,
+    };
+    let replicas = vec![
+        Replica { address: "192.0.2.1:7700".parse().unwrap(), key: public(20) },
+        Replica { address: "[2001:db8::1]:7700".parse().unwrap(), key: public(21) },
+    ];
+    Addition {
+        grid: Grid { name: name("home"), chain: CHAIN, validators: Hash([9; 32]), replicas },
+        farm: name("barn"),
+        owner: public(2),
+        join: join(),
+        node: Some(name("node-1")),
+        public_addresses: vec!["203.0.113.7".to_owned()],
+        links: vec![
+            Link {
+                id: LinkId::Name("bond0".to_owned()),
+                uses: LinkUse::Static { addresses: vec![address], gateway: Some([192, 0, 2, 1].into()) },
+                dns: vec![[192, 0, 2, 53].into()],
+                vlan: Some(42),
+                bond: Some(bond),
+            },
+            Link {
+                id: LinkId::Name("eth7".to_owned()),
+                uses: LinkUse::Off,
+                dns: vec![],
+                vlan: None,
+                bond: None,
+            },
+        ],
+        ntp: vec!["ntp.example".to_owned()],
+    }
 }
 
 fn golden() -> BTreeMap<String, String> {
@@ -367,6 +410,9 @@ fn the_golden_signatures_are_good() {
     signed_terms().verify(&CHAIN).unwrap();
     let SignedJoin { join, signature } = join();
     public(2).verify(Domain::JOIN, &CHAIN, &join, &signature).unwrap();
+    let file = hex::decode(&golden()["addition/file"]).unwrap();
+    let opened = Validated::open(&file, &Expectation { chain: Some(CHAIN), owner: Some(public(2)) }).unwrap();
+    assert_eq!(opened.get(), &addition());
     validator_change().check(&CHAIN, Hash([5; 32]), &validators()).unwrap();
     let certificate = header().certificate;
     for (key, signature) in &certificate.signatures {

@@ -181,7 +181,7 @@ fn expected_name(folder: &str) -> Option<String> {
         "qemu/harness" => Some("croft-qemu-harness".to_owned()),
         _ => {
             let (top, name) = folder.split_once('/')?;
-            ["os", "agents", "scripts"].contains(&top).then(|| format!("croft-{name}"))
+            ["os", "agents", "scripts", "image"].contains(&top).then(|| format!("croft-{name}"))
         }
     }
 }
@@ -209,6 +209,7 @@ fn allowed(from: &str, to: &str) -> Result<(), &'static str> {
         "agents/node" if one_of(&["agents/ledger", "agents/replica", "agents/market", "agents/bot"]) => {
             Err("the node depends on the os libraries, transport and light")
         }
+        "image/media" if to != "agents/protocol" => Err("media depends on protocol only"),
         _ if top == "os" && !to.starts_with("os/") && to != "agents/protocol" => {
             Err("crates under os/ depend on each other and on protocol only")
         }
@@ -261,6 +262,7 @@ mod tests {
             ),
             ("agents/replica", &["agents/ledger", "agents/transport"], &["tokio"]),
             ("image/builder", &[], &[]),
+            ("image/media", &["agents/protocol"], &[]),
             ("tests/it", &["agents/bot", "agents/node", "agents/ledger", "qemu/harness"], &["tokio"]),
             ("qemu/harness", &[], &[]),
         ]);
@@ -280,6 +282,7 @@ mod tests {
             ("agents/node", "agents/bot", "the node depends on the os libraries, transport and light"),
             ("os/network", "agents/transport", "crates under os/ depend on each other and on protocol only"),
             ("os/storage", "image/builder", "crates under os/ depend on each other and on protocol only"),
+            ("image/media", "agents/transport", "media depends on protocol only"),
             ("agents/bot", "qemu/harness", "what runs in the field knows nothing of chores and tests"),
         ];
         for (from, to, rule) in forbidden {
