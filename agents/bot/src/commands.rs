@@ -11,6 +11,7 @@ mod history;
 mod image;
 mod ledger;
 mod logs;
+mod media;
 mod ps;
 mod serve;
 mod show;
@@ -38,6 +39,12 @@ impl Stop {
     pub fn new() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
         (sender, Self(receiver))
+    }
+
+    /// Whether it is time, for whoever can't wait.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        *self.0.borrow()
     }
 
     /// Waits until it is time. Never, if the sender is gone.
@@ -175,10 +182,15 @@ pub async fn run(
         Action::WalletShow => wallet::show(c).await,
         Action::WalletSend { to, amount, memo } => wallet::send(c, &to, amount, memo).await,
         Action::FarmNew(farm) => farm::new(c, farm).await,
+        Action::FarmImage(flags) => media::image(c, &flags),
         Action::FarmNodes { name, all } => farm::nodes(c, name, all).await,
         Action::FarmServe { names } => serve::serve(c, &names).await,
         Action::ImageBuild { layout, name, scratch } => image::build(c, &layout, &name, scratch),
         Action::ImageList => image::list(c),
+        Action::MediaDisks => media::disks(c),
+        Action::MediaFlash { image, device, agreed } => media::flash(c, &image, &device, agreed.as_deref()),
+        Action::MediaKeys { folder } => media::make_keys(c, &folder),
+        Action::MediaSign { file, keys, out } => media::sign(c, &file, &keys, &out),
         Action::Deploy(flags) => deploy::deploy(c, &flags).await,
         Action::Ps { all } => ps::ps(c, all).await,
         Action::Logs { contract, vm, follow, tail } => logs::logs(c, &contract, vm, follow, tail).await,

@@ -89,6 +89,9 @@ pub enum Command {
     /// Images that microVMs start from
     #[command(subcommand)]
     Image(ImageCommand),
+    /// What machines boot from: signing, sticks
+    #[command(subcommand)]
+    Media(MediaCommand),
     /// Run a workload: find a node, agree with its farmer, pay, wait until it runs
     Deploy(DeployFlags),
     /// Contracts of the bot
@@ -326,6 +329,17 @@ The boot configuration holds a permission to join: whoever has it can add machin
 expires. For a farm that exists, only a new boot configuration is written.
 JSON: {farm, id, owner, country, region, prices, created, boot_config, join_expires_ms}")]
     New(FarmNewFlags),
+    /// Make what the farm's machines boot from: a USB image, an ISO or a netboot folder
+    #[command(after_help = "\
+Example:
+  croft farm image --farm attic --boot-file croft.efi --out usb.img
+  croft farm image --farm attic --boot-file croft.efi --medium netboot --out /srv/boot
+
+The boot file is the same for every farm ('cargo xtask image --boot-file' makes one). What is the farm's own comes
+from its boot configuration, is signed by its owner, and lies beside the boot file: grid, farm, permission to
+join, addresses. Equal input gives equal bytes.
+JSON: {farm, medium, out, boot_file_sha256, addition_bytes, bytes}")]
+    Image(FarmImageFlags),
     /// The machines of a farm
     #[command(after_help = "\
 Example:
@@ -392,6 +406,109 @@ pub struct FarmNewFlags {
     /// How long machines may join with it
     #[arg(long, value_name = "TIME", default_value = "30d", value_parser = parse_seconds)]
     pub valid: u64,
+}
+
+/// What a boot file comes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Medium {
+    /// An image for a USB stick or any disk, with room for upgrades
+    Usb,
+    /// A disc image, that boots from a stick as well
+    Iso,
+    /// A folder for HTTP and TFTP servers
+    Netboot,
+}
+
+impl Medium {
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Usb => "USB image",
+            Self::Iso => "ISO image",
+            Self::Netboot => "netboot folder",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct FarmImageFlags {
+    /// Which farm; the acting bot must be its owner
+    #[arg(long, value_name = "NAME")]
+    pub farm: Name,
+    /// The boot file: kernel, initramfs and command line in one
+    #[arg(long, value_name = "FILE")]
+    pub boot_file: PathBuf,
+    /// What to make
+    #[arg(long, value_enum, default_value = "usb")]
+    pub medium: Medium,
+    /// Where it goes: a file, or for netboot a folder
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// The farm's boot configuration [default: farms/NAME/boot.toml in the home]
+    #[arg(long, value_name = "FILE")]
+    pub boot_config: Option<PathBuf>,
+    /// Sign the boot file first, with db of this folder of keys
+    #[arg(long, value_name = "FOLDER")]
+    pub keys: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MediaCommand {
+    /// Disks of this machine, and whether an image may be written to them
+    #[command(after_help = "\
+Example:
+  croft media disks
+
+JSON: {disks: [{device, model, size_bytes, removable, usb, refused}]}")]
+    Disks,
+    /// Write an image to a stick and read it back
+    #[command(after_help = "\
+Example:
+  croft media flash usb.img /dev/sdb
+
+Shows model and size and asks for the name once more. Refuses disks that are mounted, in use, too small, or carry
+the running system; needs the rights of root.
+JSON: {device, bytes, read_directly}")]
+    Flash {
+        /// What 'croft farm image' made
+        #[arg(value_name = "IMAGE")]
+        image: PathBuf,
+        /// The whole disk, such as /dev/sdb
+        #[arg(value_name = "DEVICE")]
+        device: PathBuf,
+        /// Don't ask: this disk's content may be lost
+        #[arg(long, value_name = "DEVICE")]
+        yes_erase: Option<String>,
+    },
+    /// Make keys for Secure Boot: PK, KEK and db, and the files that enrol them
+    #[command(after_help = "\
+Example:
+  croft media keys ./secure-boot
+
+Existing keys are never overwritten. PK and KEK belong offline; db signs releases.
+JSON: {folder, enrolment}")]
+    Keys {
+        /// A new folder
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+    /// Sign a boot file for Secure Boot
+    #[command(after_help = "\
+Example:
+  croft media sign croft.efi --keys ./secure-boot --out croft.signed.efi
+
+JSON: {out, sha256, signer}")]
+    Sign {
+        /// The boot file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Where the key db is
+        #[arg(long, value_name = "FOLDER")]
+        keys: PathBuf,
+        /// Where the signed file goes
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

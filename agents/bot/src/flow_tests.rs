@@ -4,6 +4,7 @@
 mod contradiction;
 mod fake_node;
 mod ledger;
+mod media;
 mod validators;
 mod world;
 

@@ -11,8 +11,9 @@ use croft_protocol::{Name, PriceList, PublicKey, RecordId};
 
 use crate::exit::Failure;
 use crate::flags::{
-    BotCommand, Command, Common, DeployFlags, FarmCommand, FarmNewFlags, Flags, GridCommand, GridInitFlags,
-    GridUpFlags, HistoryKind, ImageCommand, NewPower, ValidatorsCommand, WalletCommand,
+    BotCommand, Command, Common, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, Flags, GridCommand,
+    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, NewPower, ValidatorsCommand,
+    WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -20,6 +21,11 @@ use crate::image::LayoutRef;
 /// The environment, so that tests need not change their own.
 pub trait Environment {
     fn variable(&self, name: &str) -> Option<OsString>;
+
+    /// What the person at the terminal answers; `None` when nobody is there.
+    fn ask(&self, _question: &str) -> Option<String> {
+        None
+    }
 }
 
 /// The process's own.
@@ -28,6 +34,18 @@ pub struct ProcessEnvironment;
 impl Environment for ProcessEnvironment {
     fn variable(&self, name: &str) -> Option<OsString> {
         std::env::var_os(name)
+    }
+
+    fn ask(&self, question: &str) -> Option<String> {
+        use std::io::{IsTerminal as _, Write as _};
+        let (input, mut output) = (std::io::stdin(), std::io::stderr());
+        if !input.is_terminal() || !output.is_terminal() {
+            return None;
+        }
+        output.write_all(question.as_bytes()).and_then(|()| output.flush()).ok()?;
+        let mut answer = String::new();
+        input.read_line(&mut answer).ok()?;
+        Some(answer)
     }
 }
 
@@ -56,10 +74,15 @@ pub enum Action {
     WalletShow,
     WalletSend { to: Name, amount: croft_protocol::Grains, memo: String },
     FarmNew(FarmNew),
+    FarmImage(FarmImageFlags),
     FarmNodes { name: Option<Name>, all: bool },
     FarmServe { names: Vec<Name> },
     ImageBuild { layout: LayoutRef, name: Name, scratch: Option<PathBuf> },
     ImageList,
+    MediaDisks,
+    MediaFlash { image: PathBuf, device: PathBuf, agreed: Option<String> },
+    MediaKeys { folder: PathBuf },
+    MediaSign { file: PathBuf, keys: PathBuf, out: PathBuf },
     Deploy(DeployFlags),
     Ps { all: bool },
     Logs { contract: Name, vm: Option<Name>, follow: bool, tail: u32 },
@@ -98,6 +121,11 @@ impl Action {
             self,
             Self::ImageBuild { .. }
                 | Self::ImageList
+                | Self::FarmImage(_)
+                | Self::MediaDisks
+                | Self::MediaFlash { .. }
+                | Self::MediaKeys { .. }
+                | Self::MediaSign { .. }
                 | Self::GridInit(_)
                 | Self::GridJoin { .. }
                 | Self::Ledger(LedgerAction::Verify { .. })
@@ -240,6 +268,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Wallet(WalletCommand::Show) => Action::WalletShow,
         Command::Wallet(WalletCommand::Send { to, amount, memo }) => Action::WalletSend { to, amount, memo },
         Command::Farm(FarmCommand::New(flags)) => Action::FarmNew(farm_new(flags)?),
+        Command::Farm(FarmCommand::Image(flags)) => Action::FarmImage(flags),
         Command::Farm(FarmCommand::Nodes { name, all }) => Action::FarmNodes { name, all },
         Command::Farm(FarmCommand::Serve { names }) => Action::FarmServe { names },
         Command::Image(ImageCommand::Build(flags)) => Action::ImageBuild {
@@ -248,6 +277,12 @@ fn action(command: Command) -> Result<Action, PlanError> {
             scratch: flags.scratch,
         },
         Command::Image(ImageCommand::List) => Action::ImageList,
+        Command::Media(MediaCommand::Disks) => Action::MediaDisks,
+        Command::Media(MediaCommand::Flash { image, device, yes_erase }) => {
+            Action::MediaFlash { image, device, agreed: yes_erase }
+        }
+        Command::Media(MediaCommand::Keys { folder }) => Action::MediaKeys { folder },
+        Command::Media(MediaCommand::Sign { file, keys, out }) => Action::MediaSign { file, keys, out },
         Command::Deploy(flags) => Action::Deploy(flags),
         Command::Ps(flags) => Action::Ps { all: flags.all },
         Command::Logs(flags) => {
