@@ -10,6 +10,7 @@ mod ledger;
 mod links;
 mod log;
 mod machines;
+mod medium;
 mod memory;
 mod networks;
 mod peers;

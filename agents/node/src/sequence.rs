@@ -42,7 +42,7 @@ use crate::time::Time;
 use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
 use crate::workload::{Context, InUse};
-use crate::{contracts, links};
+use crate::{contracts, links, medium};
 
 /// Where the image keeps its parts.
 const BOOT_FILE: &str = "/etc/croft/boot.toml";
@@ -65,6 +65,8 @@ const MTU_BYTES: u32 = 1500;
 pub enum Fatal {
     #[error("{BOOT_FILE} can't be read: boot with a configuration from 'croft farm new'")]
     NoBootConfig(#[source] std::io::Error),
+    #[error(transparent)]
+    Medium(#[from] medium::MediumError),
     #[error(transparent)]
     BootConfig(#[from] croft_protocol::boot::InvalidBootConfig),
     #[error(transparent)]
@@ -103,8 +105,7 @@ impl Start<'_> {
     pub async fn run(mut self) -> Result<(), Fatal> {
         let alive = Alive { notifier: self.notifier.take() };
         alive.beat();
-        let text = std::fs::read_to_string(BOOT_FILE).map_err(Fatal::NoBootConfig)?;
-        let boot = BootConfig::parse(&text)?;
+        let boot = alive.through(boot_config()).await?;
         let time = Arc::new(Time::default());
 
         let network = self.network(&boot, &alive).await?;
@@ -367,6 +368,19 @@ fn image_quota(data: &Data) -> u64 {
 
 fn verdicts(disks: &[Examined]) -> String {
     disks.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// What the image itself carries; else what the medium beside it does.
+async fn boot_config() -> Result<BootConfig, Fatal> {
+    match std::fs::read_to_string(BOOT_FILE) {
+        Ok(text) => Ok(BootConfig::parse(&text)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let (disk, addition) = medium::find(&medium::Roots::default()).await?;
+            tracing::info!(disk = %disk.display(), farm = %addition.get().farm, "the farm's addition is valid");
+            Ok(addition.boot_config())
+        }
+        Err(error) => Err(Fatal::NoBootConfig(error)),
+    }
 }
 
 /// Contracts that an earlier boot verified: checked again, because a disk is not to be trusted more than a replica.

@@ -19,9 +19,17 @@ use super::build::{self, REVISION};
 use super::{Flavor, Options, Recipe, kernel_cache, source};
 use crate::repo;
 
-/// What the kernel is told: both consoles, the last one for PID 1's own; messages that a farmer can use.
-pub(crate) const COMMAND_LINE: [&str; 6] =
-    ["console=tty0", "console=ttyS0,115200", "loglevel=6", "printk.devkmsg=on", "printk.time=1", "panic=30"];
+/// What the kernel is told: both consoles, the last one for PID 1's own; messages that a farmer can use; and that the
+/// EFI stub takes no initramfs from a loader, whose files would replace those of the signed one.
+pub(crate) const COMMAND_LINE: [&str; 7] = [
+    "console=tty0",
+    "console=ttyS0,115200",
+    "loglevel=6",
+    "printk.devkmsg=on",
+    "printk.time=1",
+    "panic=30",
+    "noinitrd",
+];
 
 /// Longer ones are cut by the kernel (COMMAND_LINE_SIZE of x86).
 const COMMAND_LINE_BYTES: usize = 2_047;
