@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
+use croft_protocol::addition::{Addition, Expectation, Validated};
 use croft_protocol::boot::{
     BootConfig, ClockSettings, FarmJoin, GridPin, LinkMode, LinkSettings, NodeSettings,
 };
+use croft_protocol::command::{Join, SignedJoin};
+use croft_protocol::keys::Domain;
 use croft_protocol::units::{parse_bytes, parse_cpu_millis, parse_seconds};
-use croft_protocol::{ChainId, ContractId, Genesis, Hash, Name, PublicKey};
+use croft_protocol::{ChainId, ContractId, FarmId, Genesis, Hash, Name, PublicKey, SecretKey};
 
 use crate::check::{bounded, bounded_message, json_again, shown, text, toml_again};
 use crate::scene::{scene, written};
@@ -47,6 +50,15 @@ pub const TARGETS: &[Target] = &[
         },
         rounds: 800,
         run: boot_config,
+    },
+    Target {
+        name: "addition",
+        decodes: "a farm's addition to the boot file (CROFT/FARM.BIN)",
+        sent_by: "a boot medium",
+        files: &["agents/protocol/src/addition.rs", "agents/protocol/src/addition/network.rs"],
+        seeds: || vec![("farm.bin".to_owned(), addition())],
+        rounds: 400,
+        run: open_addition,
     },
     Target {
         name: "grid-pin",
@@ -156,6 +168,8 @@ fn boot() -> BootConfig {
         addresses: vec!["192.0.2.10/24".to_owned(), "2001:db8::10/64".to_owned()],
         gateway: "192.0.2.1".parse().ok(),
         dns: "192.0.2.1".parse().into_iter().collect(),
+        vlan: Some(7),
+        bond: None,
     };
     BootConfig {
         node: NodeSettings { name: "n1".parse().ok(), public_addresses: vec!["node.example".to_owned()] },
@@ -195,4 +209,32 @@ fn short_boot() -> BootConfig {
 #[must_use]
 pub fn place() -> &'static Path {
     Path::new("input")
+}
+
+fn owner() -> SecretKey {
+    SecretKey::from_seed(&[41; 32])
+}
+
+/// What the boot configuration above is on a medium, signed.
+fn addition() -> Vec<u8> {
+    let mut config = boot();
+    // Two replicas can't have one key there.
+    config.grid.replicas.truncate(1);
+    let name = config.farm.name.clone();
+    let join = Join { farm: FarmId::new(&owner().public(), &name), expires_ms: 1, nonce: [2; 16] };
+    let signature = owner().sign(Domain::JOIN, &config.grid.chain, &join);
+    config.farm = FarmJoin::new(name, &SignedJoin { join, signature });
+    let addition = Addition::from_boot(&config, owner().public()).expect("everything in it has a place");
+    addition.seal(&owner()).expect("its owner signs it")
+}
+
+/// Nobody but the owner makes one that is accepted in his name, and what is accepted has one form.
+fn open_addition(bytes: &[u8]) {
+    match bounded("an addition", bytes.len(), || Validated::open(bytes, &Expectation::default())) {
+        Ok(opened) => {
+            assert_eq!(opened.get().owner, owner().public(), "it was signed by somebody");
+            assert_eq!(bytes, addition(), "an altered addition is accepted");
+        }
+        Err(error) => bounded_message("an addition", &error.to_string()),
+    }
 }
