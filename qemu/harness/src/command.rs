@@ -93,14 +93,38 @@ pub(crate) fn nic_id(nic: &Nic) -> String {
     format!("nic-{}", nic.name)
 }
 
+/// What a machine's firmware boots from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Medium {
+    /// A stick with these bytes. The machine may write to it.
+    Usb(PathBuf),
+    /// A disc in a SATA drive.
+    Disc(PathBuf),
+}
+
+impl Medium {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Usb(path) | Self::Disc(path) => path,
+        }
+    }
+}
+
+/// What QEMU starts.
+#[derive(Debug)]
+pub(crate) enum Start<'a> {
+    /// Without firmware's help.
+    Kernel { kernel: &'a Path, initramfs: &'a Path, arguments: Vec<String> },
+    /// UEFI firmware (OVMF), with a store of its own for variables, and what it finds.
+    Medium { firmware: &'a Path, variables: &'a Path, medium: &'a Medium },
+}
+
 /// Everything that stands on the command line.
 #[derive(Debug)]
 pub(crate) struct Layout<'a> {
     pub(crate) profile: &'a Profile,
     pub(crate) accelerator: Accelerator,
-    pub(crate) kernel: &'a Path,
-    pub(crate) initramfs: &'a Path,
-    pub(crate) kernel_arguments: Vec<String>,
+    pub(crate) start: Start<'a>,
     /// One per disk of the profile.
     pub(crate) disks: &'a [PathBuf],
     pub(crate) forwards: &'a [Forward],
@@ -150,8 +174,7 @@ impl Layout<'_> {
         }
         self.add_disks(&mut add);
         self.add_nics(&mut add);
-        add(&["-kernel", &self.kernel.to_string_lossy(), "-initrd", &self.initramfs.to_string_lossy()]);
-        add(&["-append", &self.kernel_arguments.join(" ")]);
+        self.add_start(&mut add);
         if self.exit_on_reboot {
             add(&["-no-reboot"]);
         }
@@ -166,9 +189,42 @@ impl Layout<'_> {
         out
     }
 
+    fn add_start(&self, add: &mut impl FnMut(&[&str])) {
+        match &self.start {
+            Start::Kernel { kernel, initramfs, arguments } => {
+                add(&["-kernel", &kernel.to_string_lossy(), "-initrd", &initramfs.to_string_lossy()]);
+                add(&["-append", &arguments.join(" ")]);
+            }
+            Start::Medium { firmware, variables, medium } => {
+                let code = format!("if=pflash,unit=0,format=raw,readonly=on,file={}", value(firmware));
+                add(&["-drive", &code]);
+                add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", value(variables))]);
+                let file = value(medium.path());
+                match medium {
+                    Medium::Usb(_) => {
+                        if !self.has_usb_disk() {
+                            add(&["-device", "qemu-xhci,id=xhci0"]);
+                        }
+                        add(&["-drive", &format!("if=none,id=medium,format=raw,cache=unsafe,file={file}")]);
+                        add(&["-device", "usb-storage,bus=xhci0.0,drive=medium,removable=on,bootindex=0"]);
+                    }
+                    Medium::Disc(_) => {
+                        let drive = "if=none,id=medium,format=raw,media=cdrom,readonly=on";
+                        add(&["-drive", &format!("{drive},file={file}")]);
+                        add(&["-device", "ich9-ahci,id=discs0"]);
+                        add(&["-device", "ide-cd,bus=discs0.0,drive=medium,bootindex=0"]);
+                    }
+                }
+            }
+        }
+    }
+
+    fn has_usb_disk(&self) -> bool {
+        self.profile.disk.iter().any(|disk| disk.model == DiskModel::Usb)
+    }
+
     fn add_disks(&self, add: &mut impl FnMut(&[&str])) {
-        let usb = self.profile.disk.iter().any(|disk| disk.model == DiskModel::Usb);
-        if usb {
+        if self.has_usb_disk() {
             add(&["-device", "qemu-xhci,id=xhci0"]);
         }
         let sata = |disk: &Disk| matches!(disk.model, DiskModel::SataSsd | DiskModel::SataHdd);
@@ -239,9 +295,11 @@ mod tests {
         let layout = Layout {
             profile,
             accelerator,
-            kernel: Path::new("/k"),
-            initramfs: Path::new("/i"),
-            kernel_arguments: profile.kernel_arguments(),
+            start: Start::Kernel {
+                kernel: Path::new("/k"),
+                initramfs: Path::new("/i"),
+                arguments: profile.kernel_arguments(),
+            },
             disks: &disks,
             forwards,
             exit_on_reboot: false,
@@ -270,6 +328,29 @@ mod tests {
             assert!(line.contains(expected), "{expected:?} is not in {line}");
         }
         assert!(!line.contains("no-reboot"), "{line}");
+    }
+
+    #[test]
+    fn firmware_boots_a_medium_and_gets_no_kernel() {
+        let profile = Profile::named("standard").unwrap();
+        let line = |medium: &Medium| {
+            let layout = Layout {
+                profile: &profile,
+                accelerator: TCG,
+                start: Start::Medium { firmware: Path::new("/f"), variables: Path::new("/s/v"), medium },
+                disks: &[PathBuf::from("/d")],
+                forwards: &[],
+                exit_on_reboot: true,
+            };
+            layout.arguments(Wiring::Terminal).join(" ")
+        };
+        let usb = line(&Medium::Usb("/m,1".into()));
+        assert!(usb.contains("if=pflash,unit=0,format=raw,readonly=on,file=/f "), "{usb}");
+        assert!(usb.contains("id=medium,format=raw,cache=unsafe,file=/m,,1 "), "{usb}");
+        assert!(usb.contains("usb-storage,bus=xhci0.0,drive=medium,removable=on,bootindex=0"), "{usb}");
+        assert!(!usb.contains("-kernel") && !usb.contains("-append"), "{usb}");
+        let disc = line(&Medium::Disc("/m".into()));
+        assert!(disc.contains("ide-cd,bus=discs0.0,drive=medium,bootindex=0"), "{disc}");
     }
 
     #[test]

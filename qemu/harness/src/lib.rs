@@ -21,7 +21,7 @@ pub mod qmp;
 pub mod serial;
 
 pub use accelerator::{Accelerator, Decision};
-pub use command::{Forward, Protocol};
+pub use command::{Forward, Medium, Protocol};
 pub use machine::{Boot, Exit, Machine, OnReboot};
 pub use profile::Profile;
 pub use serial::{Line, Pattern, Serial};

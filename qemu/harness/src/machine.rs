@@ -28,7 +28,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{oneshot, watch};
 
 use crate::accelerator::{self, Accelerator, Decision};
-use crate::command::{Forward, Layout, Wiring, netdev, nic_id};
+use crate::command::{Forward, Layout, Medium, Start, Wiring, netdev, nic_id};
 use crate::disk::{self, DiskError};
 use crate::profile::Profile;
 use crate::qmp::{Qmp, QmpError};
@@ -44,6 +44,10 @@ const KILL_LIMIT: Duration = Duration::from_secs(30);
 const QEMU_MESSAGE_MAX_BYTES: usize = 4096;
 /// Where the node looks for its boot configuration.
 const BOOT_FILE: &str = "/etc/croft/boot.toml";
+
+/// UEFI firmware and its empty variables (package ovmf).
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// What happens when the guest restarts the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -81,6 +85,12 @@ pub enum StartError {
     State { path: PathBuf, source: std::io::Error },
     #[error("cannot read the kernel {path}: build it with `cargo xtask image`")]
     Kernel { path: PathBuf, source: std::io::Error },
+    #[error("cannot read the medium {path}: make it with `croft farm image`")]
+    Medium { path: PathBuf, source: std::io::Error },
+    #[error("the firmware for test machines is not here: run scripts/setup")]
+    Firmware { source: std::io::Error },
+    #[error("{path} boots as it is: files and kernel arguments can't be added to a medium")]
+    SealedMedium { path: PathBuf },
     #[error(transparent)]
     Initramfs(#[from] AppendError),
     #[error(transparent)]
@@ -108,12 +118,18 @@ pub enum PowerError {
     NoSuchNic { name: String },
 }
 
+/// What is started.
+#[derive(Debug, Clone)]
+enum Source {
+    Kernel { kernel: PathBuf, initramfs: PathBuf },
+    Medium(Medium),
+}
+
 /// Everything that decides a boot; `start` makes it a [`Machine`].
 #[derive(Debug, Clone)]
 pub struct Boot {
     profile: Profile,
-    kernel: PathBuf,
-    initramfs: PathBuf,
+    source: Source,
     state: PathBuf,
     files: Vec<(String, Vec<u8>)>,
     kernel_arguments: Vec<String>,
@@ -134,8 +150,7 @@ impl Boot {
     ) -> Self {
         Self {
             profile,
-            kernel: kernel.into(),
-            initramfs: initramfs.into(),
+            source: Source::Kernel { kernel: kernel.into(), initramfs: initramfs.into() },
             state: state.into(),
             files: Vec::new(),
             kernel_arguments: Vec::new(),
@@ -149,6 +164,12 @@ impl Boot {
     /// Boots the image in the directory `image`, as `cargo xtask image` leaves it.
     pub fn image(profile: Profile, image: &Path, state: impl Into<PathBuf>) -> Self {
         Self::new(profile, image.join("bzImage"), image.join("initramfs.zst"), state)
+    }
+
+    /// Boots what UEFI firmware (OVMF) finds on a medium. Nothing can be appended to it: neither files nor arguments.
+    pub fn medium(profile: Profile, medium: Medium, state: impl Into<PathBuf>) -> Self {
+        let boot = Self::new(profile, "", "", state);
+        Self { source: Source::Medium(medium), ..boot }
     }
 
     /// The node's boot configuration, appended to the initramfs.
@@ -209,8 +230,17 @@ impl Boot {
     fn prepare(&self, decision: &Decision, wiring: Wiring<'_>) -> Result<Vec<String>, StartError> {
         let state = |source| StartError::State { path: self.state.clone(), source };
         std::fs::create_dir_all(&self.state).map_err(state)?;
-        File::open(&self.kernel)
-            .map_err(|source| StartError::Kernel { path: self.kernel.clone(), source })?;
+        match &self.source {
+            Source::Kernel { kernel, .. } => File::open(kernel)
+                .map_err(|source| StartError::Kernel { path: kernel.clone(), source })
+                .map(drop)?,
+            Source::Medium(medium) => {
+                let path = medium.path();
+                let unread = |source| StartError::Medium { path: path.to_owned(), source };
+                File::open(path).map_err(unread)?;
+                File::open(FIRMWARE).map_err(no_firmware)?;
+            }
+        }
         let nics = self.profile.nic.len();
         if let Some(forward) = self.forwards.iter().find(|forward| forward.nic >= nics) {
             return Err(StartError::NoSuchNic {
@@ -222,22 +252,36 @@ impl Boot {
         }
         let disks = self.profile.disk.iter().map(|disk| disk::ensure(&self.state, disk));
         let disks = disks.collect::<Result<Vec<_>, _>>()?;
-        let mut initramfs = self.initramfs.clone();
-        if !self.files.is_empty() {
-            initramfs = self.state.join("initramfs");
-            let files: Vec<(&str, &[u8])> =
-                self.files.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
-            append_segment_to_file(&self.initramfs, &initramfs, &files)?;
-        }
-        let mut kernel_arguments = self.profile.kernel_arguments();
-        kernel_arguments.extend(decision.accelerator.kernel_arguments());
-        kernel_arguments.extend(self.kernel_arguments.iter().cloned());
+        let (mut initramfs, variables);
+        let start = match &self.source {
+            Source::Kernel { kernel, initramfs: own } => {
+                initramfs = own.clone();
+                if !self.files.is_empty() {
+                    initramfs = self.state.join("initramfs");
+                    let files: Vec<(&str, &[u8])> =
+                        self.files.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+                    append_segment_to_file(own, &initramfs, &files)?;
+                }
+                let mut arguments = self.profile.kernel_arguments();
+                arguments.extend(decision.accelerator.kernel_arguments());
+                arguments.extend(self.kernel_arguments.iter().cloned());
+                Start::Kernel { kernel, initramfs: &initramfs, arguments }
+            }
+            Source::Medium(medium) => {
+                if !self.files.is_empty() || !self.kernel_arguments.is_empty() {
+                    return Err(StartError::SealedMedium { path: medium.path().to_owned() });
+                }
+                variables = self.state.join("firmware-variables");
+                if !variables.exists() {
+                    std::fs::copy(FIRMWARE_VARIABLES, &variables).map_err(no_firmware)?;
+                }
+                Start::Medium { firmware: Path::new(FIRMWARE), variables: &variables, medium }
+            }
+        };
         let layout = Layout {
             profile: &self.profile,
             accelerator: decision.accelerator,
-            kernel: &self.kernel,
-            initramfs: &initramfs,
-            kernel_arguments,
+            start,
             disks: &disks,
             forwards: &self.forwards,
             exit_on_reboot: self.on_reboot == OnReboot::Exit,
@@ -294,6 +338,10 @@ impl Boot {
         machine.process.end_after(self.lifetime);
         Ok(machine)
     }
+}
+
+fn no_firmware(source: std::io::Error) -> StartError {
+    StartError::Firmware { source }
 }
 
 fn qemu() -> std::ffi::OsString {
