@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use croft_qemu_harness::{Boot, Forward, Machine, Profile};
+use croft_qemu_harness::{Boot, Forward, Machine, Medium, Profile};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -213,6 +213,26 @@ impl Grid {
     /// When QEMU does not start.
     pub async fn boot_node(&self, image: &Path) -> Result<Machine> {
         Ok(self.node(image, &self.boot_config()?)?.start().await?)
+    }
+
+    /// Boots the farm's node from what `croft farm image` makes of a boot file: as firmware does, with nothing added.
+    ///
+    /// # Errors
+    /// When the medium can't be made, or QEMU does not start.
+    pub async fn boot_medium(&self, boot_file: &Path, disc: bool) -> Result<Machine> {
+        let (kind, out) = if disc { ("iso", "medium.iso") } else { ("usb", "medium.img") };
+        let (out, boot_config) = (self.dir.join(out), self.boot_file());
+        let text = |path: &Path| path.to_str().map(str::to_owned).context("a path in UTF-8");
+        let arguments = ["--bot", "farmer", "farm", "image", "--farm", "alpha", "--medium", kind];
+        let mut arguments: Vec<String> = arguments.map(str::to_owned).to_vec();
+        for (name, path) in [("--boot-file", boot_file), ("--boot-config", &*boot_config), ("--out", &*out)] {
+            arguments.extend([name.to_owned(), text(path)?]);
+        }
+        self.croft(arguments).await?;
+        let medium = if disc { Medium::Disc(out) } else { Medium::Usb(out) };
+        let boot = Boot::medium(Profile::named("standard")?, medium, self.dir.join(format!("node-{kind}")))
+            .lifetime(Duration::from_secs(3600));
+        Ok(boot.start().await?)
     }
 
     fn command(&self) -> Command {

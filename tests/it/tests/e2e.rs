@@ -123,3 +123,26 @@ async fn what_does_not_fit_is_refused_before_anybody_pays() {
     node.kill().await.unwrap();
     grid.stop().await.unwrap();
 }
+
+/// The same bytes start from both; what is the farm's own comes from the medium, after its signature was checked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_boots_by_firmware_from_a_stick_and_from_a_disc_and_registers() {
+    let Some(boot_file) = std::env::var_os("CROFT_BOOT_FILE").map(PathBuf::from) else {
+        eprintln!("skipped: CROFT_BOOT_FILE names no boot file ('cargo xtask image --boot-file' makes one)");
+        return;
+    };
+    let _alone = one_machine().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut grid = Grid::start(dir.path(), 1).await.unwrap();
+    grid.farm().await.unwrap();
+    for disc in [false, true] {
+        let mut node = grid.boot_medium(&boot_file, disc).await.unwrap();
+        let addition = node.serial().wait_for("the farm's addition is valid", Duration::from_secs(180)).await;
+        eprintln!("{}", addition.unwrap().text);
+        eprintln!("{}", scene::registered(&mut node).await.unwrap());
+        let nodes = grid.croft(["--bot", "farmer", "farm", "nodes"]).await.unwrap();
+        assert!(nodes.contains("alpha"), "{nodes}");
+        node.kill().await.unwrap();
+    }
+    grid.stop().await.unwrap();
+}
