@@ -137,7 +137,9 @@ pub fn signature_list(entries: Entries<'_>) -> Vec<u8> {
     let mut lists = Vec::new();
     match entries {
         Entries::Certificates(certs) => {
-            certs.iter().for_each(|cert| put_list(&mut lists, &X509, &[cert.der()]))
+            for cert in certs {
+                put_list(&mut lists, &X509, &[cert.der()]);
+            }
         }
         Entries::BootFiles([]) => {}
         Entries::BootFiles(hashes) => {
