@@ -22,6 +22,9 @@ const APPEND: u32 = 0x40;
 /// EFI_CERT_X509_GUID, a5c059a1-94e4-4aa7-87b5-ab155c2bf072, in the order in which it is written.
 const X509: [u8; 16] =
     [0xa1, 0x59, 0xc0, 0xa5, 0xe4, 0x94, 0xa7, 0x4a, 0x87, 0xb5, 0xab, 0x15, 0x5c, 0x2b, 0xf0, 0x72];
+/// EFI_CERT_SHA256_GUID, c1c41626-504c-4092-aca9-41f936934328.
+const SHA256: [u8; 16] =
+    [0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43, 0x28];
 /// EFI_CERT_TYPE_PKCS7_GUID, 4aafd29d-68df-49ee-8aa9-347d375665a7.
 const PKCS7: [u8; 16] =
     [0x9d, 0xd2, 0xaf, 0x4a, 0xdf, 0x68, 0xee, 0x49, 0x8a, 0xa9, 0x34, 0x7d, 0x37, 0x56, 0x65, 0xa7];
@@ -35,8 +38,16 @@ const DATABASE: [u8; 16] =
 const WIN_CERTIFICATE_KIND: [u8; 4] = [0x00, 0x02, 0xf1, 0x0e];
 const EFI_TIME_BYTES: usize = 16;
 const WIN_CERTIFICATE_HEADER: usize = 24;
-/// Certificates in one variable; firmware has some tens of kilobytes for all of them.
-pub const CERTIFICATES_MAX: usize = 16;
+/// Entries in one variable; firmware has some tens of kilobytes for all of them.
+pub const ENTRIES_MAX: usize = 64;
+
+/// What a variable names.
+#[derive(Debug, Clone, Copy)]
+pub enum Entries<'a> {
+    Certificates(&'a [Cert]),
+    /// Authenticode hashes ([`crate::pe::Pe::hash`]) of single boot files: to end one release without ending its key.
+    BootFiles(&'a [[u8; 32]]),
+}
 
 /// The variables of Secure Boot that we write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +71,7 @@ pub enum Write {
 
 #[derive(Debug, thiserror::Error)]
 pub enum VariableError {
-    #[error("{count} certificates for {variable}, possible are 1 to {CERTIFICATES_MAX}, and one for PK")]
+    #[error("{count} entries for {variable}, possible are 1 to {ENTRIES_MAX}, and one certificate for PK")]
     Count { variable: &'static str, count: usize },
     #[error("{seconds} s since 1970 is no time that firmware knows")]
     Time { seconds: u64 },
@@ -110,21 +121,46 @@ impl Write {
     }
 }
 
-/// Certificates as firmware keeps them, one list for each, since lists hold entries of one length.
-#[must_use]
-pub fn signature_list(certs: &[Cert]) -> Vec<u8> {
-    let owner = owner();
-    let mut list = Vec::new();
-    for cert in certs {
-        let entry = owner.len() + cert.der().len();
-        list.extend_from_slice(&X509);
-        list.extend_from_slice(&(28 + entry as u32).to_le_bytes());
-        list.extend_from_slice(&0u32.to_le_bytes());
-        list.extend_from_slice(&(entry as u32).to_le_bytes());
-        list.extend_from_slice(&owner);
-        list.extend_from_slice(cert.der());
+impl Entries<'_> {
+    fn count(&self) -> usize {
+        match self {
+            Self::Certificates(certs) => certs.len(),
+            Self::BootFiles(hashes) => hashes.len(),
+        }
     }
-    list
+}
+
+/// Entries as firmware keeps them. A list holds entries of one length: one list for each certificate, one for all
+/// hashes.
+#[must_use]
+pub fn signature_list(entries: Entries<'_>) -> Vec<u8> {
+    let mut lists = Vec::new();
+    match entries {
+        Entries::Certificates(certs) => {
+            for cert in certs {
+                put_list(&mut lists, &X509, &[cert.der()]);
+            }
+        }
+        Entries::BootFiles([]) => {}
+        Entries::BootFiles(hashes) => {
+            put_list(&mut lists, &SHA256, &hashes.iter().map(<[u8; 32]>::as_slice).collect::<Vec<_>>());
+        }
+    }
+    lists
+}
+
+/// One EFI_SIGNATURE_LIST, all of whose entries have the length of the first.
+fn put_list(lists: &mut Vec<u8>, kind: &[u8; 16], entries: &[&[u8]]) {
+    let owner = owner();
+    let entry = owner.len() + entries.first().map_or(0, |first| first.len());
+    lists.extend_from_slice(kind);
+    lists.extend_from_slice(&((28 + entry * entries.len()) as u32).to_le_bytes());
+    lists.extend_from_slice(&0u32.to_le_bytes());
+    lists.extend_from_slice(&(entry as u32).to_le_bytes());
+    for content in entries {
+        lists.extend_from_slice(&owner);
+        lists.extend_from_slice(content);
+    }
 }
 
 /// A variable's new content with its authentication, as `KeyTool`, `sbkeysync` and firmware menus take it.
@@ -134,17 +170,21 @@ pub fn signature_list(certs: &[Cert]) -> Vec<u8> {
 /// [`VariableError`].
 pub fn authenticated(
     variable: Variable,
-    certs: &[Cert],
+    entries: Entries<'_>,
     signer: &Signer,
     seconds: u64,
     write: Write,
 ) -> Result<Vec<u8>, VariableError> {
     let name = variable.name();
-    let max = if variable == Variable::Pk { 1 } else { CERTIFICATES_MAX };
-    if !(1..=max).contains(&certs.len()) {
-        return Err(VariableError::Count { variable: name, count: certs.len() });
+    let fits = match (variable, entries) {
+        (Variable::Pk, Entries::Certificates([_])) => true,
+        (Variable::Pk, _) => false,
+        _ => (1..=ENTRIES_MAX).contains(&entries.count()),
+    };
+    if !fits {
+        return Err(VariableError::Count { variable: name, count: entries.count() });
     }
-    let content = signature_list(certs);
+    let content = signature_list(entries);
     let time = efi_time(seconds)?;
     let signed = variable.signed_bytes(write.attributes(), &time, &content);
     let signature = pkcs7::sign_detached(&signed, signer.key(), signer.cert())
@@ -207,7 +247,7 @@ mod tests {
     #[test]
     fn a_signature_list_has_the_specifications_offsets() {
         let cert = testing::signer("db").cert().clone();
-        let list = signature_list(&[cert.clone(), cert.clone()]);
+        let list = signature_list(Entries::Certificates(&[cert.clone(), cert.clone()]));
         let one = 28 + 16 + cert.der().len();
         assert_eq!(list.len(), 2 * one);
         assert_eq!(list[..16], X509);
@@ -222,14 +262,21 @@ mod tests {
         let (kek, db) = (testing::signer("KEK"), testing::signer("db"));
         let trusted = [kek.cert().clone()];
         let make = |variable| {
-            authenticated(variable, &[db.cert().clone()], &kek, 1_700_000_000, Write::Replace).unwrap()
+            authenticated(
+                variable,
+                Entries::Certificates(&[db.cert().clone()]),
+                &kek,
+                1_700_000_000,
+                Write::Replace,
+            )
+            .unwrap()
         };
         let bytes = make(Variable::Db);
         assert_eq!(bytes, make(Variable::Db), "the same again");
         // 2023-11-14 22:13:20
         assert_eq!(bytes[..16], [0xe7, 0x07, 11, 14, 22, 13, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         let content = verify(Variable::Db, &bytes, &trusted, Write::Replace).unwrap();
-        assert_eq!(content, signature_list(&[db.cert().clone()]));
+        assert_eq!(content, signature_list(Entries::Certificates(&[db.cert().clone()])));
         assert!(verify(Variable::Kek, &bytes, &trusted, Write::Replace).is_err());
         assert!(verify(Variable::Db, &bytes, &trusted, Write::Append).is_err());
         let error = verify(Variable::Db, &bytes, &[db.cert().clone()], Write::Replace).unwrap_err();
@@ -247,7 +294,26 @@ mod tests {
     fn a_platform_key_stands_alone() {
         let pk = testing::signer("PK");
         let two = [pk.cert().clone(), pk.cert().clone()];
-        let error = authenticated(Variable::Pk, &two, &pk, 0, Write::Replace).unwrap_err().to_string();
-        assert_eq!(error, "2 certificates for PK, possible are 1 to 16, and one for PK");
+        let message =
+            |entries| authenticated(Variable::Pk, entries, &pk, 0, Write::Replace).unwrap_err().to_string();
+        let said = "possible are 1 to 64, and one certificate for PK";
+        assert_eq!(message(Entries::Certificates(&two)), format!("2 entries for PK, {said}"));
+        assert_eq!(message(Entries::BootFiles(&[[1; 32]])), format!("1 entries for PK, {said}"));
+    }
+
+    #[test]
+    fn single_boot_files_can_be_forbidden() {
+        let kek = testing::signer("KEK");
+        let hashes = [[1; 32], [2; 32]];
+        let make = |hashes| authenticated(Variable::Dbx, Entries::BootFiles(hashes), &kek, 1, Write::Append);
+        let bytes = make(&hashes).unwrap();
+        let trusted = [kek.cert().clone()];
+        let list = verify(Variable::Dbx, &bytes, &trusted, Write::Append).unwrap();
+        assert_eq!(list.len(), 28 + 2 * 48);
+        assert_eq!(list[..16], SHA256);
+        assert_eq!(list[24..28], 48u32.to_le_bytes());
+        assert_eq!((&list[44..76], &list[92..]), (&hashes[0][..], &hashes[1][..]));
+        assert!(matches!(make(&[]), Err(VariableError::Count { variable: "dbx", count: 0 })));
+        assert!(matches!(make(&[[0; 32]; 65]), Err(VariableError::Count { count: 65, .. })));
     }
 }

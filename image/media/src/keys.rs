@@ -8,8 +8,8 @@
 //!
 //! A key that others have seen: db: the KEK's owner signs a new db key in (append), releases move to it, then a dbx
 //! with the old certificate follows; every old boot file is dead from then on. KEK: PK replaces it. PK: replaced by a
-//! new one that the old one signs. Rotation goes the same way, without dbx. [`efi_variable::authenticated`] makes all of
-//! these files; each needs a later time than the one before.
+//! new one that the old one signs. Rotation goes the same way, without dbx. One bad release needs no new key: its hash
+//! goes into dbx. [`efi_variable::authenticated`] makes all of these files; each needs a later time than the one before.
 //!
 //! Own keys only in db means: option ROMs that only Microsoft signed don't run any more, which may take screen or
 //! network boot from a machine. [`Enrolment::new`] takes further certificates for that.
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use zeroize::Zeroizing;
 
-use crate::efi_variable::{self, Variable, VariableError, Write};
+use crate::efi_variable::{self, Entries, Variable, VariableError, Write};
 use crate::rsa::{Bits, RsaError, RsaKey};
 use crate::x509::{Cert, CertificateError};
 
@@ -191,7 +191,13 @@ impl Enrolment {
         allowed.extend_from_slice(further);
         let only = std::slice::from_ref;
         let write = |variable, certs: &[Cert], signer: &Signer| {
-            efi_variable::authenticated(variable, certs, signer, signer.cert.created_s(), Write::Replace)
+            efi_variable::authenticated(
+                variable,
+                Entries::Certificates(certs),
+                signer,
+                signer.cert.created_s(),
+                Write::Replace,
+            )
         };
         let mut files = vec![
             ("PK.auth".to_owned(), write(Variable::Pk, only(&pk.cert), pk)?),
@@ -203,7 +209,7 @@ impl Enrolment {
             files.push((format!("{name}.cer"), cert.der().to_vec()));
             let of_db = name == "db";
             let list = if of_db { &allowed[..] } else { only(cert) };
-            files.push((format!("{name}.esl"), efi_variable::signature_list(list)));
+            files.push((format!("{name}.esl"), efi_variable::signature_list(Entries::Certificates(list))));
         }
         Ok(Self { files })
     }
