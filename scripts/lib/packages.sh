@@ -10,6 +10,7 @@ PACKAGES=(
     ovmf seabios                                                                 # firmware of test machines
     erofs-utils cryptsetup-bin umoci skopeo mmdebstrap                           # workload images, and peers in tests
     nftables iproute2                                                            # networks of tests
+    swtpm swtpm-tools                                                            # TPMs of tests
     curl ca-certificates                                                         # the VMM's release
 )
 # Debian 12 has these in versions that are too old, or not at all; its backports have them. QEMU's two

@@ -9,6 +9,7 @@
 //! replica answers, [`peer`] what nodes and bots say to each other, [`workload`] and [`image`] what runs.
 
 pub mod api;
+pub mod attestation;
 pub mod boot;
 pub mod capacity;
 pub mod command;
@@ -29,6 +30,7 @@ pub mod units;
 pub mod validators;
 pub mod workload;
 
+pub use attestation::Attestation;
 pub use capacity::{Capacity, NodeCapacity};
 pub use command::{Command, CommandBody, Rejection, SignedCommand};
 pub use contract::{ContractBody, ContractId, ContractState, EndReason, Escrow, SignedTerms, Terms};

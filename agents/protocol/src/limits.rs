@@ -60,3 +60,13 @@ pub const TIP_MAX_AGE_MS: u64 = 120_000;
 pub const DURATION_S: u64 = 10 * 365 * 86_400;
 /// The longest time that data is kept after a contract ended.
 pub const GRACE_S: u64 = 90 * 86_400;
+/// A TPM key in the TPM's encoding. One of P-256 has some 120 bytes.
+pub const TPM_KEY_BYTES: usize = 256;
+/// A quote in the TPM's encoding: some 150 bytes, with room for longer names.
+pub const TPM_QUOTE_BYTES: usize = 1024;
+/// Measured events that a registration carries. Firmware of servers makes some hundred in the quoted registers.
+pub const MEASURED_EVENTS: usize = 512;
+/// Vouchers that a registration carries.
+pub const VOUCHERS: usize = 16;
+/// A quote is fresh while the header in its nonce is younger than this: time to quote, sign and send on a slow line.
+pub const QUOTE_FRESH_MS: u64 = 600_000;
