@@ -34,7 +34,7 @@ pub struct TpmKeyStore<T: Transport> {
 
 /// Where a node's seed is, or shall be.
 pub enum NodeKeyStore<T: Transport> {
-    Tpm(TpmKeyStore<T>),
+    Tpm(Box<TpmKeyStore<T>>),
     Disk(DiskKeyStore),
 }
 
@@ -158,7 +158,7 @@ pub fn choose<T: Transport>(
         };
     };
     if !on_disk {
-        return Ok(NodeKeyStore::Tpm(TpmKeyStore::new(tpm, policy, dir)));
+        return Ok(NodeKeyStore::Tpm(Box::new(TpmKeyStore::new(tpm, policy, dir))));
     }
     match tpm.identity_state()? {
         NvState::Locked(_) => Err(KeyError::TwoKeys { path: disk.path() }),

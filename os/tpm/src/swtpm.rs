@@ -63,6 +63,16 @@ impl Swtpm {
     /// When swtpm is not installed.
     #[must_use]
     pub fn power_on(&self) -> Powered {
+        let (transport, process) = self.plug();
+        Powered { tpm: Tpm::new(transport), process }
+    }
+
+    /// The bare way to a TPM that was turned on.
+    ///
+    /// # Panics
+    /// When swtpm is not installed.
+    #[must_use]
+    pub fn plug(&self) -> (FdTransport, Process) {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let state = format!("dir={}", self.state.path().display());
         let log = self.state.path().join("log");
@@ -75,7 +85,7 @@ impl Swtpm {
             .spawn()
             .expect("swtpm runs: install the packages swtpm and swtpm-tools");
         let transport = FdTransport::over(ours.into()).expect("a socket of our own");
-        Powered { tpm: Tpm::new(transport), process: Process(child) }
+        (transport, Process(child))
     }
 }
 

@@ -5,7 +5,12 @@ use croft_attest::credential::{Challenge, CredentialError, make_credential};
 use croft_attest::pcr::{PcrSelection, extended};
 use croft_protocol::{Hash, PublicKey};
 use croft_tpm::swtpm::{Powered, Swtpm};
-use croft_tpm::{IDENTITY_INDEX, NvState, SealPolicy, Sealed, TpmError};
+use croft_tpm::{
+    FdTransport, IDENTITY_INDEX, NvState, SealPolicy, Sealed, Tpm, TpmError, Transport, TransportError,
+};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 const TRANSIENT: u32 = 0x8000_0000;
@@ -123,6 +128,7 @@ fn a_secret_sealed_to_secure_boot_survives_upgrades_but_not_other_secure_boot_ke
     let error = changed.tpm.unseal(&sealed).unwrap_err();
     assert!(error.to_string().contains("put Secure Boot and its keys back"), "{error}");
     assert_no_leak(&mut changed, 1);
+    drop(changed);
     // Nor does it help to call it a seal without a policy.
     let mut bytes = sealed.encode();
     bytes[8] = 0;
@@ -235,4 +241,61 @@ fn a_credential_opens_only_beside_both_keys() {
 fn a_tpm_from_no_factory_has_no_certificate() {
     let swtpm = Swtpm::new();
     assert_eq!(swtpm.power_on().tpm.endorsement_certificate().unwrap(), None);
+}
+
+/// Everything that passed on the bus, and what to do to it.
+#[derive(Clone, Default)]
+struct Bus {
+    passed: Rc<RefCell<Vec<Vec<u8>>>>,
+    /// Flips a bit of the response to this command, at this distance from its end.
+    tampering: Rc<RefCell<Option<(u32, usize)>>>,
+}
+
+/// Somebody on the wires between processor and TPM.
+struct Tapped {
+    transport: FdTransport,
+    bus: Bus,
+}
+
+impl Transport for Tapped {
+    fn exchange(&mut self, command: &[u8], limit: Duration) -> Result<Vec<u8>, TransportError> {
+        let mut response = self.transport.exchange(command, limit)?;
+        if let Some((code, from_end)) = *self.bus.tampering.borrow()
+            && command[6..10] == code.to_be_bytes()
+        {
+            let at = response.len() - from_end;
+            response[at] ^= 1;
+        }
+        self.bus.passed.borrow_mut().extend([command.to_vec(), response.clone()]);
+        Ok(response)
+    }
+}
+
+#[test]
+fn no_secret_passes_on_the_bus_and_nobody_there_alters_one() {
+    let swtpm = Swtpm::new();
+    let (transport, _process) = swtpm.plug();
+    let bus = Bus::default();
+    let mut tpm = Tpm::new(Tapped { transport, bus: bus.clone() });
+    let secret: Vec<u8> = (0..32).map(|n| n ^ 0xa5).collect();
+    for policy in [SealPolicy::Tpm, SealPolicy::SecureBoot] {
+        let sealed = tpm.seal(&secret, policy).unwrap();
+        assert_eq!(*tpm.unseal(&sealed).unwrap(), secret);
+        let seen = bus.passed.borrow().concat();
+        assert!(seen.len() > 1000);
+        assert!(!seen.windows(4).any(|window| window == &secret[..4]), "the secret passed in the clear");
+
+        // TPM2_Unseal's response ends with the HMAC (2 + 32 bytes), before it attributes (1), nonce (2 + 32), secret.
+        for from_end in [1, 32, 35, 40, 70, 90] {
+            *bus.tampering.borrow_mut() = Some((0x15e, from_end));
+            let error = tpm.unseal(&sealed).unwrap_err().to_string();
+            *bus.tampering.borrow_mut() = None;
+            assert_eq!(
+                error,
+                "the answer to TPM2_Unseal does not come from the TPM: something on its bus alters messages",
+                "{from_end}"
+            );
+        }
+    }
+    assert_eq!(tpm.handles(TRANSIENT).unwrap().len(), 1, "nothing is left behind");
 }
