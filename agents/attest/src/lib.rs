@@ -6,12 +6,14 @@
 //!   endorsement key ──credential──▶ voucher ──┘                                                  └──▶ why not more
 //! ```
 //! [`assess()`] tells forgeries, which are refused, from honest machines that run something else, which are worth
-//! less; every reason is a value of its own. [`credential`] proves that an attestation key lives beside an
-//! endorsement key, [`event_log`] reads what the firmware measured, [`public`] and [`quote`] what the TPM signed.
+//! less; every reason is a value of its own. [`certificate`] tells a maker's endorsement key from a program's,
+//! [`credential`] proves that an attestation key lives beside it, [`event_log`] reads what the firmware measured,
+//! [`public`] and [`quote`] what the TPM signed.
 //!
 //! It must never believe a field of a node that the TPM did not sign, nor read a length that it did not bound.
 
 pub mod assess;
+pub mod certificate;
 pub mod credential;
 pub mod event_log;
 pub mod kdf;

@@ -61,6 +61,12 @@ pub enum TpmError {
     Forged { command: &'static str },
     #[error("the TPM has no SHA-256 register {pcr}: turn on the SHA-256 bank in the firmware setup")]
     NoBank { pcr: u8 },
+    #[error(
+        "the firmware's event log does not explain the TPM's register {pcr}: update the machine's firmware"
+    )]
+    LogDiffers { pcr: u8 },
+    #[error(transparent)]
+    TooLarge(#[from] croft_protocol::attestation::AttestationTooLarge),
     #[error("the TPM's registers changed each time they were read")]
     Restless,
     #[error("what is kept in the TPM at {index:#x} is damaged ({reason})")]

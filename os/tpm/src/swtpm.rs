@@ -101,7 +101,7 @@ impl Powered {
     /// # Panics
     /// When the TPM refuses.
     pub fn clear(&mut self) {
-        self.raw(0x126, 0x4000_000a, &[]);
+        self.raw(0x126, &[0x4000_000a], &[]);
     }
 
     /// Somebody else takes ownership with a password.
@@ -109,7 +109,7 @@ impl Powered {
     /// # Panics
     /// When the TPM refuses.
     pub fn set_owner_password(&mut self, password: &[u8]) {
-        self.raw(0x129, 0x4000_0001, &Writer::new().sized(password).done());
+        self.raw(0x129, &[0x4000_0001], &Writer::new().sized(password).done());
     }
 
     /// The TPM alone. The process must outlive it, or it answers nothing.
@@ -129,9 +129,28 @@ impl Powered {
         }
     }
 
-    fn raw(&mut self, code: u32, handle: u32, parameters: &[u8]) {
+    /// What a maker does in the factory: a certificate in the maker's part of the memory.
+    ///
+    /// # Panics
+    /// When the TPM refuses.
+    pub fn install_endorsement_certificate(&mut self, der: &[u8]) {
+        const PLATFORM: u32 = 0x4000_000c;
+        // Written by the platform, read by everybody; made by the platform; apart from the lockout.
+        let attributes = 1 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 25 | 1 << 30;
+        let index = crate::EK_CERTIFICATE_INDEX;
+        let public =
+            Writer::new().u32(index).u16(0xb).u32(attributes).sized(&[]).u16(der.len() as u16).done();
+        self.raw(0x12a, &[PLATFORM], &Writer::new().sized(&[]).sized(&public).done());
+        for (number, part) in der.chunks(512).enumerate() {
+            let parameters = Writer::new().sized(part).u16(512 * number as u16).done();
+            self.raw(0x137, &[PLATFORM, index], &parameters);
+        }
+    }
+
+    fn raw(&mut self, code: u32, handles: &[u32], parameters: &[u8]) {
         let auth = Writer::new().u32(9).u32(0x4000_0009).sized(&[]).u8(1).sized(&[]).done();
-        let body = [&handle.to_be_bytes()[..], &auth, parameters].concat();
+        let handles = handles.iter().fold(Writer::new(), |all, handle| all.u32(*handle)).done();
+        let body = [handles.as_slice(), &auth, parameters].concat();
         let command = Writer::new().u16(0x8002).u32(10 + body.len() as u32).u32(code).bytes(&body).done();
         let response = self.tpm.transport.exchange(&command, Duration::from_secs(60)).expect("an answer");
         assert_eq!(response[6..10], [0; 4], "the TPM refused {code:#x}");

@@ -9,6 +9,7 @@ use croft_attest::{Claim, Degradation, Endorsement, MeasuredBoot, PcrSelection, 
 use croft_protocol::attestation::{Attestation, MeasuredEvent, SignedVoucher};
 use croft_protocol::record::TrustClass;
 use croft_protocol::{ChainId, Hash, NodeId, SecretKey, limits};
+use croft_tpm::Moment;
 use croft_tpm::swtpm::{Powered, Swtpm};
 use zeroize::Zeroizing;
 
@@ -71,19 +72,9 @@ fn policy() -> Policy {
 
 /// What the node does at registration.
 fn attest(machine: &mut Powered, boot: &MeasuredBoot) -> Attestation {
-    let key = machine.tpm.attestation_key().unwrap().key;
-    let nonce = Attestation::nonce(&CHAIN, 9, &HEADER, &node(), &STATEMENT, &key.hash());
-    let quote = machine.tpm.quote(PcrSelection::QUOTED, &nonce).unwrap();
     let vouchers = vec![vouch(machine, Some(Hash([0xce; 32])))];
-    Attestation {
-        height: 9,
-        key: key.encoded().to_vec(),
-        quote: quote.attest,
-        signature: quote.signature,
-        locality: boot.locality,
-        events: boot.events.clone(),
-        vouchers,
-    }
+    let moment = Moment { chain: &CHAIN, height: 9, header: HEADER, node: &node(), statement: STATEMENT };
+    machine.tpm.attest(&moment, boot.clone(), vouchers).unwrap()
 }
 
 /// The dialogue with a replica, which takes the certificate's word here.
@@ -117,6 +108,19 @@ fn a_release_on_a_genuine_tpm_is_attested() {
     }
     let bytes = croft_protocol::encode(&attestation);
     assert!(bytes.len() < 2048, "a registration grows by {} bytes", bytes.len());
+}
+
+#[test]
+fn a_log_that_explains_nothing_is_noticed_by_the_node_itself() {
+    let swtpm = Swtpm::new();
+    let (mut machine, mut measured) = boot(&swtpm, &[RELEASE]);
+    measured.events.pop();
+    let moment = Moment { chain: &CHAIN, height: 9, header: HEADER, node: &node(), statement: STATEMENT };
+    let error = machine.tpm.attest(&moment, measured, vec![]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the firmware's event log does not explain the TPM's register 4: update the machine's firmware"
+    );
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! A TPM that answers from a script: what a real one does once in a blue moon.
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::{SealPolicy, Sealed};
 
 struct Scripted {
     /// Answered in order; the last one for ever.
@@ -75,4 +78,35 @@ fn a_response_that_lies_about_its_size_or_counts_is_refused() {
     let mut script = scripted(vec![answer]);
     let error = Tpm::new(&mut script).properties().unwrap_err().to_string();
     assert!(error.ends_with("its count has 16777216, more than the limit of 256"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn a_tpm_that_answers_noise_makes_nothing_panic(
+        noise in proptest::collection::vec(any::<u8>(), 0..300),
+        sessions in any::<bool>(),
+        framed in 0u8..4,
+    ) {
+        let tag = if sessions { TAG_SESSIONS } else { TAG_NO_SESSIONS };
+        // Mostly well framed and successful, or else nothing behind the header would be read.
+        let answer = if framed == 0 { noise } else {
+            Writer::new().u16(tag).u32(10 + noise.len() as u32).u32(0).bytes(&noise).done()
+        };
+        let mut script = scripted(vec![answer]);
+        let mut tpm = Tpm::new(&mut script);
+        let _ = tpm.properties();
+        let _ = tpm.handles(0x8000_0000);
+        let _ = tpm.pcr_read(PcrSelection::QUOTED);
+        let _ = tpm.seal(b"seed", SealPolicy::SecureBoot);
+        let _ = tpm.quote(PcrSelection::QUOTED, &Hash::ZERO);
+        let _ = tpm.identity_state();
+        let _ = tpm.counter();
+        let _ = tpm.endorsement_certificate();
+        let _ = tpm.endorsement_key();
+    }
+
+    #[test]
+    fn no_bytes_make_the_reader_of_seals_panic(noise in proptest::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(Sealed::decode(&noise).is_err());
+    }
 }
