@@ -3,8 +3,8 @@
 //! ```text
 //!   too large, wrong bank, wrong key, old nonce, log that does not replay ──▶ Refusal: somebody lies or is broken
 //!   nobody vouched for the TPM's endorsement key, and the policy wants it ──▶ plain: may be a TPM in software
-//!   unknown boot file, loader or kexec                                    ──▶ sealed: this TPM, but what runs?
-//!   everything in register 4 and 11 known, the TPM vouched for            ──▶ attested
+//!   unknown boot file, loader, options, initramfs or kexec                ──▶ sealed: this TPM, but what runs?
+//!   everything in registers 4, 9 and 11 known, the TPM vouched for        ──▶ attested
 //! ```
 //! It must never decide by an event's type or data: only digests are signed for. What ran before us is known by its
 //! digest or not at all.
@@ -18,7 +18,7 @@ use croft_protocol::attestation::{Attestation, AttestationTooLarge};
 use croft_protocol::record::TrustClass;
 use croft_protocol::{ChainId, Hash, NodeId, PublicKey, limits};
 
-use crate::pcr::{self, PCR_BOOT, PCR_KEXEC, PCR_SECURE_BOOT, PcrSelection};
+use crate::pcr::{self, PCR_BOOT, PCR_KEXEC, PCR_OPTIONS, PCR_SECURE_BOOT, PcrSelection};
 use crate::public::{EccKey, KeyError};
 use crate::quote::{Quote, QuoteError};
 
@@ -44,6 +44,8 @@ pub struct Policy {
     pub releases: BTreeSet<Hash>,
     /// The same of loaders that may run before a release: an iPXE build, a shim.
     pub loaders: BTreeSet<Hash>,
+    /// SHA-256 of load options (UTF-16) that a release may be started with: those of our own netboot script.
+    pub options: BTreeSet<Hash>,
     pub endorsement: Endorsement,
     /// Whose vouchers count.
     pub vouchers: BTreeSet<PublicKey>,
@@ -85,6 +87,11 @@ pub enum Degradation {
     NothingBooted,
     #[error("{digest} ran before or instead of a release: boot an unmodified release, without other loaders")]
     UnknownBoot { digest: Hash },
+    #[error(
+        "the boot file was started with options or an initramfs ({digest}) that are not its own: make a boot entry \
+         without options"
+    )]
+    UnknownOptions { digest: Hash },
     #[error("{digest}, which was started by kexec, is no release in force: upgrade the node")]
     UnknownKexec { digest: Hash },
     #[error(
@@ -134,6 +141,11 @@ pub fn assess(attestation: &Attestation, claim: &Claim<'_>, policy: &Policy) -> 
     let mut reasons = Vec::new();
     let endorsement = endorsement(attestation, claim, &key, policy, &mut reasons);
     let release = running(events(PCR_BOOT), events(PCR_KEXEC), policy, &mut reasons);
+    // The stub measures options even where there are none.
+    let none = Hash::of_bytes(&[]);
+    let known = |digest: &Hash| *digest == none || policy.options.contains(digest);
+    let unknown = events(PCR_OPTIONS).filter(|digest| !known(digest));
+    reasons.extend(unknown.map(|digest| Degradation::UnknownOptions { digest }));
     let class = if endorsement < policy.endorsement {
         TrustClass::Plain
     } else if reasons.is_empty() {

@@ -5,16 +5,12 @@
 
 use std::time::Duration;
 
-use croft_protocol::Hash;
+use croft_protocol::{Hash, limits};
 use pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::public::EccKey;
 
-/// Certificates have some 1 KiB; so much is kept in no TPM.
-pub const CERTIFICATE_BYTES: usize = 4096;
-/// Makers have one or two issuers between root and TPM.
-const INTERMEDIATES: usize = 8;
 /// tcg-kp-EKCertificate, 2.23.133.8.1, as DER writes it.
 const EK_USAGE: &[u8] = &[0x67, 0x81, 0x05, 0x08, 0x01];
 /// What makers sign with.
@@ -35,10 +31,11 @@ const P256_INFO: [u8; 26] = [
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
-    #[error("the TPM's certificate has {len} bytes, more than the limit of {CERTIFICATE_BYTES}")]
+    #[error("the TPM's certificate has {len} bytes, more than the limit of {limit}", limit = limits::TPM_CERTIFICATE_BYTES)]
     TooLarge { len: usize },
     #[error(
-        "{count} certificates between the TPM's and its maker's root are more than the limit of {INTERMEDIATES}"
+        "{count} certificates between the TPM's and its maker's root are more than the limit of {limit}",
+        limit = limits::TPM_CERTIFICATES
     )]
     TooMany { count: usize },
     #[error("the root certificate {digest} is none ({reason})")]
@@ -61,10 +58,10 @@ pub fn verify(
     key: &EccKey,
     now_ms: u64,
 ) -> Result<Hash, CertificateError> {
-    if certificate.len() > CERTIFICATE_BYTES {
+    if certificate.len() > limits::TPM_CERTIFICATE_BYTES {
         return Err(CertificateError::TooLarge { len: certificate.len() });
     }
-    if intermediates.len() > INTERMEDIATES {
+    if intermediates.len() > limits::TPM_CERTIFICATES {
         return Err(CertificateError::TooMany { count: intermediates.len() });
     }
     let roots: Vec<CertificateDer<'_>> = roots.iter().map(|root| CertificateDer::from(*root)).collect();

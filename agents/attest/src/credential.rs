@@ -2,34 +2,32 @@
 //! part 1, chapter 24). A replica or bot plays the verifier while a node registers:
 //!
 //! ```text
-//!   node ── endorsement key, its certificate, attestation key ──▶ verifier: attributes right? certificate of a maker?
-//!   node ◀── Credential: a secret only that TPM opens, and only beside that key ── Challenge::new
+//!   node ── Introduction ──▶ Author::introduce: attributes right? certificate of a maker, for this very key?
+//!   node ◀── Credential: a secret only that TPM opens, and only beside that key ── Challenge
 //!   node: TPM2_ActivateCredential ── the secret ──▶ Challenge::answer ──▶ Voucher, signed, carried by registrations
 //! ```
 //! A challenge is answered once and dropped; the secret is the verifier's, fresh for each, and never logged.
 
-use croft_protocol::attestation::Voucher;
-use croft_protocol::{Hash, NodeId};
+use croft_protocol::attestation::{AttestationTooLarge, Introduction, SignedVoucher, Voucher};
+use croft_protocol::{ChainId, Hash, NodeId, SecretKey};
 use p256::ecdh::diffie_hellman;
 use zeroize::Zeroizing;
 
+pub use croft_protocol::attestation::Credential;
+
+use crate::certificate::{self, CertificateError};
 use crate::kdf::{cfb_encrypt, hmac, kdfa, kdfe};
 use crate::public::{EccKey, EccPoint, KeyError};
 use crate::wire::Writer;
 
-/// What a TPM needs to give the secret back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credential {
-    /// Contents of TPM2B_ID_OBJECT.
-    pub blob: Vec<u8>,
-    /// Contents of TPM2B_ENCRYPTED_SECRET.
-    pub secret: Vec<u8>,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
     #[error(transparent)]
+    TooLarge(#[from] AttestationTooLarge),
+    #[error(transparent)]
     Key(#[from] KeyError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     #[error("the random bytes are no key of P-256: draw others")]
     Entropy,
     #[error(
@@ -107,5 +105,53 @@ impl Challenge {
         }
         let Self { node, key, endorsement, certificate, .. } = self;
         Ok(Voucher { node, key, endorsement, certificate, height })
+    }
+}
+
+/// Who vouches for TPMs: a replica or a bot, with the makers that it trusts.
+pub struct Author<'a> {
+    pub chain: &'a ChainId,
+    pub key: &'a SecretKey,
+    /// Root certificates of makers, DER.
+    pub makers: &'a [&'a [u8]],
+}
+
+impl Author<'_> {
+    /// Answers a node that introduced itself; the caller knows its key from the transport. A TPM without a certificate
+    /// gets a voucher that says so; a wrong certificate gets none.
+    ///
+    /// # Errors
+    /// [`CredentialError`].
+    pub fn introduce(
+        &self,
+        node: NodeId,
+        introduction: &Introduction,
+        now_ms: u64,
+        entropy: &Zeroizing<[u8; 64]>,
+    ) -> Result<(Challenge, Credential), CredentialError> {
+        introduction.check()?;
+        let attestation = EccKey::decode(&introduction.key)?;
+        let endorsement = EccKey::decode(&introduction.endorsement)?;
+        let chain: Vec<&[u8]> = introduction.certificates.iter().map(Vec::as_slice).collect();
+        let certificate = match chain.split_first() {
+            None => None,
+            Some((own, issuers)) => {
+                Some(certificate::verify(own, issuers, self.makers, &endorsement, now_ms)?)
+            }
+        };
+        Challenge::new(node, &attestation, &endorsement, certificate, entropy)
+    }
+
+    /// Vouches, when the node's answer is right.
+    ///
+    /// # Errors
+    /// [`CredentialError::WrongAnswer`].
+    pub fn vouch(
+        &self,
+        challenge: Challenge,
+        answer: &[u8],
+        height: u64,
+    ) -> Result<SignedVoucher, CredentialError> {
+        Ok(SignedVoucher::sign(challenge.answer(answer, height)?, self.chain, self.key))
     }
 }

@@ -16,11 +16,13 @@ pub const PCR_COUNT: u8 = 24;
 pub struct PcrSelection(u32);
 
 impl PcrSelection {
-    /// Firmware, option ROMs, what was booted, Secure Boot's keys, and what was started by kexec since.
+    /// Firmware, option ROMs, what was booted and with which options, Secure Boot's keys, and what was started by kexec
+    /// since.
     ///
     /// The others say nothing that decides: 1, 3 and 5 hold settings and boot variables that differ in honest
-    /// machines, 6 is the maker's, 8 and 9 belong to boot loaders that Croft does without.
-    pub const QUOTED: Self = Self(1 << 0 | 1 << 2 | 1 << PCR_BOOT | 1 << PCR_SECURE_BOOT | 1 << PCR_KEXEC);
+    /// machines, 6 is the maker's, 8 belongs to boot loaders that Croft does without.
+    pub const QUOTED: Self =
+        Self(1 << 0 | 1 << 2 | 1 << PCR_BOOT | 1 << PCR_SECURE_BOOT | 1 << PCR_OPTIONS | 1 << PCR_KEXEC);
     /// What a seal may hang on: Secure Boot's state and keys, which an upgrade of Croft leaves alone.
     pub const SECURE_BOOT: Self = Self(1 << PCR_SECURE_BOOT);
 
@@ -89,6 +91,9 @@ impl PcrSelection {
 pub const PCR_BOOT: u8 = 4;
 /// Secure Boot's state, keys, and which of them was used.
 pub const PCR_SECURE_BOOT: u8 = 7;
+/// What the kernel's EFI stub got beside itself: load options, and an initramfs of somebody else's. Both could replace what
+/// the boot file carries, and neither is in [`PCR_BOOT`].
+pub const PCR_OPTIONS: u8 = 9;
 /// What Croft itself started by kexec, one extension each. No firmware and no loader of ours touches it.
 pub const PCR_KEXEC: u8 = 11;
 

@@ -61,6 +61,28 @@ pub struct SignedVoucher {
     pub signature: Signature,
 }
 
+/// A node asks somebody to vouch for its TPM. Three messages on one stream that the node opens: this, [`Credential`],
+/// the secret in it; then the [`SignedVoucher`].
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Introduction {
+    /// The attestation key: TPMT_PUBLIC, at most [`limits::TPM_KEY_BYTES`].
+    pub key: Vec<u8>,
+    /// The endorsement key, likewise.
+    pub endorsement: Vec<u8>,
+    /// DER, first of the endorsement key, then of issuers up to a maker's root, without it: at most
+    /// [`limits::TPM_CERTIFICATES`] of [`limits::TPM_CERTIFICATE_BYTES`]. None where the TPM has none.
+    pub certificates: Vec<Vec<u8>>,
+}
+
+/// A secret that only the TPM with the endorsement key opens, and only beside the attestation key.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Credential {
+    /// Contents of TPM2B_ID_OBJECT.
+    pub blob: Vec<u8>,
+    /// Contents of TPM2B_ENCRYPTED_SECRET.
+    pub secret: Vec<u8>,
+}
+
 /// An attestation that is larger than any honest one.
 #[derive(
     Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize, thiserror::Error,
@@ -72,24 +94,57 @@ pub struct AttestationTooLarge {
     pub limit: u64,
 }
 
+/// `(field, length, limit)` of each; the first that is too long is the culprit.
+fn check_lengths(lengths: &[(&str, usize, usize)]) -> Result<(), AttestationTooLarge> {
+    match lengths.iter().find(|(_, got, limit)| got > limit) {
+        None => Ok(()),
+        Some((field, got, limit)) => {
+            Err(AttestationTooLarge { field: (*field).to_owned(), got: *got as u64, limit: *limit as u64 })
+        }
+    }
+}
+
+impl Introduction {
+    /// Checks every length.
+    ///
+    /// # Errors
+    /// [`AttestationTooLarge`] names the first field.
+    pub fn check(&self) -> Result<(), AttestationTooLarge> {
+        let longest = self.certificates.iter().map(Vec::len).max().unwrap_or(0);
+        check_lengths(&[
+            ("key", self.key.len(), limits::TPM_KEY_BYTES),
+            ("endorsement key", self.endorsement.len(), limits::TPM_KEY_BYTES),
+            ("certificates", self.certificates.len(), limits::TPM_CERTIFICATES),
+            ("longest certificate", longest, limits::TPM_CERTIFICATE_BYTES),
+        ])
+    }
+}
+
+impl Credential {
+    /// Checks every length.
+    ///
+    /// # Errors
+    /// [`AttestationTooLarge`] names the first field.
+    pub fn check(&self) -> Result<(), AttestationTooLarge> {
+        check_lengths(&[
+            ("credential", self.blob.len(), limits::TPM_KEY_BYTES),
+            ("encrypted secret", self.secret.len(), limits::TPM_KEY_BYTES),
+        ])
+    }
+}
+
 impl Attestation {
     /// Checks every length.
     ///
     /// # Errors
     /// [`AttestationTooLarge`] names the first field.
     pub fn check(&self) -> Result<(), AttestationTooLarge> {
-        let bounds = [
+        check_lengths(&[
             ("key", self.key.len(), limits::TPM_KEY_BYTES),
             ("quote", self.quote.len(), limits::TPM_QUOTE_BYTES),
             ("events", self.events.len(), limits::MEASURED_EVENTS),
             ("vouchers", self.vouchers.len(), limits::VOUCHERS),
-        ];
-        match bounds.into_iter().find(|(_, got, limit)| got > limit) {
-            None => Ok(()),
-            Some((field, got, limit)) => {
-                Err(AttestationTooLarge { field: field.to_owned(), got: got as u64, limit: limit as u64 })
-            }
-        }
+        ])
     }
 
     /// SHA-256 of the attestation key.
@@ -166,6 +221,21 @@ mod tests {
         for (bad, text) in cases {
             assert_eq!(bad.check().unwrap_err().to_string(), format!("the attestation's {text}"));
         }
+    }
+
+    #[test]
+    fn an_introduction_and_a_credential_are_bounded() {
+        let good = Introduction { key: vec![], endorsement: vec![], certificates: vec![vec![0; 4096]; 8] };
+        good.check().unwrap();
+        let many = Introduction { certificates: vec![vec![]; 9], ..good.clone() };
+        let error = many.check().unwrap_err().to_string();
+        assert_eq!(error, "the attestation's certificates has 9, more than the limit of 8");
+        let long = Introduction { certificates: vec![vec![0; 4097]], ..good };
+        let error = long.check().unwrap_err().to_string();
+        assert_eq!(error, "the attestation's longest certificate has 4097, more than the limit of 4096");
+        let credential = Credential { blob: vec![0; 257], secret: vec![] };
+        let error = credential.check().unwrap_err().to_string();
+        assert_eq!(error, "the attestation's credential has 257, more than the limit of 256");
     }
 
     #[test]

@@ -62,6 +62,10 @@ pub const DURATION_S: u64 = 10 * 365 * 86_400;
 pub const GRACE_S: u64 = 90 * 86_400;
 /// A TPM key in the TPM's encoding. One of P-256 has some 120 bytes.
 pub const TPM_KEY_BYTES: usize = 256;
+/// One certificate of a TPM's maker: some 1 KiB.
+pub const TPM_CERTIFICATE_BYTES: usize = 4096;
+/// Certificates from a TPM's to its maker's root: makers have one or two issuers in between.
+pub const TPM_CERTIFICATES: usize = 8;
 /// A quote in the TPM's encoding: some 150 bytes, with room for longer names.
 pub const TPM_QUOTE_BYTES: usize = 1024;
 /// Measured events that a registration carries. Firmware of servers makes some hundred in the quoted registers.

@@ -7,6 +7,7 @@
 
 use croft_attest::public::{alg, attribute};
 use croft_attest::{EccKey, EccPoint, Reader, Writer};
+use croft_protocol::attestation::{Credential, Introduction};
 use croft_protocol::{Hash, limits};
 use p256::ecdh::diffie_hellman;
 use zeroize::Zeroizing;
@@ -177,14 +178,26 @@ impl<T: Transport> Tpm<T> {
         Ok(Session::new(handles[0], &salt[..], nonce, nonce_tpm))
     }
 
+    /// What the node says to whoever shall vouch for its TPM.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn introduce(&mut self) -> Result<Introduction, TpmError> {
+        let introduction = Introduction {
+            key: self.attestation_key()?.key.encoded().to_vec(),
+            endorsement: self.endorsement_key()?.encoded().to_vec(),
+            certificates: self.endorsement_certificate()?.into_iter().collect(),
+        };
+        introduction.check()?;
+        Ok(introduction)
+    }
+
     /// Opens a credential: gives the secret back only where both keys are in this TPM.
     ///
     /// # Errors
     /// [`TpmError::Foreign`] when it was made for another endorsement key or another attestation key.
-    pub fn activate_credential(
-        &mut self,
-        credential: &croft_attest::credential::Credential,
-    ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+    pub fn activate_credential(&mut self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        credential.check()?;
         let attestation = self.attestation_key()?;
         self.storage_key()?;
         let endorsement = self.load_endorsement_key()?;

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use croft_attest::assess::secure_boot_digest;
 use croft_attest::credential::Challenge;
 use croft_attest::event_log::kind;
-use croft_attest::{Claim, Degradation, Endorsement, MeasuredBoot, PcrSelection, Policy, Refusal, assess};
+use croft_attest::{
+    Claim, Degradation, Endorsement, EventLog, MeasuredBoot, PcrSelection, Policy, Refusal, assess,
+};
 use croft_protocol::attestation::{Attestation, MeasuredEvent, SignedVoucher};
 use croft_protocol::record::TrustClass;
 use croft_protocol::{ChainId, Hash, NodeId, SecretKey, limits};
@@ -13,6 +15,8 @@ use croft_tpm::Moment;
 use croft_tpm::swtpm::{Powered, Swtpm};
 use zeroize::Zeroizing;
 
+/// EV_EVENT_TAG: what the kernel's stub measures.
+const EVENT_TAG: u32 = 6;
 const CHAIN: ChainId = ChainId(Hash([0xc0; 32]));
 const RELEASE: Hash = Hash([0x11; 32]);
 const UPGRADE: Hash = Hash([0x22; 32]);
@@ -42,6 +46,7 @@ fn boot(swtpm: &Swtpm, images: &[Hash]) -> (Powered, MeasuredBoot) {
     ];
     events.extend([0, 2, 4, 7].map(|pcr| event(pcr, kind::SEPARATOR, separator)));
     events.extend(images.iter().map(|image| event(4, kind::EFI_BOOT_SERVICES_APPLICATION, *image)));
+    events.push(event(9, EVENT_TAG, Hash::of_bytes(&[])));
     for event in &events {
         machine.tpm.pcr_extend(event.pcr, &event.digest).unwrap();
     }
@@ -64,6 +69,7 @@ fn policy() -> Policy {
     Policy {
         releases: BTreeSet::from([RELEASE, UPGRADE]),
         loaders: BTreeSet::new(),
+        options: BTreeSet::new(),
         endorsement: Endorsement::Certified,
         vouchers: BTreeSet::from([replica().public()]),
         vouchers_needed: 1,
@@ -114,7 +120,7 @@ fn a_release_on_a_genuine_tpm_is_attested() {
 fn a_log_that_explains_nothing_is_noticed_by_the_node_itself() {
     let swtpm = Swtpm::new();
     let (mut machine, mut measured) = boot(&swtpm, &[RELEASE]);
-    measured.events.pop();
+    measured.events.retain(|event| event.digest != RELEASE);
     let moment = Moment { chain: &CHAIN, height: 9, header: HEADER, node: &node(), statement: STATEMENT };
     let error = machine.tpm.attest(&moment, measured, vec![]).unwrap_err().to_string();
     assert_eq!(
@@ -153,12 +159,13 @@ fn a_modified_image_is_sealed_at_most_and_named() {
     assert!(text.starts_with(&EVIL.to_string()) && text.contains("boot an unmodified release"), "{text}");
 
     // With the log of a release, the registers don't fit.
+    let evil = attestation.events.iter().position(|event| event.digest == EVIL).unwrap();
     let mut lying = attestation.clone();
-    lying.events.last_mut().unwrap().digest = RELEASE;
+    lying.events[evil].digest = RELEASE;
     assert_eq!(assess(&lying, &claim(), &policy()).unwrap_err(), Refusal::Replay);
     // Nor does it help to call the evil program an action or a separator: types are nobody's word.
     let mut lying = attestation;
-    lying.events.last_mut().unwrap().kind = kind::SEPARATOR;
+    lying.events[evil].kind = kind::SEPARATOR;
     let assessment = assess(&lying, &claim(), &policy()).unwrap();
     assert_eq!(assessment.reasons, [Degradation::UnknownBoot { digest: EVIL }]);
 }
@@ -174,6 +181,61 @@ fn a_program_before_the_release_counts_unless_it_is_a_known_loader() {
     assert_eq!(assessment.reasons, [Degradation::UnknownBoot { digest: ipxe }]);
     let known = Policy { loaders: BTreeSet::from([ipxe]), ..policy() };
     assert_eq!(assess(&attestation, &claim(), &known).unwrap().class, TrustClass::Attested);
+}
+
+#[test]
+fn options_or_an_initramfs_beside_the_release_count_unless_they_are_ours() {
+    let swtpm = Swtpm::new();
+    let (mut machine, mut measured) = boot(&swtpm, &[RELEASE]);
+    let options: Vec<u8> = "initrd=\\evil.img".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let digest = Hash::of_bytes(&options);
+    machine.tpm.pcr_extend(9, &digest).unwrap();
+    measured.events.push(MeasuredEvent { pcr: 9, kind: EVENT_TAG, digest });
+    let attestation = attest(&mut machine, &measured);
+    let assessment = assess(&attestation, &claim(), &policy()).unwrap();
+    assert_eq!((assessment.class, assessment.release), (TrustClass::Sealed, Some(RELEASE)));
+    assert_eq!(assessment.reasons, [Degradation::UnknownOptions { digest }]);
+    let ours = Policy { options: BTreeSet::from([digest]), ..policy() };
+    assert_eq!(assess(&attestation, &claim(), &ours).unwrap().class, TrustClass::Attested);
+}
+
+/// OVMF of Debian 12 in QEMU: from its shell, which ran `startup.nsh`, it booted a node kernel with load options. The
+/// registers are what that kernel showed in sysfs.
+#[test]
+fn the_log_of_a_real_firmware_replays_and_names_all_that_ran() {
+    let log = EventLog::decode(include_bytes!("data/ovmf-event-log.bin")).unwrap();
+    let registers = [
+        (0, "eaa650ae9b6b9c6d0ef4fab4dda3af9769f23c839ca3c98307a7a84831cbb472"),
+        (1, "8afd4fd11e6a0df8eca3c18787feb2878036bfef9745be018c82bb33994a3d81"),
+        (2, "3d458cfe55cc03ea1f443f1562beec8df51c75e14a9fcf9a7234a13f198e7969"),
+        (4, "c650f57cef3daee7b5219ba300122ad37d2ea8417bd328183e7bccbbca72cf18"),
+        (5, "a5ceb755d043f32431d63e39f5161464620a3437280494b5850dc1b47cc074e0"),
+        (7, "65caf8dd1e0ea7a6347b635d2b379c93b9a1351edc2afc3ecda700e534eb3068"),
+        (9, "33e7744d378c97cdc9dce8b29fc1006ebaa5ab549ccaf9edb6617258762819c7"),
+    ];
+    for (pcr, value) in registers {
+        assert_eq!(log.replay(PcrSelection::of(&[pcr]))[&pcr].to_string(), value, "register {pcr}");
+    }
+    let swtpm = Swtpm::new();
+    let mut machine = swtpm.power_on();
+    let measured = log.measured(PcrSelection::QUOTED);
+    for event in &measured.events {
+        machine.tpm.pcr_extend(event.pcr, &event.digest).unwrap();
+    }
+    let attestation = attest(&mut machine, &measured);
+    // Authenticode SHA-256 of that kernel's file, computed from the file.
+    let kernel = "92fa7e875f33fde923198be75b467c0c21e5dd397adba9f909ddf442e4e76a71".parse().unwrap();
+    let shell = "d6cb71f2c6241bd0fd4c7a0765103406efe2d2b886bac12d992c12b1b803c908".parse().unwrap();
+    let options = "0d101957446f25f083decfec35077695485027883d7aa6c55b8cce964110ee0e".parse().unwrap();
+    let policy = Policy { releases: BTreeSet::from([kernel]), ..policy() };
+    let assessment = assess(&attestation, &claim(), &policy).unwrap();
+    assert_eq!(
+        assessment.reasons,
+        [Degradation::UnknownBoot { digest: shell }, Degradation::UnknownOptions { digest: options }]
+    );
+    assert_eq!((assessment.release, assessment.secure_boot), (Some(kernel), Some(false)));
+    let knowing = Policy { loaders: BTreeSet::from([shell]), options: BTreeSet::from([options]), ..policy };
+    assert_eq!(assess(&attestation, &claim(), &knowing).unwrap().class, TrustClass::Attested);
 }
 
 #[test]
@@ -282,7 +344,7 @@ fn other_registers_or_another_bank_are_refused() {
     let key = machine.tpm.attestation_key().unwrap().key;
     let nonce = Attestation::nonce(&CHAIN, 9, &HEADER, &node(), &STATEMENT, &key.hash());
     // All but the register that tells.
-    let quote = machine.tpm.quote(PcrSelection::of(&[0, 2, 7, 11]), &nonce).unwrap();
+    let quote = machine.tpm.quote(PcrSelection::of(&[0, 2, 7, 9, 11]), &nonce).unwrap();
     (attestation.quote, attestation.signature) = (quote.attest, quote.signature);
     assert_eq!(assess(&attestation, &claim(), &policy()).unwrap_err(), Refusal::Selection);
     let error = machine.tpm.quote_of_bank(0x0004, PcrSelection::QUOTED, &nonce).map(|quote| {

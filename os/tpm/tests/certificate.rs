@@ -6,9 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use croft_attest::EccKey;
 use croft_attest::certificate::{CertificateError, verify};
-use croft_protocol::Hash;
+use croft_attest::credential::{Author, CredentialError};
+use croft_protocol::{ChainId, Hash, SecretKey};
 use croft_tpm::swtpm::Swtpm;
 use tempfile::TempDir;
+use zeroize::Zeroizing;
 
 fn run(program: &str, folder: &Path, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).current_dir(folder).output();
@@ -101,6 +103,43 @@ fn a_makers_certificate_is_read_from_the_tpm_and_leads_to_its_root() {
     );
     let error = verify(&der, &[], &[b"nonsense"], &key, now_ms()).unwrap_err().to_string();
     assert!(error.starts_with("the root certificate ") && error.contains(" is none ("), "{error}");
+}
+
+#[test]
+fn a_node_with_a_makers_tpm_is_vouched_for() {
+    let folder = TempDir::new().unwrap();
+    let root = maker(folder.path());
+    let swtpm = Swtpm::new();
+    let mut machine = swtpm.power_on();
+    let key = machine.tpm.endorsement_key().unwrap();
+    machine.install_endorsement_certificate(&certify(folder.path(), &key, "ek"));
+
+    let (chain, replica) = (ChainId(Hash([0xc0; 32])), SecretKey::from_seed(&[2; 32]));
+    let makers = [root.as_slice()];
+    let author = Author { chain: &chain, key: &replica, makers: &makers };
+    let node = SecretKey::from_seed(&[1; 32]).public();
+    let introduction = machine.tpm.introduce().unwrap();
+    let entropy = Zeroizing::new([5; 64]);
+    let (challenge, credential) = author.introduce(node, &introduction, now_ms(), &entropy).unwrap();
+    let answer = machine.tpm.activate_credential(&credential).unwrap();
+    let signed = author.vouch(challenge, &answer, 7).unwrap();
+    signed.verify(&chain).unwrap();
+    assert_eq!(signed.voucher.certificate, Some(Hash::of_bytes(&introduction.certificates[0])));
+
+    // A program that shows a genuine TPM's keys and certificate can't answer.
+    let (challenge, _) = author.introduce(node, &introduction, now_ms(), &entropy).unwrap();
+    assert_eq!(author.vouch(challenge, &[0; 32], 7).unwrap_err(), CredentialError::WrongAnswer);
+    // One with keys of its own has no certificate for them.
+    let mut program = Swtpm::new().power_on();
+    let mut own = program.tpm.introduce().unwrap();
+    own.certificates = introduction.certificates;
+    let error = author.introduce(node, &own, now_ms(), &entropy).map(drop).unwrap_err();
+    assert_eq!(error, CredentialError::Certificate(CertificateError::OtherKey));
+    // And without any, the voucher says so.
+    own.certificates.clear();
+    let (challenge, credential) = author.introduce(node, &own, now_ms(), &entropy).unwrap();
+    let answer = program.tpm.activate_credential(&credential).unwrap();
+    assert_eq!(author.vouch(challenge, &answer, 7).unwrap().voucher.certificate, None);
 }
 
 #[test]
