@@ -130,7 +130,8 @@ fn a_node_with_a_makers_tpm_is_vouched_for() {
     let (challenge, _) = author.introduce(node, &introduction, now_ms(), &entropy).unwrap();
     assert_eq!(author.vouch(challenge, &[0; 32], 7).unwrap_err(), CredentialError::WrongAnswer);
     // One with keys of its own has no certificate for them.
-    let mut program = Swtpm::new().power_on();
+    let other = Swtpm::new();
+    let mut program = other.power_on();
     let mut own = program.tpm.introduce().unwrap();
     own.certificates = introduction.certificates;
     let error = author.introduce(node, &own, now_ms(), &entropy).map(drop).unwrap_err();
