@@ -12,6 +12,7 @@ PACKAGES=(
     nftables iproute2                                                            # networks of tests
     libfaketime                                                                  # wrong clocks in tests
     sbsigntool xorriso genisoimage dosfstools mtools gdisk                       # peers of boot media in tests
+    swtpm swtpm-tools                                                            # TPMs of tests
     curl ca-certificates                                                         # the VMM's release
 )
 # Debian 12 has these in versions that are too old, or not at all; its backports have them. QEMU's two

@@ -47,6 +47,8 @@ impl Domain {
     pub const VOTE: Self = Self("croft/vote/1");
     /// Proposals of validators.
     pub const PROPOSAL: Self = Self("croft/proposal/1");
+    /// That an attestation key lives in the TPM of an endorsement key.
+    pub const VOUCHER: Self = Self("croft/voucher/1");
 }
 
 fn signed_bytes<T: BorshSerialize + ?Sized>(domain: Domain, chain: &ChainId, value: &T) -> Vec<u8> {

@@ -11,6 +11,7 @@
 
 pub mod addition;
 pub mod api;
+pub mod attestation;
 pub mod boot;
 pub mod capacity;
 pub mod command;
@@ -31,6 +32,7 @@ pub mod units;
 pub mod validators;
 pub mod workload;
 
+pub use attestation::Attestation;
 pub use capacity::{Capacity, NodeCapacity};
 pub use command::{Command, CommandBody, Rejection, SignedCommand};
 pub use contract::{ContractBody, ContractId, ContractState, EndReason, Escrow, SignedTerms, Terms};

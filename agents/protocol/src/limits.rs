@@ -73,3 +73,17 @@ pub const LINKS: usize = 32;
 pub const BOND_MEMBERS: usize = 8;
 /// A host name (RFC 1035, section 2.3.4).
 pub const HOST_BYTES: usize = 253;
+/// A TPM key in the TPM's encoding. One of P-256 has some 120 bytes.
+pub const TPM_KEY_BYTES: usize = 256;
+/// One certificate of a TPM's maker: some 1 KiB.
+pub const TPM_CERTIFICATE_BYTES: usize = 4096;
+/// Certificates from a TPM's to its maker's root: makers have one or two issuers in between.
+pub const TPM_CERTIFICATES: usize = 8;
+/// A quote in the TPM's encoding: some 150 bytes, with room for longer names.
+pub const TPM_QUOTE_BYTES: usize = 1024;
+/// Measured events that a registration carries. Firmware of servers makes some hundred in the quoted registers.
+pub const MEASURED_EVENTS: usize = 512;
+/// Vouchers that a registration carries.
+pub const VOUCHERS: usize = 16;
+/// A quote is fresh while the header in its nonce is younger than this: time to quote, sign and send on a slow line.
+pub const QUOTE_FRESH_MS: u64 = 600_000;

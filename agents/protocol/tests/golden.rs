@@ -9,6 +9,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use croft_protocol::addition::{
     Addition, Bond, BondMode, Expectation, Grid, Link, LinkId, LinkUse, Prefix, Replica, Validated,
 };
+use croft_protocol::attestation::{Attestation, MeasuredEvent, SignedVoucher, Voucher};
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::contract::{Approver, PublishedPort, Quorum, Transport};
 use croft_protocol::header::{Allocation, Validator};
@@ -204,6 +205,25 @@ fn header() -> SignedHeader {
     SignedHeader { header, certificate, validators: validators() }
 }
 
+fn attestation() -> Attestation {
+    let voucher = Voucher {
+        node: public(3),
+        key: Hash([1; 32]),
+        endorsement: Hash([2; 32]),
+        certificate: Some(Hash([3; 32])),
+        height: 4,
+    };
+    Attestation {
+        height: 5,
+        key: b"key".to_vec(),
+        quote: b"quote".to_vec(),
+        signature: [6; 64],
+        locality: 3,
+        events: vec![MeasuredEvent { pcr: 4, kind: 0x8000_0003, digest: Hash([7; 32]) }],
+        vouchers: vec![SignedVoucher::sign(voucher, &CHAIN, &key(101))],
+    }
+}
+
 fn records() -> Vec<(&'static str, Record)> {
     let contract = ContractBody {
         signed: signed_terms(),
@@ -319,6 +339,15 @@ fn vectors() -> BTreeMap<String, String> {
     add(into, "header/hash", &header().header.hash());
     add(into, "certificate", &header().certificate);
     add(into, "signed-header", &header());
+    add(into, "attestation", &attestation());
+    let statement = Attestation::statement(&node());
+    add(into, "attestation/statement", &statement);
+    let (chain, node, key) = (CHAIN, public(3), attestation().key_hash());
+    add(
+        into,
+        "attestation/nonce",
+        &Attestation::nonce(&chain, 5, &header().header.hash(), &node, &statement, &key),
+    );
     add(into, "manifest", &manifest());
     add(into, "manifest/hash", &manifest().hash());
     add(into, "value/account", &Account { balance: Grains(5), next_sequence: 3 });
@@ -413,6 +442,7 @@ fn the_golden_signatures_are_good() {
     let file = hex::decode(&golden()["addition/file"]).unwrap();
     let opened = Validated::open(&file, &Expectation { chain: Some(CHAIN), owner: Some(public(2)) }).unwrap();
     assert_eq!(opened.get(), &addition());
+    attestation().vouchers[0].verify(&CHAIN).unwrap();
     validator_change().check(&CHAIN, Hash([5; 32]), &validators()).unwrap();
     let certificate = header().certificate;
     for (key, signature) in &certificate.signatures {

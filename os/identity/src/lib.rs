@@ -1,7 +1,7 @@
 //! The node's keys: one ed25519 key that signs, one X25519 key that opens what is sealed to the node.
 //!
-//! Both come from one 32-byte seed behind [`KeyStore`], so that a TPM can hold it later. The only store
-//! today is a file on the data disk, which anybody who copies the disk has too: trust class `plain`.
+//! Both come from one 32-byte seed behind [`KeyStore`]: sealed in the machine's TPM ([`tpm`], trust class `sealed`), or
+//! in a file on the data disk, which anybody who copies the disk has too: trust class `plain`.
 //!
 //! It must never make a new identity where an old one exists but can't be read: a node that silently
 //! changed its key would abandon its contracts.
@@ -15,6 +15,10 @@ use croft_protocol::record::TrustClass;
 use croft_protocol::seal::SealingKey;
 use croft_protocol::{Hash, NodeId, SecretKey};
 use serde::{Deserialize, Serialize};
+
+pub mod tpm;
+
+pub use tpm::{NodeKeyStore, TpmKeyStore, choose};
 
 /// Where a seed is kept.
 pub trait KeyStore {
@@ -46,6 +50,30 @@ pub enum KeyError {
     Damaged { path: PathBuf, reason: String },
     #[error("there already is a node key {path}: it is never overwritten")]
     Exists { path: PathBuf },
+    #[error("the TPM does not give or keep the node key")]
+    Tpm(#[from] croft_tpm::TpmError),
+    #[error("there already is a node key in the TPM at {index:#x}: it is never overwritten")]
+    InTpm { index: u32 },
+    #[error(
+        "this data disk belongs to a node whose key is in another TPM, or was in this one before it was cleared: put the \
+         disk back into its machine, or remove {path} to start as a new node, which loses the contracts of the old one"
+    )]
+    OtherTpm { path: PathBuf },
+    #[error(
+        "this data disk belongs to another node ({path} says so), and this machine's TPM has a key of its own: put the \
+         disk back into its machine, or wipe it"
+    )]
+    OtherDisk { path: PathBuf },
+    #[error(
+        "the node key is in the machine's TPM ({path} says so), but there is none: turn the TPM on in the firmware \
+         setup, or put the disk back into its machine"
+    )]
+    TpmGone { path: PathBuf },
+    #[error(
+        "there is a node key both in the TPM and on the disk, {path}: put the disk back into its machine, or remove that \
+         file to be the node of the TPM"
+    )]
+    TwoKeys { path: PathBuf },
     #[error("the kernel gives no randomness for a new key ({reason})")]
     Randomness { reason: String },
 }
@@ -136,6 +164,15 @@ impl DiskKeyStore {
     fn path(&self) -> PathBuf {
         self.dir.join("node.key")
     }
+
+    /// Whether there is a key file, readable or not.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`] when that can't be told.
+    pub fn exists(&self) -> Result<bool, KeyError> {
+        let path = self.path();
+        path.try_exists().map_err(|source| KeyError::Io { action: "look for", path, source })
+    }
 }
 
 fn check_of(seed: &[u8; 32]) -> String {
@@ -171,37 +208,38 @@ impl KeyStore for DiskKeyStore {
     }
 
     fn create(&self, seed: &[u8; 32]) -> Result<(), KeyError> {
-        let path = self.path();
-        let io = |action| {
-            let path = path.clone();
-            move |source| KeyError::Io { action, path, source }
-        };
         let file = KeyFile { version: 1, seed: hex::encode(seed), check: check_of(seed) };
         let text = toml::to_string(&file).expect("a key file has a TOML form");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)
-            .map_err(io("make the directory of"))?;
-        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700)).map_err(io("protect"))?;
-        // Complete under another name first: a power cut leaves either no key or a whole one.
-        let temporary = self.dir.join("node.key.new");
-        let _ = fs::remove_file(&temporary);
-        let mut out = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(io("create"))?;
-        out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(io("write"))?;
-        match fs::hard_link(&temporary, &path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(KeyError::Exists { path }),
-            Err(e) => return Err(io("create")(e)),
-        }
-        fs::remove_file(&temporary).map_err(io("finish"))?;
-        fs::File::open(&self.dir).and_then(|d| d.sync_all()).map_err(io("sync the directory of"))
+        write_once(&self.dir, "node.key", &text)
     }
+}
+
+/// Writes a file that only root reads, durably, where there is none yet. Makes the directory when needed.
+fn write_once(dir: &Path, name: &str, text: &str) -> Result<(), KeyError> {
+    let path = dir.join(name);
+    let io = |action| {
+        let path = path.clone();
+        move |source| KeyError::Io { action, path, source }
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("make the directory of"))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io("protect"))?;
+    // Complete under another name first: a power cut leaves either no key or a whole one.
+    let temporary = dir.join(format!("{name}.new"));
+    let _ = fs::remove_file(&temporary);
+    let mut out = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(io("create"))?;
+    out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(io("write"))?;
+    match fs::hard_link(&temporary, &path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(KeyError::Exists { path }),
+        Err(e) => return Err(io("create")(e)),
+    }
+    fs::remove_file(&temporary).map_err(io("finish"))?;
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync the directory of"))
 }
 
 #[cfg(test)]

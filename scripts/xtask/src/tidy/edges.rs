@@ -197,8 +197,8 @@ fn allowed(from: &str, to: &str) -> Result<(), &'static str> {
     }
     match from {
         "agents/protocol" => Err("protocol depends on nothing of ours"),
-        "agents/light" | "agents/market" if !one_of(&["agents/protocol"]) => {
-            Err("light and market depend on protocol only")
+        "agents/light" | "agents/market" | "agents/attest" if !one_of(&["agents/protocol"]) => {
+            Err("light, market and attest depend on protocol only")
         }
         "agents/ledger" if !one_of(&["agents/protocol", "agents/light"]) => {
             Err("ledger depends on protocol and light only")
@@ -210,6 +210,8 @@ fn allowed(from: &str, to: &str) -> Result<(), &'static str> {
             Err("the node depends on the os libraries, transport and light")
         }
         "image/media" if to != "agents/protocol" => Err("media depends on protocol only"),
+        // The TPM's formats have one home, without I/O: there they are verified, here they are spoken.
+        "os/tpm" if one_of(&["agents/attest"]) => Ok(()),
         _ if top == "os" && !to.starts_with("os/") && to != "agents/protocol" => {
             Err("crates under os/ depend on each other and on protocol only")
         }
@@ -246,6 +248,9 @@ mod tests {
             ("agents/light", &["agents/protocol"], &[]),
             ("agents/ledger", &["agents/protocol", "agents/light"], &[]),
             ("agents/market", &["agents/protocol"], &[]),
+            ("agents/attest", &["agents/protocol"], &[]),
+            ("os/tpm", &["agents/attest", "agents/protocol"], &[]),
+            ("os/identity", &["os/tpm", "agents/protocol"], &[]),
             ("agents/transport", &["agents/protocol", "agents/light"], &["tokio"]),
             ("os/init", &[], &["rustix"]),
             ("os/guest", &["agents/protocol"], &["rustix"]),
@@ -273,8 +278,10 @@ mod tests {
     fn each_forbidden_edge_is_named_with_its_rule() {
         let forbidden = [
             ("agents/protocol", "agents/light", "protocol depends on nothing of ours"),
-            ("agents/light", "agents/transport", "light and market depend on protocol only"),
-            ("agents/market", "agents/ledger", "light and market depend on protocol only"),
+            ("agents/light", "agents/transport", "light, market and attest depend on protocol only"),
+            ("agents/market", "agents/ledger", "light, market and attest depend on protocol only"),
+            ("agents/attest", "agents/light", "light, market and attest depend on protocol only"),
+            ("os/identity", "agents/attest", "crates under os/ depend on each other and on protocol only"),
             ("agents/ledger", "agents/market", "ledger depends on protocol and light only"),
             ("agents/node", "agents/ledger", "the node depends on the os libraries, transport and light"),
             ("agents/node", "agents/replica", "the node depends on the os libraries, transport and light"),

@@ -1,0 +1,292 @@
+//! What a node's attestation is worth.
+//!
+//! ```text
+//!   too large, wrong bank, wrong key, old nonce, log that does not replay ──▶ Refusal: somebody lies or is broken
+//!   nobody vouched for the TPM's endorsement key, and the policy wants it ──▶ plain: may be a TPM in software
+//!   unknown boot file, loader, options, initramfs or kexec                ──▶ sealed: this TPM, but what runs?
+//!   everything in registers 4, 9 and 11 known, the TPM vouched for        ──▶ attested
+//! ```
+//! It must never decide by an event's type or data: only digests are signed for. What ran before us is known by its
+//! digest or not at all.
+//!
+//! What this can't see: firmware that measures falsely (registers 0 and 2 are carried as `firmware`, to be compared
+//! over time and between machines of one model), and somebody who resets the TPM on its bus without the machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use croft_protocol::attestation::{Attestation, AttestationTooLarge};
+use croft_protocol::record::TrustClass;
+use croft_protocol::{ChainId, Hash, NodeId, PublicKey, limits};
+
+use crate::pcr::{self, PCR_BOOT, PCR_KEXEC, PCR_OPTIONS, PCR_SECURE_BOOT, PcrSelection};
+use crate::public::{EccKey, KeyError};
+use crate::quote::{Quote, QuoteError};
+
+/// What the verifier knows of the moment and of the node.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    pub chain: &'a ChainId,
+    pub node: &'a NodeId,
+    /// [`Attestation::statement`] of what the node registers.
+    pub statement: Hash,
+    /// Hash of the final header at the attestation's height, on this chain.
+    pub header: Hash,
+    /// How much older that header is than the block that carries the registration.
+    pub header_age_ms: u64,
+    /// [`Attestation::key_hash`] of the node's last registration, if it had one.
+    pub known_key: Option<Hash>,
+}
+
+/// What the grid accepts.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Authenticode SHA-256 of the boot files of all releases in force.
+    pub releases: BTreeSet<Hash>,
+    /// The same of loaders that may run before a release: an iPXE build, a shim.
+    pub loaders: BTreeSet<Hash>,
+    /// SHA-256 of load options (UTF-16) that a release may be started with: those of our own netboot script.
+    pub options: BTreeSet<Hash>,
+    pub endorsement: Endorsement,
+    /// Whose vouchers count.
+    pub vouchers: BTreeSet<PublicKey>,
+    /// How many of them, by different authors.
+    pub vouchers_needed: usize,
+}
+
+/// How well the TPM itself must be known for more than `plain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Endorsement {
+    /// Any quote counts. A program that plays a TPM passes.
+    Unchecked,
+    /// The attestation key was activated beside an endorsement key, so one TPM can't claim another's key.
+    Activated,
+    /// And that endorsement key has the certificate of a TPM's maker: a program can't play it.
+    #[default]
+    Certified,
+}
+
+/// What an attestation shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assessment {
+    pub class: TrustClass,
+    /// The release that runs now, when it is known.
+    pub release: Option<Hash>,
+    /// Whether Secure Boot was on, when the log shows it.
+    pub secure_boot: Option<bool>,
+    /// Digest of registers 0 and 2: the same for machines with the same firmware.
+    pub firmware: Hash,
+    pub endorsement: Endorsement,
+    /// Why it is not worth more.
+    pub reasons: Vec<Degradation>,
+}
+
+/// Why an honest-looking node is worth less. Each can be shown to its farmer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Degradation {
+    #[error("no boot file was measured: boot by UEFI, with the TPM turned on in the firmware setup")]
+    NothingBooted,
+    #[error("{digest} ran before or instead of a release: boot an unmodified release, without other loaders")]
+    UnknownBoot { digest: Hash },
+    #[error(
+        "the boot file was started with options or an initramfs ({digest}) that are not its own: make a boot entry \
+         without options"
+    )]
+    UnknownOptions { digest: Hash },
+    #[error("{digest}, which was started by kexec, is no release in force: upgrade the node")]
+    UnknownKexec { digest: Hash },
+    #[error(
+        "{have} of {need} vouchers say that the TPM's endorsement key is {wanted}: register through more replicas"
+    )]
+    Vouchers { have: usize, need: usize, wanted: &'static str },
+}
+
+/// Why an attestation is thrown away as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    TooLarge(#[from] AttestationTooLarge),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Quote(#[from] QuoteError),
+    #[error("the quote is for another moment, node or statement: quote again, over the newest header")]
+    Nonce,
+    #[error("the quote's header is {age_s} s older than the block, allowed are {limit_s} s: quote again")]
+    Stale { age_s: u64, limit_s: u64 },
+    #[error(
+        "the node's attestation key was {known}, now it is {got}: the same node key in another TPM is a copy; a \
+         machine with a new TPM registers as a new node"
+    )]
+    OtherTpm { known: Hash, got: Hash },
+    #[error("the quote covers other registers than those asked for")]
+    Selection,
+    #[error("locality {locality} is none that firmware starts a TPM from: 0, 3 or 4")]
+    Locality { locality: u8 },
+    #[error("the events do not replay to the quoted registers: the log is altered, or incomplete")]
+    Replay,
+}
+
+/// Weighs an attestation.
+///
+/// # Errors
+/// [`Refusal`] when it proves nothing at all.
+pub fn assess(attestation: &Attestation, claim: &Claim<'_>, policy: &Policy) -> Result<Assessment, Refusal> {
+    attestation.check()?;
+    let key = EccKey::decode(&attestation.key)?;
+    key.check_attestation()?;
+    check_quote(attestation, claim, &key)?;
+    let events =
+        |pcr: u8| attestation.events.iter().filter(move |event| event.pcr == pcr).map(|event| event.digest);
+
+    let mut reasons = Vec::new();
+    let endorsement = endorsement(attestation, claim, &key, policy, &mut reasons);
+    let release = running(events(PCR_BOOT), events(PCR_KEXEC), policy, &mut reasons);
+    // The stub measures options even where there are none.
+    let none = Hash::of_bytes(&[]);
+    let known = |digest: &Hash| *digest == none || policy.options.contains(digest);
+    let unknown = events(PCR_OPTIONS).filter(|digest| !known(digest));
+    reasons.extend(unknown.map(|digest| Degradation::UnknownOptions { digest }));
+    let class = if endorsement < policy.endorsement {
+        TrustClass::Plain
+    } else if reasons.is_empty() {
+        TrustClass::Attested
+    } else {
+        TrustClass::Sealed
+    };
+    let firmware = pcr::replay(PcrSelection::of(&[0, 2]), attestation.locality, &attestation.events);
+    Ok(Assessment {
+        class,
+        release,
+        secure_boot: events(PCR_SECURE_BOOT).next().and_then(secure_boot),
+        firmware: pcr::digest(&firmware),
+        endorsement,
+        reasons,
+    })
+}
+
+/// Everything whose failure means a lie.
+fn check_quote(attestation: &Attestation, claim: &Claim<'_>, key: &EccKey) -> Result<(), Refusal> {
+    let got = key.hash();
+    if let Some(known) = claim.known_key.filter(|known| *known != got) {
+        return Err(Refusal::OtherTpm { known, got });
+    }
+    let quote = Quote { attest: attestation.quote.clone(), signature: attestation.signature };
+    let quoted = quote.verify(key)?;
+    let Claim { chain, node, statement, header, .. } = claim;
+    if quoted.nonce != Attestation::nonce(chain, attestation.height, header, node, statement, &got).0 {
+        return Err(Refusal::Nonce);
+    }
+    if claim.header_age_ms > limits::QUOTE_FRESH_MS {
+        return Err(Refusal::Stale {
+            age_s: claim.header_age_ms / 1000,
+            limit_s: limits::QUOTE_FRESH_MS / 1000,
+        });
+    }
+    if quoted.selection != PcrSelection::QUOTED {
+        return Err(Refusal::Selection);
+    }
+    if ![0, 3, 4].contains(&attestation.locality) {
+        return Err(Refusal::Locality { locality: attestation.locality });
+    }
+    let values = pcr::replay(PcrSelection::QUOTED, attestation.locality, &attestation.events);
+    if quoted.digest != pcr::digest(&values) {
+        return Err(Refusal::Replay);
+    }
+    Ok(())
+}
+
+/// How well the TPM is known, by vouchers of different authors whom the policy names.
+fn endorsement(
+    attestation: &Attestation,
+    claim: &Claim<'_>,
+    key: &EccKey,
+    policy: &Policy,
+    reasons: &mut Vec<Degradation>,
+) -> Endorsement {
+    // All must speak of one endorsement key: two halves of a majority about two TPMs are none.
+    let mut activated: BTreeMap<Hash, BTreeSet<PublicKey>> = BTreeMap::new();
+    let mut certified = activated.clone();
+    for signed in &attestation.vouchers {
+        let voucher = &signed.voucher;
+        let about_this = voucher.node == *claim.node && voucher.key == key.hash();
+        if !about_this || !policy.vouchers.contains(&signed.by) || signed.verify(claim.chain).is_err() {
+            continue;
+        }
+        activated.entry(voucher.endorsement).or_default().insert(signed.by);
+        if voucher.certificate.is_some() {
+            certified.entry(voucher.endorsement).or_default().insert(signed.by);
+        }
+    }
+    let most = |by: &BTreeMap<Hash, BTreeSet<PublicKey>>| by.values().map(BTreeSet::len).max().unwrap_or(0);
+    // Zero vouchers never make a TPM known, whatever the policy asks for.
+    let need = policy.vouchers_needed.max(1);
+    let reached = if most(&certified) >= need {
+        Endorsement::Certified
+    } else if most(&activated) >= need {
+        Endorsement::Activated
+    } else {
+        Endorsement::Unchecked
+    };
+    if reached < policy.endorsement {
+        let (have, wanted) = match policy.endorsement {
+            Endorsement::Certified => (most(&certified), "genuine and holds the attestation key"),
+            _ => (most(&activated), "beside the attestation key"),
+        };
+        reasons.push(Degradation::Vouchers { have, need, wanted });
+    }
+    reached
+}
+
+/// The release that runs, and everything unknown that ran before it.
+fn running(
+    boot: impl Iterator<Item = Hash>,
+    kexec: impl Iterator<Item = Hash>,
+    policy: &Policy,
+    reasons: &mut Vec<Degradation>,
+) -> Option<Hash> {
+    let harmless = harmless();
+    let mut release = None;
+    let mut unknown = false;
+    for digest in boot.filter(|digest| !harmless.contains(digest) && !policy.loaders.contains(digest)) {
+        release = policy.releases.contains(&digest).then_some(digest);
+        if release.is_none() {
+            unknown = true;
+            reasons.push(Degradation::UnknownBoot { digest });
+        }
+    }
+    if release.is_none() && !unknown {
+        reasons.push(Degradation::NothingBooted);
+    }
+    for digest in kexec {
+        release = policy.releases.contains(&digest).then_some(digest);
+        if release.is_none() {
+            reasons.push(Degradation::UnknownKexec { digest });
+        }
+    }
+    release
+}
+
+/// Digests that every firmware extends into register 4 and that load nothing: its separator and its actions.
+fn harmless() -> [Hash; 4] {
+    [
+        Hash::of_bytes(&[0; 4]),
+        Hash::of_bytes(&[0xff; 4]),
+        Hash::of_bytes(b"Calling EFI Application from Boot Option"),
+        Hash::of_bytes(b"Returning from EFI Application from Boot Option"),
+    ]
+}
+
+/// What register 7 begins with: UEFI_VARIABLE_DATA of `SecureBoot`.
+#[must_use]
+pub fn secure_boot_digest(on: bool) -> Hash {
+    // 8be4df61-93ca-11d2-aa0d-00e098032b8c, EFI_GLOBAL_VARIABLE, as UEFI lays it out.
+    let guid =
+        [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c];
+    let name: Vec<u8> = "SecureBoot".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let data: [&[u8]; 5] = [&guid, &10u64.to_le_bytes(), &1u64.to_le_bytes(), &name, &[u8::from(on)]];
+    Hash::of_bytes(&data.concat())
+}
+
+fn secure_boot(digest: Hash) -> Option<bool> {
+    [true, false].into_iter().find(|on| secure_boot_digest(*on) == digest)
+}
