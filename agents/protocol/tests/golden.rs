@@ -342,11 +342,11 @@ fn vectors() -> BTreeMap<String, String> {
     add(into, "attestation", &attestation());
     let statement = Attestation::statement(&node());
     add(into, "attestation/statement", &statement);
-    let (chain, node, key) = (CHAIN, public(3), attestation().key_hash());
+    let (chain, node, key_hash) = (CHAIN, public(3), attestation().key_hash());
     add(
         into,
         "attestation/nonce",
-        &Attestation::nonce(&chain, 5, &header().header.hash(), &node, &statement, &key),
+        &Attestation::nonce(&chain, 5, &header().header.hash(), &node, &statement, &key_hash),
     );
     add(into, "manifest", &manifest());
     add(into, "manifest/hash", &manifest().hash());
