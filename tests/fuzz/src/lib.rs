@@ -51,6 +51,7 @@ pub fn all() -> Vec<Target> {
         targets::light::TARGETS,
         targets::transport::TARGETS,
         targets::replica::TARGETS,
+        targets::attest::TARGETS,
         targets::bot::TARGETS,
         targets::guest::TARGETS,
         targets::network::TARGETS,

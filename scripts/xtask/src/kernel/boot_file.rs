@@ -48,7 +48,7 @@ pub(crate) fn make(initramfs: &Path, command_line: &[String]) -> Result<PathBuf>
     if file.is_file() {
         return Ok(file);
     }
-    let _lock = build::lock()?;
+    let lock = build::lock()?;
     let tree = source::unpack(&recipe.source)?;
     let objects = restore(&recipe, &tree)?;
     fs::write(objects.join(INITRAMFS), &content).context("can't write the initramfs beside the objects")?;
@@ -64,6 +64,8 @@ pub(crate) fn make(initramfs: &Path, command_line: &[String]) -> Result<PathBuf>
     // What is left is configured for this one file: the archive has what the next one starts from.
     build::remove_dir(&objects)?;
     forget_old(parent, &file)?;
+    drop(lock);
+    build::remove_work()?;
     Ok(file)
 }
 

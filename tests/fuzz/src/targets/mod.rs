@@ -1,5 +1,6 @@
 //! The targets, by who reads the bytes.
 
+pub mod attest;
 pub mod bot;
 pub mod guest;
 pub mod image;
