@@ -215,7 +215,8 @@ impl Grid {
         Ok(self.node(image, &self.boot_config()?)?.start().await?)
     }
 
-    /// Boots the farm's node from what `croft farm image` makes of a boot file: as firmware does, with nothing added.
+    /// Boots the farm's node from what `croft farm image` makes of a boot file: as firmware does, with nothing added. Its
+    /// data disk is the same each time.
     ///
     /// # Errors
     /// When the medium can't be made, or QEMU does not start.
@@ -230,7 +231,7 @@ impl Grid {
         }
         self.croft(arguments).await?;
         let medium = if disc { Medium::Disc(out) } else { Medium::Usb(out) };
-        let boot = Boot::medium(Profile::named("standard")?, medium, self.dir.join(format!("node-{kind}")))
+        let boot = Boot::medium(Profile::named("standard")?, medium, self.dir.join("node-by-firmware"))
             .lifetime(Duration::from_secs(3600));
         Ok(boot.start().await?)
     }
