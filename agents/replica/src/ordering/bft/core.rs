@@ -463,7 +463,9 @@ impl Core {
             pool.drop_gaps(instant, next)?;
             pool.overdue(instant, OVERDUE, next)?
         };
-        if overdue.is_empty() {
+        // Who is behind knows too little to refuse anything.
+        let is_behind = self.request.is_some() || self.ask_at.is_some();
+        if overdue.is_empty() || is_behind {
             return Ok(());
         }
         // The grid's time and not ours: a clock that is wrong must not refuse what is right.
