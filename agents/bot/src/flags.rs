@@ -335,9 +335,10 @@ Example:
   croft farm image --farm attic --boot-file croft.efi --out usb.img
   croft farm image --farm attic --boot-file croft.efi --medium netboot --out /srv/boot
 
-The boot file is the same for every farm ('cargo xtask image --boot-file' makes one). What is the farm's own comes
-from its boot configuration, is signed by its owner, and lies beside the boot file: grid, farm, permission to
-join, addresses. Equal input gives equal bytes.
+The boot file is the same for every farm ('cargo xtask image --boot-file' makes one). What is the
+farm's own comes from its boot configuration, is signed by its owner, and lies beside the boot
+file: grid, farm, permission to join, addresses. Equal input gives equal bytes. A machine that
+boots over the network does not find it yet.
 JSON: {farm, medium, out, boot_file_sha256, addition_bytes, bytes}")]
     Image(FarmImageFlags),
     /// The machines of a farm
@@ -466,8 +467,8 @@ JSON: {disks: [{device, model, size_bytes, removable, usb, refused}]}")]
 Example:
   croft media flash usb.img /dev/sdb
 
-Shows model and size and asks for the name once more. Refuses disks that are mounted, in use, too small, or carry
-the running system; needs the rights of root.
+Shows model and size and asks for the name once more. Refuses disks that are mounted, in use,
+too small, or carry the running system; needs the rights of root.
 JSON: {device, bytes, read_directly}")]
     Flash {
         /// What 'croft farm image' made

@@ -143,7 +143,7 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
             Medium::Usb | Medium::Iso => {
                 format!("Next: 'croft media flash {} DEVICE', and boot a machine from it.", m.out.display())
             }
-            Medium::Netboot => "Next: serve that folder by HTTP or TFTP: boot.ipxe for iPXE, croft.efi for UEFI itself.".to_owned(),
+            Medium::Netboot => "Next: serve that folder by HTTP or TFTP: boot.ipxe for iPXE, croft.efi for UEFI itself. Machines do not find the farm's part of it yet.".to_owned(),
         };
         format!(
             "{} for farm '{}': {} ({})\n  boot file  sha256 {}\n  it holds a permission to join the farm: keep it like a key\n{next}\n",
