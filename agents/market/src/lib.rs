@@ -1,17 +1,35 @@
-//! The market: what something costs, who can serve a demand, and whether a farmer signs.
+//! The market: what something costs, who can serve a demand, how two bots agree on it, and why not.
 //!
 //! ```text
-//!   user's bot                                 farmer's bot
-//!   Demand + Candidates ── rank ──> Matches
-//!                            │ best fit, or why none
-//!                            v
-//!                          Terms ── proposal ──> check_proposal ──> signs, or a typed refusal
+//!   user's bot                                                    farmer's bot
+//!   candidates ── rank ──> Order ── Demand, Counter*, Propose ──> Desk <── Policy (policy.toml)
+//!                            │  <── Offer, Counter*, Approve ──     │ reservations
+//!                            │ score: why this one, why no other    │
+//!                            └────── Commit: the ledger ────────────┘
 //! ```
+//! [`order`] and [`desk`] are the two bots as machines: events and time in, outputs in their order out. [`transcript`] is
+//! what was said, provable; [`strategy`] and [`policy`] decide; [`score`] chooses and explains; [`journal`] is where
+//! intents are written before they are acted on. [`check_proposal`] is the farmer's check at fixed prices.
+//!
 //! No I/O, no clock, no randomness: the same input gives the same answer in every bot. Only typed terms count;
 //! free text and speed of reply never do. Every refusal explains itself before anybody pays.
 
+pub mod conversation;
+pub mod desk;
+pub mod journal;
+pub mod order;
+pub mod policy;
 mod proposal;
 mod rank;
+pub mod score;
+pub mod strategy;
+#[cfg(test)]
+mod testing;
+pub mod transcript;
 
+pub use desk::{Desk, DeskEntry, DeskEvent, DeskOutput};
+pub use order::{Order, OrderEntry, OrderEvent, OrderOutput, Outcome, Wish};
+pub use policy::{Policy, PolicyFile};
 pub use proposal::{FarmerPolicy, OfferedNode, ProposalRefusal, check_proposal};
 pub use rank::{Candidate, Demand, Excluded, Exclusion, Fit, Matches, rank};
+pub use score::{Estimate, Explain, cost};

@@ -7,7 +7,7 @@
 //! Where to look: [`command`] says what can be asked of the ledger and why it may be refused, [`record`]
 //! what the ledger keeps, [`header`] what validators sign, [`validators`] how they are replaced, [`state`] what can
 //! be proved, [`api`] what a replica answers, [`addition`] what a farm tells its machines before they boot, [`peer`]
-//! what nodes and bots say to each other, [`workload`] and [`image`] what runs.
+//! what nodes and bots say to each other, [`market`] how they negotiate, [`workload`] and [`image`] what runs.
 
 pub mod addition;
 pub mod api;
@@ -21,6 +21,7 @@ pub mod header;
 pub mod image;
 pub mod keys;
 pub mod limits;
+pub mod market;
 pub mod money;
 pub mod name;
 pub mod peer;

@@ -1,0 +1,179 @@
+//! What must hold, whatever happened. Looks at the ledger and at what the machines say, never changes anything but its
+//! own books.
+
+use croft_ledger::StateReadExt;
+use croft_market::Outcome;
+use croft_protocol::market::{ClaimContext, ClaimRefusal, SignedReservation};
+use croft_protocol::{Capacity, ContractId, Grains};
+
+use crate::actors::Buyer;
+use crate::world::{World, explains};
+
+impl World {
+    /// A refusal says something, on one line, of bounded length.
+    pub(crate) fn check_words(&self, text: &str) -> Result<(), String> {
+        let fine = !text.is_empty() && text.len() < 1024 && !text.contains('\n');
+        if fine { Ok(()) } else { Err(format!("a refusal without a reason: '{text}'")) }
+    }
+
+    /// A contract came to be: it is the only one of its order, and within the owner's limits.
+    pub(crate) fn check_agreed(&mut self, bot: usize, contract: ContractId) -> Result<(), String> {
+        let body = self.ledger.contract(&contract).map_err(|e| e.to_string())?;
+        let body = body.ok_or_else(|| format!("contract {contract} was accepted and is not there"))?;
+        let (terms, wish) = (&body.signed.terms, &self.bots[bot].wish);
+        let price = terms.price().ok_or("a price that overflows")?;
+        if price > wish.max_price {
+            return Err(format!("bot {bot} pays {price}, its limit is {}", wish.max_price));
+        }
+        if terms.resources != wish.resources || terms.duration_s != wish.duration_s {
+            return Err(format!("bot {bot} got something else than it ordered"));
+        }
+        if wish.avoid.contains(&terms.node) {
+            return Err(format!("bot {bot} is on node {} again, which let it down", terms.node));
+        }
+        let all = self.agreed.entry((terms.user, terms.name.clone())).or_default();
+        all.insert(contract);
+        if all.len() > 1 {
+            return Err(format!("bot {bot} ordered twice: {all:?}"));
+        }
+        Ok(())
+    }
+
+    /// An order ended: what it says is what the ledger says, and everything is explained.
+    pub(crate) fn check_outcome(&mut self, bot: usize, outcome: &Outcome) -> Result<(), String> {
+        let it = &self.bots[bot];
+        let known = self.agreed.get(&(it.key.public(), it.wish.name.clone()));
+        match &outcome.result {
+            Ok(contract) => {
+                if known.is_none_or(|known| !known.contains(contract)) {
+                    return Err(format!(
+                        "bot {bot} says that it has contract {contract}, the ledger does not"
+                    ));
+                }
+            }
+            Err(failure) => {
+                if let Some(known) = known {
+                    return Err(format!(
+                        "order '{}' of bot {bot} failed, but {known:?} is there",
+                        it.wish.name
+                    ));
+                }
+                if !explains(failure) {
+                    return Err(format!("bot {bot} failed without a reason"));
+                }
+            }
+        }
+        if let Some(silent) = outcome.explain.others.iter().find(|other| other.why.is_empty()) {
+            return Err(format!("bot {bot}: nobody says why not node {}", silent.node));
+        }
+        for other in &outcome.explain.others {
+            for why in &other.why {
+                self.check_words(&why.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What an honest farm promised and what it sold is no more than what it has.
+    pub(crate) fn check_promises(&self, farm: usize) -> Result<(), String> {
+        let it = &self.farms[farm];
+        let Some(books) = self.ledger.capacity(&it.node.public()).map_err(|e| e.to_string())? else {
+            return Ok(());
+        };
+        let mut sum = books.used;
+        // From its journal: what it said, not what it remembers.
+        let mut promised = std::collections::BTreeMap::<ContractId, Capacity>::new();
+        for entry in &it.journal.0 {
+            let croft_market::DeskEntry::Held(transcript) = entry else { continue };
+            let Some((terms, ..)) = transcript.proposal() else { continue };
+            let on_ledger = self.ledger.contract(&terms.id()).map_err(|e| e.to_string())?.is_some();
+            let given_back = transcript_rejected(it, &transcript.id());
+            if !on_ledger && !given_back && terms.expires_ms > self.now_ms {
+                promised.insert(terms.id(), terms.resources);
+            }
+        }
+        for resources in promised.values() {
+            sum = sum.checked_add(resources).ok_or("capacity overflows")?;
+        }
+        if books.total.covers(&sum) {
+            return Ok(());
+        }
+        Err(format!("farm {farm} promised more than it has: {sum:?} of {:?}", books.total))
+    }
+
+    /// A farmer claims the fee of a reservation.
+    pub(crate) fn claim(&mut self, reservation: &SignedReservation) -> Result<(), String> {
+        let held = &reservation.reservation;
+        let context = ClaimContext {
+            now_ms: self.ledger.time_ms.max(self.now_ms),
+            announced_ms: self.announced.get(&held.contract).map(|(.., at_ms)| *at_ms),
+            agreed: self.ledger.contract(&held.contract).map_err(|e| e.to_string())?.is_some(),
+            claimed: self.claimed.contains(&held.contract),
+            balance: Grains(self.ledger.balance(&held.user)),
+        };
+        match reservation.claim(&self.ledger.chain(), context) {
+            Ok(fee) => {
+                self.claimed.insert(held.contract);
+                self.summary.fees_due += fee.0;
+                let owner = self.bots.iter().position(|bot| bot.key.public() == held.user);
+                if owner.is_some_and(|bot| self.bots[bot].kind == Buyer::Honest) {
+                    return Err(format!("bot {owner:?} is honest and owes {fee} for {}", held.contract));
+                }
+                Ok(())
+            }
+            Err(refusal) => {
+                self.summary.claims_refused += 1;
+                match refusal {
+                    ClaimRefusal::Unsigned { .. } => Err(refusal.to_string()),
+                    _ => self.check_words(&refusal.to_string()),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn who_is_not_served(&self) -> String {
+        let late: Vec<usize> = (0..self.bots.len())
+            .filter(|bot| self.bots[*bot].kind == Buyer::Honest && !self.is_served(&self.bots[*bot]))
+            .collect();
+        format!("honest bots {late:?} have not got what they ordered")
+    }
+
+    /// Everything ended: what honest bots have less went for time that was reported, and nothing is held.
+    pub(crate) fn check_end(&self) -> Result<(), String> {
+        self.ledger.check()?;
+        for (index, bot) in self.bots.iter().enumerate() {
+            let mut paid = 0;
+            for ((user, _), contracts) in &self.agreed {
+                for contract in contracts.iter().filter(|_| *user == bot.key.public()) {
+                    let escrow = self.ledger.escrow(contract).map_err(|e| e.to_string())?;
+                    let escrow = escrow.ok_or_else(|| format!("contract {contract} has no escrow"))?;
+                    let body = self.ledger.contract(contract).map_err(|e| e.to_string())?;
+                    let rate = body.map_or(0, |body| body.signed.terms.rate.0);
+                    if u128::from(escrow.paid.0) > u128::from(rate) * u128::from(escrow.covered_ms) / 1000 {
+                        return Err(format!("contract {contract} paid for what was not reported"));
+                    }
+                    if escrow.held() != Grains::ZERO {
+                        return Err(format!("contract {contract} ended and holds {}", escrow.held()));
+                    }
+                    paid += escrow.paid.0;
+                }
+            }
+            let balance = self.ledger.balance(&bot.key.public());
+            if balance + paid != bot.funds {
+                return Err(format!("bot {index} had {}, has {balance} and paid {paid}", bot.funds));
+            }
+            if bot.kind != Buyer::Honest && paid > bot.funds {
+                return Err(format!("bot {index} paid more than it had"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the buyer gave an approved reservation back.
+fn transcript_rejected(farm: &crate::actors::Farm, id: &croft_protocol::market::NegotiationId) -> bool {
+    farm.desk
+        .as_ref()
+        .and_then(|desk| desk.transcript(id))
+        .is_some_and(croft_market::transcript::Transcript::is_ended)
+}

@@ -1,0 +1,55 @@
+use super::*;
+
+/// Seeds that every test run goes through. Chosen for nothing but their number.
+const FIXED: u64 = 6;
+/// Seeds that no run had before.
+const FRESH: u64 = 2;
+/// Seeds until one shows a fault that was put in.
+const UNTIL_CAUGHT: u64 = 10;
+
+fn holds(seed: u64) -> Summary {
+    run(seed, Options::default()).unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+fn is_caught(mutation: Mutation, expected: &[&str]) {
+    for seed in 0..UNTIL_CAUGHT {
+        let options = Options { mutation: Some(mutation), ..Options::default() };
+        if let Err(failure) = run(seed, options) {
+            assert!(expected.iter().any(|text| failure.contains(text)), "{failure}");
+            assert!(failure.contains(&format!("sim market --start {seed} --seeds 1")), "{failure}");
+            return;
+        }
+    }
+    panic!("{UNTIL_CAUGHT} seeds do not show {mutation:?}");
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    assert_eq!(holds(1), holds(1));
+}
+
+#[test]
+fn the_fixed_seeds_hold() {
+    for seed in 2..2 + FIXED {
+        let summary = holds(seed);
+        assert!(summary.placed > 0 && summary.refused > 0 && summary.crashes > 0, "{summary:?}");
+    }
+}
+
+#[test]
+fn fresh_seeds_hold() {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let start = since.as_millis() as u64;
+    println!("fresh seeds from {start}");
+    (start..start + FRESH).map(holds).for_each(drop);
+}
+
+#[test]
+fn bots_that_forget_their_intents_are_caught() {
+    is_caught(Mutation::ForgetsIntents, &["ordered twice", "failed, but"]);
+}
+
+#[test]
+fn farmers_that_sell_twice_are_caught() {
+    is_caught(Mutation::SellsTwice, &["promised more than it has"]);
+}
