@@ -199,3 +199,6 @@ impl Conversation {
         Some((self.transcript.messages().get(second.message.step as usize)?, second))
     }
 }
+
+#[cfg(test)]
+mod tests;

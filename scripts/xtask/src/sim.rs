@@ -1,18 +1,22 @@
-//! `cargo xtask sim`: the seeded simulation of several validators, over as many seeds as wanted.
+//! `cargo xtask sim`: the seeded simulation of several validators, over as many seeds as wanted; `cargo xtask sim
+//! market`: that of bots and farms.
 //!
-//! The simulation itself is a program of `croft-replica`.
+//! The simulations themselves are a program of `croft-replica` and an example of `croft-market`.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::repo;
 
 /// Runs seeds of the simulation; a failure prints its seed, the commit, the last of what happened, and how to
 /// repeat it.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
     /// How many seeds to run.
     #[arg(long, default_value_t = 100)]
     seeds: u64,
@@ -33,7 +37,39 @@ pub(crate) struct Arguments {
     jobs: Option<usize>,
 }
 
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Simulate a market: bots, farms and attackers on the real ledger core.
+    Market(Market),
+}
+
+/// Runs seeds of the market; a failure prints its seed, the last of what happened, and how to repeat it.
+#[derive(Debug, Args)]
+struct Market {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 20)]
+    seeds: u64,
+    /// The first of them; by default one from the clock.
+    #[arg(long)]
+    start: Option<u64>,
+    /// Buyers, one in eight of them a hoarder; thousands want --release.
+    #[arg(long, default_value_t = 16)]
+    bots: u64,
+    /// Farms, half of them attackers.
+    #[arg(long, default_value_t = 18)]
+    farms: u64,
+    /// Put a fault into the bots, to see that it is found: forgets-intents or sells-twice.
+    #[arg(long)]
+    mutation: Option<String>,
+    /// Optimised, for many bots.
+    #[arg(long)]
+    release: bool,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(What::Market(market)) = &arguments.what {
+        return run_market(market);
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(repo::root()).args(["run", "--quiet"]);
@@ -47,6 +83,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     command.env("CROFT_COMMIT", commit());
     if !command.status().context("starting cargo")?.success() {
         bail!("the simulation failed: see above");
+    }
+    Ok(())
+}
+
+fn run_market(market: &Market) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(repo::root()).args(["run", "--quiet", "-p", "croft-market", "--example", "sim"]);
+    command.args(market.release.then_some("--release")).arg("--");
+    for (name, value) in [("--seeds", market.seeds), ("--bots", market.bots), ("--farms", market.farms)] {
+        command.args([name.to_owned(), value.to_string()]);
+    }
+    if let Some(start) = market.start {
+        command.args(["--start".to_owned(), start.to_string()]);
+    }
+    if let Some(mutation) = &market.mutation {
+        command.args(["--mutation", mutation]);
+    }
+    if !command.status().context("starting cargo")?.success() {
+        bail!("the simulation of the market failed: see above");
     }
     Ok(())
 }
