@@ -8,6 +8,7 @@
 //! chance from outside: who has a seed has the run.
 
 mod actors;
+mod cast;
 mod ledger;
 mod oracle;
 mod random;

@@ -12,30 +12,23 @@ use croft_ledger::StateReadExt;
 use croft_market::desk::Books;
 use croft_market::journal::{Journal, MemoryJournal};
 use croft_market::order::{Offered, OrderFailure};
-use croft_market::policy::Approval;
-use croft_market::score::Weights;
-use croft_market::{
-    Candidate, Desk, DeskEvent, DeskOutput, Order, OrderEvent, OrderOutput, Outcome, Policy, Wish,
-};
+use croft_market::{Candidate, Desk, DeskEvent, DeskOutput, Order, OrderEvent, OrderOutput, Outcome};
 use croft_protocol::command::{Join, SignedJoin};
-use croft_protocol::contract::Quorum;
 use croft_protocol::header::Allocation;
 use croft_protocol::keys::Domain;
 use croft_protocol::market::{Said, SignedMessage};
-use croft_protocol::record::{
-    ContractReport, HardwareSummary, NodeBody, ReportBody, TrustClass, WorkloadState,
-};
+use croft_protocol::record::{ContractReport, ReportBody, TrustClass, WorkloadState};
 use croft_protocol::{
-    Capacity, Command, ContractId, FarmId, Genesis, Grains, Hash, Name, NodeId, PriceList, PublicKey,
-    Rejection, SecretKey, Signature, ValidatorSet,
+    Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, Signature, ValidatorSet,
 };
 
 use crate::Mutation;
 use crate::actors::{Bot, Buyer, Farm, Seller};
+use crate::cast::{alter, bot, farm, key, name, node_body};
 use crate::ledger::Ledger;
 use crate::random::Random;
 
-const START_MS: u64 = 1_800_000_000_000;
+pub(crate) const START_MS: u64 = 1_800_000_000_000;
 const BLOCK_MS: u64 = 1_000;
 const REPORT_MS: u64 = 300_000;
 /// How often a bot looks after what it ordered.
@@ -46,7 +39,7 @@ const PATIENCE_MS: u64 = 120_000;
 const LIMIT_MS: u64 = 3 * 3_600_000;
 /// How long everything must stay well.
 const CALM_MS: u64 = 600_000;
-const DURATION_S: u64 = 4 * 3_600;
+pub(crate) const DURATION_S: u64 = 4 * 3_600;
 const TRACE: usize = 60;
 
 #[derive(Debug, Clone, Copy)]
@@ -111,14 +104,6 @@ pub(crate) struct World {
     overheard: VecDeque<(PublicKey, PublicKey, SignedMessage)>,
     pub(crate) summary: Summary,
     pub(crate) trace: VecDeque<String>,
-}
-
-fn name(text: &str) -> Name {
-    Name::new(text).expect("the simulator's names are names")
-}
-
-fn key(seed: u64, kind: u8, index: usize) -> SecretKey {
-    SecretKey::from_seed(&Hash::of("croft/market-sim/1", &(seed, kind, index as u64)).0)
 }
 
 impl World {
@@ -725,124 +710,6 @@ impl World {
 
 fn shown(text: &str) -> String {
     text.chars().take(24).collect()
-}
-
-/// A copy that somebody changed on its way, with the old signature.
-fn alter(mut message: SignedMessage, random: &mut Random) -> SignedMessage {
-    let inner = &mut message.message;
-    match (&mut inner.said, random.below(3)) {
-        (_, 0) => inner.expires_ms += 1,
-        (Said::Offer(quote) | Said::Counter(quote), _) => quote.rate.0 /= 2,
-        (Said::Propose { terms, fee, .. }, 1) => {
-            terms.rate.0 += 1;
-            fee.0 += 1;
-        }
-        (Said::Approve { terms, reservation }, _) => std::mem::swap(terms, reservation),
-        (Said::Commit { contract }, _) => contract.0.0[0] ^= 1,
-        (Said::Demand(demand), _) => demand.duration_s += 1,
-        _ => inner.note.push_str("free of charge"),
-    }
-    message
-}
-
-fn bot(seed: u64, index: usize, all: usize, random: &mut Random) -> Bot {
-    let kind = match index * 8 / all.max(1) {
-        0 if index > 0 => Buyer::NonPayer,
-        7 => Buyer::Hoarder,
-        _ => Buyer::Honest,
-    };
-    let millis = 500 * random.between(1, 4);
-    let resources = Capacity { cpu_millis: millis, memory_bytes: 1 << 30, ..Capacity::default() };
-    let wish = Wish {
-        name: name("o0"),
-        resources,
-        ports: Vec::new(),
-        duration_s: DURATION_S,
-        grace_s: 60,
-        quorum: Quorum::default(),
-        max_price: Grains(DURATION_S * (40 + 20 * millis / 1000)),
-        max_hold_fee: Grains(10_000),
-        opening_percent: random.between(60, 100) as u8,
-        weights: Weights::default(),
-        avoid: BTreeSet::new(),
-        seed: [0; 16],
-    };
-    let funds = if kind == Buyer::NonPayer { 100 } else { 500_000_000 };
-    Bot {
-        kind,
-        key: key(seed, 1, index),
-        wish,
-        order: None,
-        journal: MemoryJournal::default(),
-        number: 0,
-        is_down: false,
-        placed: None,
-        avoid: BTreeSet::new(),
-        funds,
-        wake_ms: None,
-    }
-}
-
-fn farm(seed: u64, index: usize, all: usize, random: &mut Random) -> Farm {
-    // Half of all are honest; sybils are the most among the others.
-    let others = [
-        Seller::Gouger,
-        Seller::NoShow,
-        Seller::CapacityLiar,
-        Seller::LivenessLiar,
-        Seller::Reneger,
-        Seller::Extortionist,
-        Seller::Sybil,
-        Seller::Sybil,
-        Seller::Sybil,
-    ];
-    let kind =
-        if index * 2 < all { Seller::Honest } else { others[(index - all.div_ceil(2)) % others.len()] };
-    let honest = kind == Seller::Honest;
-    let cpu = if honest { random.between(10, 25) } else { random.between(4, 9) };
-    let prices = PriceList { cpu, memory_gib: 2, ssd_gib: 0, hdd_gib: 0 };
-    let policy = Policy {
-        prices: (kind == Seller::Gouger).then_some(PriceList { cpu: cpu * 100, ..prices }),
-        floor_percent: random.between(70, 100) as u8,
-        approval: if honest && random.permille(200) { Approval::Asked } else { Approval::Automatic },
-        ..Policy::default()
-    };
-    let (owner, node) = (key(seed, 2, index), key(seed, 3, index));
-    Farm {
-        kind,
-        farm: FarmId::new(&owner.public(), &name(&format!("farm-{index}"))),
-        key: owner,
-        node,
-        index,
-        prices,
-        policy,
-        desk: None,
-        journal: MemoryJournal::default(),
-        is_down: false,
-        wake_ms: None,
-        books: None,
-        running: BTreeMap::new(),
-        reported_ms: START_MS,
-    }
-}
-
-fn node_body(farm: &Farm) -> NodeBody {
-    let times = if farm.kind == Seller::CapacityLiar { 100 } else { 1 };
-    NodeBody {
-        farm: farm.farm,
-        name: name("n1"),
-        sealing_key: [7; 32],
-        capacity: Capacity {
-            cpu_millis: 8_000 * times,
-            memory_bytes: (16 << 30) * times,
-            ..Capacity::default()
-        },
-        hardware: HardwareSummary::default(),
-        trust: TrustClass::Plain,
-        addresses: Vec::new(),
-        release: "0.1.0".to_owned(),
-        session: 1,
-    }
 }
 
 /// Whether an order that failed may be tried again: all of them, one by one.

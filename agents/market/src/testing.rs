@@ -36,7 +36,7 @@ pub(crate) fn farm(farmer: &Party) -> FarmId {
 }
 
 pub(crate) fn cpus(cpus: u64) -> Capacity {
-    Capacity { cpu_millis: cpus * 1000, memory_bytes: 1 << 30, ..Capacity::default() }
+    Capacity { cpu_millis: cpus * 1000, memory_bytes: cpus << 30, ..Capacity::default() }
 }
 
 pub(crate) fn demand(buyer: &Party, farmer: &Party) -> Demand {

@@ -56,6 +56,7 @@ pub fn all() -> Vec<Target> {
         targets::guest::TARGETS,
         targets::network::TARGETS,
         targets::machine::TARGETS,
+        targets::market::TARGETS,
         targets::image::TARGETS,
     ]
     .concat();
