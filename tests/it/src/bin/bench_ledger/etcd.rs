@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::load::{Done, Load, Measured, Stop};
 use crate::machine::{self, Process};
-use crate::report::Row;
+use croft_it::report::Row;
 
 const MEMBERS: usize = 3;
 /// The members have a leader within this.

@@ -17,7 +17,6 @@ mod light;
 mod load;
 mod machine;
 mod postgres;
-mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::grid::{Grid, allocation};
 use crate::load::{AUTHORS, Crowd, Load, Measured};
-use crate::report::{Limit, Report, Row};
+use croft_it::report::{Limit, Report, Row};
 
 const USAGE: &str = "\
 usage: cargo xtask bench ledger [options]
@@ -174,7 +173,7 @@ async fn run(plan: Plan) -> Result<bool> {
     }
     report.circumstance("load after", machine::load_average());
     println!("\n{}", report.table());
-    let path = report.write()?;
+    let path = report.write("ledger")?;
     eprintln!("bench: written to {}", path.display());
     Ok(report.holds())
 }
@@ -333,7 +332,7 @@ mod tests {
     fn a_load_that_answers_too_late_is_no_ones_best() {
         let measured = |per_second, ms| Measured {
             per_second,
-            times: report::Times::new(vec![Duration::from_millis(ms)]),
+            times: croft_it::report::Times::new(vec![Duration::from_millis(ms)]),
         };
         let loads = [measured(500.0, 100), measured(900.0, 800), measured(1_000.0, 1_200)];
         assert!((best(&loads).unwrap().per_second - 900.0).abs() < 1e-9);
@@ -343,8 +342,10 @@ mod tests {
 
     #[test]
     fn a_ratio_without_one_of_its_sides_is_not_measured() {
-        let measured =
-            |per_second| Measured { per_second, times: report::Times::new(vec![Duration::from_millis(100)]) };
+        let measured = |per_second| Measured {
+            per_second,
+            times: croft_it::report::Times::new(vec![Duration::from_millis(100)]),
+        };
         let mut report = Report::default();
         compare(&[measured(500.0), measured(900.0)], &[measured(1_000.0)], &mut report);
         assert!(report.holds(), "{}", report.table());
