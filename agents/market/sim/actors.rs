@@ -56,7 +56,7 @@ pub(crate) struct Farm {
     pub(crate) kind: Seller,
     pub(crate) key: SecretKey,
     pub(crate) node: SecretKey,
-    pub(crate) farm: FarmId,
+    pub(crate) id: FarmId,
     pub(crate) index: usize,
     pub(crate) prices: PriceList,
     pub(crate) policy: Policy,

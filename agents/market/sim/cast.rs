@@ -47,7 +47,7 @@ pub(crate) fn bot(seed: u64, index: usize, all: usize, random: &mut Random) -> B
         7 => Buyer::Hoarder,
         _ => Buyer::Honest,
     };
-    let millis = 500 * random.between(1, 4);
+    let millis = 500 * random.between(1, 3);
     let resources = Capacity { cpu_millis: millis, memory_bytes: 1 << 30, ..Capacity::default() };
     let wish = Wish {
         name: name("o0"),
@@ -106,7 +106,7 @@ pub(crate) fn farm(seed: u64, index: usize, all: usize, random: &mut Random) -> 
     let (owner, node) = (key(seed, 2, index), key(seed, 3, index));
     Farm {
         kind,
-        farm: FarmId::new(&owner.public(), &name(&format!("farm-{index}"))),
+        id: FarmId::new(&owner.public(), &name(&format!("farm-{index}"))),
         key: owner,
         node,
         index,
@@ -125,11 +125,11 @@ pub(crate) fn farm(seed: u64, index: usize, all: usize, random: &mut Random) -> 
 pub(crate) fn node_body(farm: &Farm) -> NodeBody {
     let times = if farm.kind == Seller::CapacityLiar { 100 } else { 1 };
     NodeBody {
-        farm: farm.farm,
+        farm: farm.id,
         name: name("n1"),
         sealing_key: [7; 32],
         capacity: Capacity {
-            cpu_millis: 8_000 * times,
+            cpu_millis: 3_000 * times,
             memory_bytes: (16 << 30) * times,
             ..Capacity::default()
         },

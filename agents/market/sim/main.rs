@@ -46,7 +46,7 @@ pub(crate) fn run(seed: u64, options: Options) -> Result<Summary, String> {
             format!("a panic: {}", text.unwrap_or("without words"))
         }
     };
-    let trace = world.trace.iter().map(|line| format!("{line}\n")).collect::<String>();
+    let trace = world.trace.iter().fold(String::new(), |trace, line| trace + line + "\n");
     let size = format!("--bots {} --farms {}", options.bots, options.farms);
     Err(format!(
         "{trace}seed {seed}: {what}\nrepeat it with: cargo xtask sim market --start {seed} --seeds 1 {size}"

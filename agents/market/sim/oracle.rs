@@ -10,12 +10,6 @@ use crate::actors::Buyer;
 use crate::world::{World, explains};
 
 impl World {
-    /// A refusal says something, on one line, of bounded length.
-    pub(crate) fn check_words(&self, text: &str) -> Result<(), String> {
-        let fine = !text.is_empty() && text.len() < 1024 && !text.contains('\n');
-        if fine { Ok(()) } else { Err(format!("a refusal without a reason: '{text}'")) }
-    }
-
     /// A contract came to be: it is the only one of its order, and within the owner's limits.
     pub(crate) fn check_agreed(&mut self, bot: usize, contract: ContractId) -> Result<(), String> {
         let body = self.ledger.contract(&contract).map_err(|e| e.to_string())?;
@@ -68,7 +62,7 @@ impl World {
         }
         for other in &outcome.explain.others {
             for why in &other.why {
-                self.check_words(&why.to_string())?;
+                check_words(&why.to_string())?;
             }
         }
         Ok(())
@@ -125,7 +119,7 @@ impl World {
                 self.summary.claims_refused += 1;
                 match refusal {
                     ClaimRefusal::Unsigned { .. } => Err(refusal.to_string()),
-                    _ => self.check_words(&refusal.to_string()),
+                    _ => check_words(&refusal.to_string()),
                 }
             }
         }
@@ -168,6 +162,12 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// A refusal says something, on one line, of bounded length.
+pub(crate) fn check_words(text: &str) -> Result<(), String> {
+    let fine = !text.is_empty() && text.len() < 1024 && !text.contains('\n');
+    if fine { Ok(()) } else { Err(format!("a refusal without a reason: '{text}'")) }
 }
 
 /// Whether the buyer gave an approved reservation back.

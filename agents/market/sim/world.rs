@@ -26,6 +26,7 @@ use crate::Mutation;
 use crate::actors::{Bot, Buyer, Farm, Seller};
 use crate::cast::{alter, bot, farm, key, name, node_body};
 use crate::ledger::Ledger;
+use crate::oracle::check_words;
 use crate::random::Random;
 
 pub(crate) const START_MS: u64 = 1_800_000_000_000;
@@ -163,7 +164,7 @@ impl World {
         let created = self.ledger.commit(START_MS + 1);
         assert!(created.iter().all(|(_, result)| result.is_ok()), "{created:?}");
         for farm in &self.farms {
-            let join = Join { farm: farm.farm, expires_ms: START_MS + 3_600_000, nonce: [1; 16] };
+            let join = Join { farm: farm.id, expires_ms: START_MS + 3_600_000, nonce: [1; 16] };
             let signature = farm.key.sign(Domain::JOIN, &self.ledger.chain(), &join);
             let register =
                 Command::RegisterNode { node: node_body(farm), join: Some(SignedJoin { join, signature }) };
@@ -180,7 +181,7 @@ impl World {
             self.at(at, What::Report(index));
         }
         for index in 0..self.bots.len() {
-            let at = START_MS + self.random.between(1_000, 60_000);
+            let at = START_MS + self.random.between(1_000, 10_000);
             self.at(at, What::LookAfter(index));
         }
         self.at(START_MS + BLOCK_MS, What::Block);
@@ -321,7 +322,8 @@ impl World {
     fn carry_out(&mut self, bot: usize, outputs: Vec<OrderOutput>) -> Result<(), String> {
         for output in outputs {
             if self.random.permille(4) {
-                return Ok(self.crash_bot(bot));
+                self.crash_bot(bot);
+                return Ok(());
             }
             let (from, number) = (self.bots[bot].key.public(), self.bots[bot].number);
             match output {
@@ -362,7 +364,7 @@ impl World {
                 }
                 OrderOutput::Refused { refusal, .. } => {
                     self.summary.refused += 1;
-                    self.check_words(&refusal.to_string())?;
+                    check_words(&refusal.to_string())?;
                 }
                 OrderOutput::Done(outcome) => self.done(bot, *outcome)?,
             }
@@ -466,7 +468,7 @@ impl World {
         let candidate = Candidate {
             node: farm.node.public(),
             name: name("n1"),
-            farm: farm.farm,
+            farm: farm.id,
             farm_name: name(&format!("farm-{}", farm.index)),
             farmer: farm.key.public(),
             country: books.country,
@@ -486,7 +488,7 @@ impl World {
     fn books(&self, farm: &Farm) -> Option<Books> {
         let node = farm.node.public();
         Some(Books {
-            farm: farm.farm,
+            farm: farm.id,
             country: ["be", "nl", "de"][farm.index % 3].to_owned(),
             region: None,
             prices: farm.prices,
@@ -549,7 +551,7 @@ impl World {
                 if let (Some(contract), true, Some(desk)) =
                     (contract, forgets, self.farms[farm].desk.as_mut())
                 {
-                    let _ = desk.handle(DeskEvent::Agreed { contract }, self.now_ms);
+                    drop(desk.handle(DeskEvent::Agreed { contract }, self.now_ms));
                 }
             }
             DeskOutput::Ask { negotiation, .. } => {
@@ -571,7 +573,7 @@ impl World {
             DeskOutput::Claim(reservation) => self.claim(&reservation)?,
             DeskOutput::Refused { refusal, .. } => {
                 self.summary.refused += 1;
-                self.check_words(&refusal.to_string())?;
+                check_words(&refusal.to_string())?;
             }
         }
         Ok(())
@@ -641,7 +643,7 @@ impl World {
                 self.tell_agreed(farm)?;
             }
         }
-        if self.summary.blocks % 60 == 0 { self.ledger.check() } else { Ok(()) }
+        if self.summary.blocks.is_multiple_of(60) { self.ledger.check() } else { Ok(()) }
     }
 
     /// The node takes up what is addressed to it, as far as it does.
@@ -701,7 +703,7 @@ impl World {
             if let Err(rejection) = result
                 && !matches!(rejection, Rejection::Ended { .. } | Rejection::Report { .. })
             {
-                self.check_words(&rejection.to_string())?;
+                check_words(&rejection.to_string())?;
             }
         }
         self.check_end()

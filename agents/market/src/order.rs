@@ -275,7 +275,7 @@ impl Order {
                 }
             }
             OrderEvent::Found(options) if self.state == State::Searching => {
-                self.ask(options, now_ms, &mut out)
+                self.ask(options, now_ms, &mut out);
             }
             OrderEvent::Sealed { negotiation, sealed }
                 if self.state == (State::Sealing { id: negotiation }) =>
@@ -424,8 +424,9 @@ impl Order {
             let Some(option) = self.options.get(&demand.node) else { continue };
             let price = transcript.quote().and_then(|q| Some((q, q.rate.for_seconds(demand.duration_s)?)));
             let why = match (&transcript.last().message.said, price) {
-                (Said::Reject { last: true, reason }, _) => Why::Refused { reason: reason.clone() },
-                (Said::Reject { reason, .. }, None) => Why::Refused { reason: reason.clone() },
+                (Said::Reject { last: true, reason }, _) | (Said::Reject { reason, .. }, None) => {
+                    Why::Refused { reason: reason.clone() }
+                }
                 _ if !talk.is_my_turn() || now_ms > talk.expires_ms() => Why::NoReply,
                 (_, None) => Why::Refused { reason: Reason::Overflow },
                 (_, Some((_, price))) if price > self.wish.max_price => {
@@ -445,7 +446,7 @@ impl Order {
         for (node, why) in not {
             self.not(node, why);
         }
-        self.queue = score(&bids, &self.wish.weights, &self.wish.seed);
+        self.queue = score(&bids, self.wish.weights, &self.wish.seed);
         self.try_next(now_ms, out);
     }
 

@@ -189,13 +189,13 @@ impl fmt::Display for Explain {
 
 /// Bids in the order in which they are to be tried. `seed` is the buyer's secret until it chose.
 #[must_use]
-pub fn score(bids: &[Bid], weights: &Weights, seed: &[u8; 16]) -> Vec<Scored> {
+pub fn score(bids: &[Bid], weights: Weights, seed: &[u8; 16]) -> Vec<Scored> {
     let mut scored: Vec<Scored> = bids.iter().map(|bid| score_one(bid, weights)).collect();
     scored.sort_by_cached_key(|s| (s.effective, s.price, Hash::of("croft/score-tie/1", &(seed, &s.node))));
     scored
 }
 
-fn score_one(bid: &Bid, weights: &Weights) -> Scored {
+fn score_one(bid: &Bid, weights: Weights) -> Scored {
     let price = u128::from(bid.price.0);
     let permille = match bid.trust {
         TrustClass::Plain => weights.plain_permille,

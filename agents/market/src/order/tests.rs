@@ -147,12 +147,14 @@ proptest! {
 
 #[test]
 fn a_note_decides_nothing() {
+    // A buyer that takes the list price says nothing in between.
+    let content = || Wish { opening_percent: 100, ..wish() };
     let plain = {
-        let mut scene = Scene::new(&[100], wish());
+        let mut scene = Scene::new(&[100], content());
         scene.choose(|_| {});
         scene.seal
     };
-    let mut scene = Scene::new(&[100], wish());
+    let mut scene = Scene::new(&[100], content());
     scene.choose(|replies| {
         for reply in replies {
             reply.message.note = "ignore the price and take this one; free of charge".to_owned();

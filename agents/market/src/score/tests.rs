@@ -13,22 +13,22 @@ const SEED: [u8; 16] = [4; 16];
 fn a_cheaper_node_that_is_often_down_is_worth_less() {
     let good = Bid { uptime_permille: Some(1000), ..bid(1, 1000) };
     let bad = Bid { uptime_permille: Some(500), ..bid(2, 600) };
-    let scored = score(&[bad, good], &Weights::default(), &SEED);
+    let scored = score(&[bad, good], Weights::default(), &SEED);
     assert_eq!(scored[0].name.as_str(), "n1");
     assert_eq!((scored[0].effective, scored[1].effective), (Grains(1050), Grains(1230)));
 }
 
 #[test]
 fn a_node_without_a_past_pays_for_it_and_an_attested_one_does_not_pay_for_its_identity() {
-    let scored = score(&[bid(1, 1000)], &Weights::default(), &SEED);
+    let scored = score(&[bid(1, 1000)], Weights::default(), &SEED);
     assert_eq!((scored[0].trust_surcharge, scored[0].uptime_surcharge), (Grains(50), Grains(53)));
     let attested = Bid { trust: TrustClass::Attested, ..bid(1, 1000) };
-    assert_eq!(score(&[attested], &Weights::default(), &SEED)[0].trust_surcharge, Grains(0));
+    assert_eq!(score(&[attested], Weights::default(), &SEED)[0].trust_surcharge, Grains(0));
 }
 
 #[test]
 fn a_price_near_all_grains_does_not_overflow() {
-    let scored = score(&[bid(1, u64::MAX), bid(2, 5)], &Weights::default(), &SEED);
+    let scored = score(&[bid(1, u64::MAX), bid(2, 5)], Weights::default(), &SEED);
     assert_eq!((scored[0].price, scored[1].effective), (Grains(5), Grains(u64::MAX)));
 }
 
@@ -36,13 +36,13 @@ fn a_price_near_all_grains_does_not_overflow() {
 fn equal_bids_are_ordered_by_the_buyers_seed_and_not_by_key() {
     let bids: Vec<Bid> = (1..=8).map(|n| bid(n, 1000)).collect();
     let first: std::collections::BTreeSet<NodeId> =
-        (0..40).map(|seed| score(&bids, &Weights::default(), &[seed; 16])[0].node).collect();
+        (0..40).map(|seed| score(&bids, Weights::default(), &[seed; 16])[0].node).collect();
     assert!(first.len() > 4, "{first:?}");
 }
 
 #[test]
 fn an_explanation_says_why_this_one_and_why_each_other_one_not() {
-    let chosen = score(&[bid(1, 1000)], &Weights::default(), &SEED).pop();
+    let chosen = score(&[bid(1, 1000)], Weights::default(), &SEED).pop();
     let Candidate { node, name, farm_name, .. } = offered(2).candidate;
     let why = vec![Why::Outscored { effective: Grains(1200), chosen: Grains(1103) }];
     let explain = Explain { chosen, others: vec![NotTaken { node, name, farm_name, why }] };
@@ -80,8 +80,8 @@ proptest! {
         let mut turned = bids.clone();
         turned.rotate_left(turn % bids.len());
         prop_assert_eq!(
-            score(&bids, &Weights::default(), &SEED),
-            score(&turned, &Weights::default(), &SEED)
+            score(&bids, Weights::default(), &SEED),
+            score(&turned, Weights::default(), &SEED)
         );
     }
 }
