@@ -366,7 +366,9 @@ pub enum ClaimRefusal {
     Used { contract: ContractId },
     #[error("the fee of the reservation for contract {contract} was claimed already")]
     Claimed { contract: ContractId },
-    #[error("the approval of contract {contract} was not announced {NOTICE_MS} ms before it expired: no fee is due")]
+    #[error(
+        "the approval of contract {contract} was not announced {NOTICE_MS} ms before it expired: no fee is due"
+    )]
     NotAnnounced { contract: ContractId },
     #[error("fees can be claimed until {until_ms} ms, it is {now_ms} ms: it is too late")]
     TooLate { until_ms: u64, now_ms: u64 },
