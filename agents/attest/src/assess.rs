@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use croft_protocol::attestation::{Attestation, AttestationTooLarge};
 use croft_protocol::record::TrustClass;
+pub use croft_protocol::trust::Endorsement;
 use croft_protocol::{ChainId, Hash, NodeId, PublicKey, limits};
 
 use crate::pcr::{self, PCR_BOOT, PCR_KEXEC, PCR_OPTIONS, PCR_SECURE_BOOT, PcrSelection};
@@ -51,18 +52,6 @@ pub struct Policy {
     pub vouchers: BTreeSet<PublicKey>,
     /// How many of them, by different authors.
     pub vouchers_needed: usize,
-}
-
-/// How well the TPM itself must be known for more than `plain`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Endorsement {
-    /// Any quote counts. A program that plays a TPM passes.
-    Unchecked,
-    /// The attestation key was activated beside an endorsement key, so one TPM can't claim another's key.
-    Activated,
-    /// And that endorsement key has the certificate of a TPM's maker: a program can't play it.
-    #[default]
-    Certified,
 }
 
 /// What an attestation shows.

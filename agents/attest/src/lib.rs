@@ -20,6 +20,8 @@ pub mod kdf;
 pub mod pcr;
 pub mod public;
 pub mod quote;
+#[cfg(feature = "soft")]
+pub mod soft;
 pub mod wire;
 
 pub use assess::{Assessment, Claim, Degradation, Endorsement, Policy, Refusal, assess};

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use croft_protocol::{Grains, Name, PublicKey, units};
+use croft_protocol::{Endorsement, Grains, Name, PublicKey, units};
 
 pub use ledger::{
     ContractQueryFlags, FarmQueryFlags, LedgerCommand, LogFlags, NodeQueryFlags, PageFlags, QueryCommand,
@@ -121,6 +121,7 @@ pub enum GridCommand {
 Example:
   croft grid init demo --listen 127.0.0.1:4600 --treasury 1000000000000
   croft grid init four --replicas 4         # ports 4600 to 4603
+  croft grid init lab --tpm activated --boot-file croft.efi
 
 JSON: {grid, chain, validators, replicas: [{address, key}], dir, treasury: {bot, id, grains}}")]
     Init(GridInitFlags),
@@ -251,6 +252,34 @@ pub struct GridInitFlags {
     /// Name of the treasury bot
     #[arg(long, value_name = "NAME", default_value = "treasury")]
     pub treasury_bot: Name,
+    /// How well a node's TPM must be known for more than trust 'plain'; 'unchecked' is for test grids, where a program
+    /// may play the TPM
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = TpmFlag::Certified)]
+    pub tpm: TpmFlag,
+    /// A boot file that makes a node 'attested', or its Authenticode SHA-256; may be given several times
+    #[arg(long = "boot-file", value_name = "FILE|DIGEST")]
+    pub boot_files: Vec<String>,
+}
+
+/// As [`croft_protocol::Endorsement`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TpmFlag {
+    /// Any quote counts
+    Unchecked,
+    /// Validators vouch that the attestation key lives beside an endorsement key
+    Activated,
+    /// And that key has a certificate of a TPM's maker
+    Certified,
+}
+
+impl From<TpmFlag> for Endorsement {
+    fn from(flag: TpmFlag) -> Self {
+        match flag {
+            TpmFlag::Unchecked => Self::Unchecked,
+            TpmFlag::Activated => Self::Activated,
+            TpmFlag::Certified => Self::Certified,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -415,7 +444,7 @@ JSON: {farm, medium, out, boot_file_sha256, addition_bytes, bytes}")]
 Example:
   croft farm nodes attic
 
-JSON: {nodes: [{node, id, farm, country, region, online, trust, release, capacity_version, total, used,
+JSON: {nodes: [{node, id, farm, country, region, online, trust, trust_reasons, release, capacity_version, total, used,
        free, contracts, addresses, cpu_model, threads, vendor, product, session, height}]}
 'online' is what the replica says; everything else is proved.")]
     Nodes {
@@ -651,7 +680,7 @@ pub struct DeployFlags {
 Example:
   croft ps --all
 
-JSON: {contracts: [{name, contract, state, reason?, node, node_id, farm, online, ports: [{published,
+JSON: {contracts: [{name, contract, state, reason?, node, node_id, farm, online, trust?, ports: [{published,
        transport, urls}], agreed_ms, starts_ms, expires_ms, ended_ms, rate, price, paid, held, refunded,
        covered_ms, height}]}
 'online' is what the replica says; everything else is proved.")]
@@ -686,7 +715,7 @@ Example:
   croft explain web
 
 JSON: {name, contract, state, reason?, states: [{state, version, height, time_ms, hash}], escrow, rate, price,
-       node: {node, id, farm, online, addresses}, report: {state, detail, height, time_ms, ran_ms}?,
+       node: {node, id, farm, online, trust?, trust_reasons, addresses}, report: {state, detail, height, time_ms, ran_ms}?,
        explanation: {state, steps, vms}?, explanation_error?, advice: [text]}")]
 pub struct ContractFlags {
     /// The contract; an ended one too

@@ -20,7 +20,7 @@ use croft_protocol::record::{BotBody, FarmBody, FarmId, NodeBody};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
     Body, BotId, ChainId, Command, ContractBody, ContractId, DecodeError, Escrow, Genesis, Name,
-    NodeCapacity, NodeId, PublicKey, Record, RecordId, Rejection, SecretKey, StateKey, limits,
+    NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId, Rejection, SecretKey, StateKey, limits,
 };
 use croft_transport::ClientError;
 use croft_transport::verified::{Following, Keep, Trail, Trusted, Verified, VerifiedError};
@@ -149,6 +149,8 @@ pub struct Node {
     pub body: NodeBody,
     pub capacity: NodeCapacity,
     pub contracts: Vec<ContractId>,
+    /// What the ledger knows of its TPM, if that ever spoke for it.
+    pub trust: Option<NodeTrust>,
 }
 
 /// Proved values and the header that they are of.
@@ -299,12 +301,17 @@ impl Grid {
         let keys: Vec<StateKey> = ids
             .iter()
             .flat_map(|id| {
-                [StateKey::Record(RecordId::node(id)), StateKey::Capacity(*id), StateKey::NodeContracts(*id)]
+                [
+                    StateKey::Record(RecordId::node(id)),
+                    StateKey::Capacity(*id),
+                    StateKey::NodeContracts(*id),
+                    StateKey::NodeTrust(*id),
+                ]
             })
             .collect();
         let proved = self.get(&keys).await?;
         let mut nodes = Vec::with_capacity(ids.len());
-        for (id, values) in ids.iter().zip(proved.values.chunks_exact(3)) {
+        for (id, values) in ids.iter().zip(proved.values.chunks_exact(4)) {
             let Some(record) = self.decode::<Record>("a node", values[0].as_deref())? else { continue };
             let Body::Node(body) = &record.body else {
                 return Err(self.other_record(format!("node {id}")));
@@ -315,6 +322,7 @@ impl Grid {
                 body: body.clone(),
                 capacity: self.decode("a node's capacity", values[1].as_deref())?.unwrap_or_default(),
                 contracts: contracts.unwrap_or_default().contracts,
+                trust: self.decode("the trust in a node", values[3].as_deref())?,
                 record,
             });
         }

@@ -90,6 +90,9 @@ fn check_follows(prev: &Header, ctx: BlockContext, map: MapHead) -> Result<(), S
             ctx.height, ctx.time_ms, prev.time_ms
         )));
     }
+    if ctx.prev != prev.hash() || ctx.prev_ms != prev.time_ms {
+        return Err(StateError::broken(format_args!("block {} names the header before it", ctx.height)));
+    }
     if map.root != prev.state_root {
         return Err(StateError::broken(format_args!("the state map is that of block {}", prev.height)));
     }

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use croft_protocol::record::BotBody;
 use croft_protocol::state::Account;
 use croft_protocol::{
-    Body, BotId, ChainId, ContractId, ContractState, Genesis, Grains, Hash, Name, NodeId, PublicKey, Record,
-    RecordId, Rejection, SignedCommand, StateKey, limits,
+    Body, BotId, ChainId, ContractId, ContractState, Genesis, Grains, Hash, Header, Name, NodeId, PublicKey,
+    Record, RecordId, Rejection, SignedCommand, StateKey, limits,
 };
 
 use crate::execute;
@@ -29,13 +29,29 @@ pub struct BlockContext {
     pub height: u64,
     /// The block's time: milliseconds since 1970, UTC; greater than the previous one's.
     pub time_ms: u64,
+    /// Hash and time of the previous header: quotes name it. Both zero for block 0.
+    pub prev: Hash,
+    pub prev_ms: u64,
 }
 
 impl BlockContext {
     /// That of block 0.
     #[must_use]
     pub fn genesis(genesis: &Genesis) -> Self {
-        Self { chain: genesis.chain_id(), height: 0, time_ms: genesis.time_ms }
+        let (chain, time_ms) = (genesis.chain_id(), genesis.time_ms);
+        Self { chain, height: 0, time_ms, prev: Hash::ZERO, prev_ms: 0 }
+    }
+
+    /// That of the block after a header.
+    #[must_use]
+    pub fn after(header: &Header, time_ms: u64) -> Self {
+        Self {
+            chain: header.chain,
+            height: header.height + 1,
+            time_ms,
+            prev: header.hash(),
+            prev_ms: header.time_ms,
+        }
     }
 }
 
@@ -96,6 +112,8 @@ pub enum InvalidGenesis {
     SameName { name: Name },
     #[error("the allocations of the genesis exceed 2^64 - 1 grains")]
     Overflow,
+    #[error(transparent)]
+    Trust(#[from] croft_protocol::trust::InvalidTrustPolicy),
 }
 
 /// Block 0: a bot record and an account for each allocation, the supply, and the validator set.
@@ -104,6 +122,7 @@ pub enum InvalidGenesis {
 /// [`InvalidGenesis`] names the culprit.
 pub fn execute_genesis(genesis: &Genesis) -> Result<BlockOutcome, InvalidGenesis> {
     genesis.validators.check()?;
+    genesis.trust.check()?;
     if genesis.time_ms == 0 {
         return Err(InvalidGenesis::Time);
     }
@@ -138,6 +157,7 @@ pub fn execute_genesis(genesis: &Genesis) -> Result<BlockOutcome, InvalidGenesis
         ));
     }
     write(StateKey::Supply, croft_protocol::encode(&supply));
+    write(StateKey::TrustPolicy, croft_protocol::encode(&genesis.trust));
     for record in &records {
         write(StateKey::Record(record.id), croft_protocol::encode(record));
     }
@@ -166,6 +186,7 @@ pub fn execute_block(
         )));
     }
     let mut work = Work::new(view, ctx);
+    work.remember_header()?;
     let mut results = Vec::with_capacity(commands.len());
     for command in commands {
         match execute_command(&mut work, command) {

@@ -7,17 +7,20 @@
 //! - names, ports, and the set of contracts addressed to a node are those of the running things, no more and
 //!   no less;
 //! - there is one valid set of validators;
+//! - a node's class is what is known of its TPM, or `plain`; one TPM speaks for one node;
+//! - headers that quotes may name are few, in order and apart;
 //! - every record stands under its own id.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use borsh::BorshDeserialize;
-use croft_protocol::record::{FarmBody, NodeBody};
+use croft_protocol::record::{FarmBody, NodeBody, TrustClass};
 use croft_protocol::state::{Account, NodeContracts};
+use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
 use croft_protocol::{
-    Body, BotId, Capacity, ContractBody, ContractId, ContractState, Escrow, FarmId, Grains, NodeCapacity,
-    NodeId, Record, RecordId, StateKey,
+    Body, BotId, Capacity, ContractBody, ContractId, ContractState, Escrow, FarmId, Grains, Hash,
+    NodeCapacity, NodeId, Record, RecordId, StateKey, limits,
 };
 
 /// An invariant that a state breaks.
@@ -45,7 +48,19 @@ pub fn check_invariants<'a>(state: impl IntoIterator<Item = (&'a StateKey, &'a [
     whole.check_grains()?;
     whole.check_contracts()?;
     whole.check_nodes()?;
+    whole.check_trust()?;
     whole.check_names()
+}
+
+fn check_recent(recent: &RecentHeaders) -> Check {
+    let (every, fresh) = (limits::RECENT_HEADER_EVERY_MS, limits::QUOTE_FRESH_MS);
+    let in_order = recent.headers.windows(2).all(|pair| {
+        pair[0].height < pair[1].height && pair[0].time_ms.saturating_add(every) <= pair[1].time_ms
+    });
+    ensure(in_order, || "recent headers are in order and apart".to_owned())?;
+    ensure(recent.headers.len() as u64 <= fresh / every + 2, || {
+        format!("there are {} recent headers", recent.headers.len())
+    })
 }
 
 /// A state, sorted by what its values are.
@@ -61,6 +76,8 @@ struct Whole {
     escrows: BTreeMap<ContractId, Escrow>,
     capacities: BTreeMap<NodeId, NodeCapacity>,
     addressed: BTreeMap<NodeId, NodeContracts>,
+    trusts: BTreeMap<NodeId, NodeTrust>,
+    tpms: BTreeMap<Hash, NodeId>,
     /// Names and ports, each with its holder.
     claims: BTreeMap<StateKey, Vec<u8>>,
 }
@@ -77,6 +94,10 @@ impl Whole {
                 StateKey::Account(id) => drop(whole.accounts.insert(*id, decode(key, bytes)?)),
                 StateKey::Capacity(id) => drop(whole.capacities.insert(*id, decode(key, bytes)?)),
                 StateKey::NodeContracts(id) => drop(whole.addressed.insert(*id, decode(key, bytes)?)),
+                StateKey::NodeTrust(id) => drop(whole.trusts.insert(*id, decode(key, bytes)?)),
+                StateKey::TpmKey(tpm) => drop(whole.tpms.insert(*tpm, decode(key, bytes)?)),
+                StateKey::TrustPolicy => decode::<TrustPolicy>(key, bytes)?.check().map_err(broken)?,
+                StateKey::RecentHeaders => check_recent(&decode(key, bytes)?)?,
                 StateKey::Escrow(id) => drop(whole.escrows.insert(*id, decode(key, bytes)?)),
                 StateKey::BotName(_)
                 | StateKey::FarmName(_)
@@ -196,6 +217,30 @@ impl Whole {
             self.addressed.iter().all(|(id, a)| self.nodes.contains_key(id) && !a.contracts.is_empty()),
             || "contracts are addressed to registered nodes, and no empty set is kept".to_owned(),
         )
+    }
+
+    fn check_trust(&self) -> Check {
+        for (id, node) in &self.nodes {
+            let class = self.trusts.get(id).map_or(TrustClass::Plain, |trust| trust.class);
+            ensure(node.trust == class, || {
+                format!("node {id} is {:?}, what is known of its TPM makes it {class:?}", node.trust)
+            })?;
+        }
+        for (id, trust) in &self.trusts {
+            ensure(self.nodes.get(id).is_some_and(|node| node.session == trust.session), || {
+                format!("what is known of the TPM of node {id} is not of its present boot")
+            })?;
+            ensure(trust.reasons.len() <= limits::TRUST_REASONS, || {
+                format!("node {id} has too many reasons")
+            })?;
+            ensure(trust.class == TrustClass::Attested || !trust.reasons.is_empty(), || {
+                format!("node {id} is {:?} without a reason", trust.class)
+            })?;
+        }
+        let tpms: BTreeMap<_, _> = self.trusts.iter().map(|(id, trust)| (trust.key, *id)).collect();
+        ensure(tpms == self.tpms && tpms.len() == self.trusts.len(), || {
+            "each TPM speaks for one node, and no other is kept".to_owned()
+        })
     }
 
     /// Names and ports are exactly those of what exists.

@@ -73,7 +73,7 @@ impl MemoryLedger {
     /// When `time_ms` is not greater than the tip's, when there are too many commands, and when an invariant
     /// breaks.
     pub fn commit(&mut self, time_ms: u64, commands: &[SignedCommand]) -> Vec<Result<Receipt, Rejection>> {
-        let ctx = BlockContext { chain: self.chain, height: self.tip().header.height + 1, time_ms };
+        let ctx = BlockContext::after(&self.tip().header, time_ms);
         let outcome = execute_block(self, ctx, commands).expect("the block can be executed");
         let results = outcome.results.clone();
         self.store(ctx, outcome);

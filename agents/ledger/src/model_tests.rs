@@ -191,7 +191,10 @@ impl World {
                 node.capacity.cpu_millis = cpu;
                 self.model.cpu = cpu;
                 let key = self.scenario.node.clone();
-                (true, self.submit(now_ms, &key, Command::RegisterNode { node, join: None }))
+                (
+                    true,
+                    self.submit(now_ms, &key, Command::RegisterNode { node, join: None, attestation: None }),
+                )
             }
             Op::Validators { powers, signers, old } => self.validators(now_ms, powers, signers, old),
         }

@@ -7,8 +7,8 @@ use croft_protocol::contract::{ContractBody, ContractId};
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
-    Body, BotId, Escrow, FarmId, Hash, NodeCapacity, NodeId, PublicKey, Record, RecordId, SignedCommand,
-    StateKey, ValidatorSet,
+    Body, BotId, Escrow, FarmId, Hash, NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId,
+    SignedCommand, StateKey, ValidatorSet,
 };
 
 /// The state can't be read, or isn't what this ledger wrote. It stops the block; nobody is to blame who
@@ -139,6 +139,11 @@ pub trait StateReadExt: StateRead {
 
     fn capacity(&self, node: &NodeId) -> Result<Option<NodeCapacity>, StateError> {
         self.read(&StateKey::Capacity(*node))
+    }
+
+    /// What is known of a node whose TPM ever spoke for it.
+    fn node_trust(&self, node: &NodeId) -> Result<Option<NodeTrust>, StateError> {
+        self.read(&StateKey::NodeTrust(*node))
     }
 
     fn escrow(&self, contract: &ContractId) -> Result<Option<Escrow>, StateError> {

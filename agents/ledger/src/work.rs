@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use croft_protocol::state::Account;
+use croft_protocol::trust::{RecentHeader, RecentHeaders};
 use croft_protocol::{
     Body, BotId, Escrow, Grains, Hash, PublicKey, Record, RecordId, Rejection, SignedCommand, StateKey,
 };
@@ -91,6 +92,19 @@ impl<'a> Work<'a> {
 
     pub(crate) fn remove(&mut self, key: StateKey) {
         self.pending.insert(key, None);
+    }
+
+    /// Keeps the previous header for quotes, now and then.
+    pub(crate) fn remember_header(&mut self) -> Result<(), StateError> {
+        let BlockContext { height, time_ms, prev, prev_ms, .. } = self.ctx;
+        let Some(before) = height.checked_sub(1) else { return Ok(()) };
+        let mut recent: RecentHeaders = self.read(&StateKey::RecentHeaders)?.unwrap_or_default();
+        if recent.add(RecentHeader { height: before, time_ms: prev_ms, hash: prev }, time_ms) {
+            // Of the block, not of any command.
+            let bytes = croft_protocol::encode(&recent);
+            self.outcome.writes.insert(StateKey::RecentHeaders, Some(bytes));
+        }
+        Ok(())
     }
 
     pub(crate) fn event(&mut self, event: Event) {

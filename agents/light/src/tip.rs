@@ -153,6 +153,10 @@ fn show_key(key: &StateKey) -> String {
         StateKey::Port(node, port) => format!("port {port} of node {node}"),
         StateKey::Escrow(contract) => format!("the escrow of contract {contract}"),
         StateKey::Supply => "the supply".to_owned(),
+        StateKey::TrustPolicy => "the trust policy".to_owned(),
+        StateKey::RecentHeaders => "the recent headers".to_owned(),
+        StateKey::NodeTrust(node) => format!("the trust in node {node}"),
+        StateKey::TpmKey(key) => format!("the node of the TPM {key}"),
     }
 }
 

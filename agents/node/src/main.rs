@@ -22,6 +22,7 @@ mod spec;
 mod time;
 mod voice;
 mod volumes;
+mod witness;
 mod workload;
 
 use std::process::ExitCode;

@@ -13,11 +13,12 @@ use croft_protocol::boot::BootConfig;
 use croft_protocol::command::SignedJoin;
 use croft_protocol::record::{ContractReport, HardwareSummary, NodeBody, ReportBody, TrustClass};
 use croft_protocol::{
-    Body, Capacity, Command, FarmId, Name, NodeId, Record, RecordId, Rejection, StateKey, limits,
+    Body, Capacity, Command, FarmId, Name, NodeId, NodeTrust, Record, RecordId, Rejection, StateKey, limits,
 };
 
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, chain_of};
 use crate::time::Time;
+use crate::witness::Witness;
 
 /// What this machine says of itself, whatever its session.
 #[derive(Debug, Clone)]
@@ -55,6 +56,26 @@ pub struct Unregistered {
     pub profile: Profile,
     pub ledger: Arc<Ledger>,
     pub time: Arc<Time>,
+    /// The TPM that holds the node's key.
+    pub witness: Option<Arc<Witness>>,
+}
+
+/// What the ledger makes of this node, and why it is not more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub class: TrustClass,
+    pub reasons: Vec<String>,
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.class {
+            TrustClass::Plain => "plain",
+            TrustClass::Sealed => "sealed",
+            TrustClass::Attested => "attested",
+        })?;
+        if self.reasons.is_empty() { Ok(()) } else { write!(f, " ({})", self.reasons.join("; ")) }
+    }
 }
 
 /// A node with a session.
@@ -65,6 +86,9 @@ pub struct Registered {
     profile: Profile,
     ledger: Arc<Ledger>,
     time: Arc<Time>,
+    witness: Option<Arc<Witness>>,
+    /// As it registered last.
+    standing: Standing,
     /// Where the reports of earlier boots ended: nothing before is covered again.
     pub reported_until_ms: u64,
 }
@@ -76,16 +100,27 @@ impl Unregistered {
     /// [`RegisterError`]; the node stays unregistered and may try again.
     pub async fn register(self) -> Result<(Registered, u64), (Self, RegisterError)> {
         match self.try_register().await {
-            Ok((session, reported_until_ms, height)) => {
-                let Self { id, join, profile, ledger, time } = self;
+            Ok(Entered { session, reported_until_ms, height, standing }) => {
+                let Self { id, join, profile, ledger, time, witness } = self;
                 let farm = join.join.farm;
-                Ok((Registered { id, farm, session, profile, ledger, time, reported_until_ms }, height))
+                let registered = Registered {
+                    id,
+                    farm,
+                    session,
+                    profile,
+                    ledger,
+                    time,
+                    witness,
+                    standing,
+                    reported_until_ms,
+                };
+                Ok((registered, height))
             }
             Err(error) => Err((self, error)),
         }
     }
 
-    async fn try_register(&self) -> Result<(u64, u64, u64), RegisterError> {
+    async fn try_register(&self) -> Result<Entered, RegisterError> {
         let keys =
             vec![StateKey::Record(RecordId::node(&self.id)), StateKey::Record(RecordId::report(&self.id))];
         let (_, values) = self.ledger.read(keys).await?;
@@ -102,12 +137,76 @@ impl Unregistered {
             Some(Body::Report(report)) => report.until_ms,
             _ => 0,
         };
-        let session = known.as_ref().map_or(1, |node| node.session + 1);
+        let session = next_session(known.as_ref().map_or(0, |node| node.session), random_step());
         let node = body(&self.profile, self.join.join.farm, session);
         let join = known.is_none().then(|| self.join.clone());
-        let height = self.ledger.submit(Command::RegisterNode { node, join }).await.map_err(refused)?;
-        Ok((session, reported_until_ms, height))
+        let (ledger, id) = (&self.ledger, &self.id);
+        let (height, standing) = submit(ledger, self.witness.as_deref(), id, node, join).await?;
+        Ok(Entered { session, reported_until_ms, height, standing })
     }
+}
+
+/// A registration that is final.
+struct Entered {
+    session: u64,
+    reported_until_ms: u64,
+    height: u64,
+    standing: Standing,
+}
+
+/// Later than every one before. By how much is chance: two machines with one key that start at the same moment must not
+/// take the same number, or both would go on.
+fn next_session(known: u64, step: u16) -> u64 {
+    known.saturating_add(1).saturating_add(step.into())
+}
+
+fn random_step() -> u16 {
+    let mut bytes = [0; 2];
+    // Without randomness there are no keys either.
+    let _ = getrandom::fill(&mut bytes);
+    u16::from_le_bytes(bytes)
+}
+
+/// Registers with a quote where the TPM gives one. Returns the height, and what the ledger makes of it.
+async fn submit(
+    ledger: &Ledger,
+    witness: Option<&Witness>,
+    id: &NodeId,
+    node: NodeBody,
+    join: Option<SignedJoin>,
+) -> Result<(u64, Standing), RegisterError> {
+    let mut reasons = Vec::new();
+    let attestation = match witness {
+        None => None,
+        Some(witness) => match witness.attest(ledger, id, &node).await {
+            Ok(attestation) => Some(Box::new(attestation)),
+            Err(error) => {
+                let reason = chain_of(&error);
+                tracing::warn!(reason, "the node registers without a quote");
+                reasons.push(reason);
+                None
+            }
+        },
+    };
+    let height = ledger.submit(Command::RegisterNode { node, join, attestation }).await.map_err(refused)?;
+    if witness.is_none() {
+        return Ok((height, Standing { class: TrustClass::Plain, reasons }));
+    }
+    let mut standing = standing(ledger, id).await?;
+    standing.reasons.extend(reasons);
+    Ok((height, standing))
+}
+
+/// What the ledger makes of the node now.
+async fn standing(ledger: &Ledger, id: &NodeId) -> Result<Standing, RegisterError> {
+    let (_, values) = ledger.read(vec![StateKey::NodeTrust(*id)]).await?;
+    let trust = values.first().and_then(Option::as_ref).and_then(|bytes| {
+        croft_protocol::decode::<NodeTrust>("trust in this node", bytes, limits::RECORD_BYTES).ok()
+    });
+    Ok(trust.map_or(Standing { class: TrustClass::Plain, reasons: Vec::new() }, |trust| Standing {
+        class: trust.class,
+        reasons: trust.reasons,
+    }))
 }
 
 fn refused(error: LedgerError) -> RegisterError {
@@ -137,6 +236,33 @@ impl Registered {
         self.session
     }
 
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Registers once more with a new quote where that may be worth more: replicas vouch meanwhile, or a release is in
+    /// force that was unknown. Returns whether anything changed.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    pub async fn improve(&mut self) -> Result<bool, RegisterError> {
+        if self.standing.class == TrustClass::Attested {
+            return Ok(false);
+        }
+        let Some(witness) = self.witness.clone() else { return Ok(false) };
+        let node = body(&self.profile, self.farm, self.session);
+        // Only what is new is worth a record.
+        let Some(attestation) = witness.better(&self.ledger, &self.id, &node).await else { return Ok(false) };
+        let attestation = Some(Box::new(attestation));
+        let command = Command::RegisterNode { node, join: None, attestation };
+        self.ledger.submit(command).await.map_err(refused)?;
+        let standing = standing(&self.ledger, &self.id).await?;
+        let changed = standing != self.standing;
+        self.standing = standing;
+        Ok(changed)
+    }
+
     /// Says that the node is reached elsewhere now.
     ///
     /// # Errors
@@ -147,7 +273,10 @@ impl Registered {
         }
         let profile = Profile { addresses, ..self.profile.clone() };
         let node = body(&profile, self.farm, self.session);
-        self.ledger.submit(Command::RegisterNode { node, join: None }).await.map_err(refused)?;
+        self.ledger
+            .submit(Command::RegisterNode { node, join: None, attestation: None })
+            .await
+            .map_err(refused)?;
         self.profile = profile;
         Ok(())
     }
@@ -173,5 +302,28 @@ impl Registered {
         self.ledger.submit(Command::Report(report)).await.map_err(refused)?;
         self.reported_until_ms = until_ms;
         Ok(until_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_grow_and_two_machines_rarely_take_the_same() {
+        assert_eq!(next_session(0, 0), 1);
+        assert_eq!(next_session(7, u16::MAX), 8 + 65_535);
+        assert_eq!(next_session(u64::MAX, 3), u64::MAX);
+        let different: std::collections::BTreeSet<u16> = (0..64).map(|_| random_step()).collect();
+        assert!(different.len() > 32, "{different:?}");
+    }
+
+    #[test]
+    fn a_standing_says_why_it_is_not_more() {
+        let reasons = vec!["no boot file was measured".to_owned(), "and another".to_owned()];
+        let standing = Standing { class: TrustClass::Sealed, reasons };
+        assert_eq!(standing.to_string(), "sealed (no boot file was measured; and another)");
+        let best = Standing { class: TrustClass::Attested, reasons: Vec::new() };
+        assert_eq!(best.to_string(), "attested");
     }
 }

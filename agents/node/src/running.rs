@@ -120,8 +120,8 @@ impl Running {
     fn hear(&mut self, what: Heard) {
         match what {
             Heard::Pulled(pulled) => self.pulled(pulled),
-            Heard::Registered { session, height, reported_until_ms } => {
-                tracing::info!(session, height, "registered");
+            Heard::Registered { session, height, reported_until_ms, standing } => {
+                tracing::info!(session, height, trust = %standing, "registered");
                 self.registered = true;
                 self.coverage.reported(reported_until_ms, &[]);
             }

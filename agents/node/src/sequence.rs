@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_hardware::{Inventory, Transport};
-use croft_identity::{DiskKeyStore, NodeIdentity};
+use croft_identity::NodeIdentity;
 use croft_init::log::Log;
 use croft_init::notify::{Message, Notifier};
 use croft_init::stage::Stage;
@@ -41,6 +41,7 @@ use crate::spec::GuestFiles;
 use crate::time::Time;
 use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
+use crate::witness::{self, Identified, Places};
 use crate::workload::{Context, InUse};
 use crate::{contracts, links, medium};
 
@@ -113,7 +114,7 @@ impl Start<'_> {
         tokio::spawn(keep);
         let inventory = self.inventory();
         let data = alive.through(self.disks(&inventory)).await?;
-        let identity = self.identity(&data)?;
+        let Identified { identity, witness, .. } = alive.through(self.identity(&data)).await?;
         let documents = Documents::open(&data.folder("contracts"))?;
         let known = kept_contracts(&documents, &boot, &identity);
 
@@ -138,6 +139,7 @@ impl Start<'_> {
             profile,
             ledger: ledger.clone(),
             time: time.clone(),
+            witness: witness.map(Arc::new),
         };
         let (heard_sender, mut heard) = mpsc::channel(16);
         let (say, say_receiver) = mpsc::channel(16);
@@ -249,16 +251,22 @@ impl Start<'_> {
         Ok(data)
     }
 
-    fn identity(&self, data: &Data) -> Result<NodeIdentity, Fatal> {
+    async fn identity(&self, data: &Data) -> Result<Identified, Fatal> {
         let stage = Stage::Identity.begin(self.log);
-        match NodeIdentity::load_or_create(&DiskKeyStore::new(&data.folder("identity"))) {
-            Ok(identity) => {
-                stage.ok(&format!(
-                    "node {}{}",
-                    identity.id().short(),
-                    if identity.is_new() { ", a new one" } else { "" }
-                ));
-                Ok(identity)
+        let folder = data.folder("identity");
+        // The slowest TPMs take a minute to make their keys.
+        let identified =
+            tokio::task::spawn_blocking(move || witness::identify(Places::default(), &folder)).await;
+        let identified = match identified {
+            Ok(identified) => identified,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        match identified {
+            Ok(identified) => {
+                let Identified { identity, place, .. } = &identified;
+                let new = if identity.is_new() { ", a new one" } else { "" };
+                stage.ok(&format!("node {}{new}, {place}", identity.id().short()));
+                Ok(identified)
             }
             Err(error) => {
                 stage.failed(&error);
@@ -308,8 +316,8 @@ impl Start<'_> {
         let wait = async {
             while let Some(what) = heard.recv().await {
                 match what {
-                    Heard::Registered { session, height, reported_until_ms } => {
-                        return Some((session, height, reported_until_ms));
+                    Heard::Registered { session, height, reported_until_ms, standing } => {
+                        return Some((session, height, reported_until_ms, standing));
                     }
                     Heard::NotRegistered { reason } => stage.waiting(&reason),
                     _ => {}
@@ -317,8 +325,9 @@ impl Start<'_> {
             }
             None
         };
-        if let Some((session, height, reported_until_ms)) = timeout(patience, wait).await.ok().flatten() {
-            stage.ok(&format!("session {session} at height {height}"));
+        let heard = timeout(patience, wait).await.ok().flatten();
+        if let Some((session, height, reported_until_ms, standing)) = heard {
+            stage.ok(&format!("session {session} at height {height}, {standing}"));
             return Some(reported_until_ms);
         }
         stage.failed_because("not registered yet: it is tried again while known contracts run");

@@ -14,16 +14,18 @@ use croft_protocol::record::ContractReport;
 use croft_protocol::{Command, ContractId, NodeId, Rejection};
 use croft_transport::verified::Followed;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::contracts::{self, Pulled};
 use crate::ledger::{BackOff, Ledger, chain_of};
 use crate::links;
-use crate::register::{RegisterError, Registered, Unregistered};
+use crate::register::{RegisterError, Registered, Standing, Unregistered};
 use crate::time::Time;
 
 /// Everything is pulled again this often, whatever was heard.
 const PULL_EVERY: Duration = Duration::from_secs(60);
+/// A node whose TPM could be worth more asks again this often: a registration an hour's sixth costs little.
+const IMPROVE_EVERY: Duration = Duration::from_secs(600);
 
 /// What the main loop hears.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub enum Heard {
         session: u64,
         height: u64,
         reported_until_ms: u64,
+        /// What the ledger makes of the node.
+        standing: Standing,
     },
     /// Registration failed; it goes on being tried.
     NotRegistered {
@@ -127,6 +131,7 @@ pub async fn speak(
 ) {
     let ledger = unregistered.ledger.clone();
     let Some(mut registered) = register(unregistered, &heard).await else { return };
+    let mut improve = tokio::time::interval_at(Instant::now() + IMPROVE_EVERY, IMPROVE_EVERY);
     loop {
         tokio::select! {
             what = say.recv() => match what {
@@ -142,6 +147,11 @@ pub async fn speak(
                         Err(error) => tracing::warn!(%contract, error = %chain_of(&error), "not settled yet"),
                     }
                 }
+            },
+            _ = improve.tick() => match registered.improve().await {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(trust = %registered.standing(), "the ledger knows this node better now"),
+                Err(error) => tracing::debug!(error = %chain_of(&error), "no better quote yet"),
             },
             changed = addresses.changed() => {
                 if changed.is_err() {
@@ -163,7 +173,8 @@ async fn register(mut unregistered: Unregistered, heard: &mpsc::Sender<Heard>) -
             Ok((registered, height)) => {
                 let session = registered.session();
                 let reported_until_ms = registered.reported_until_ms;
-                heard.send(Heard::Registered { session, height, reported_until_ms }).await.ok()?;
+                let standing = registered.standing().clone();
+                heard.send(Heard::Registered { session, height, reported_until_ms, standing }).await.ok()?;
                 return Some(registered);
             }
             Err((again, error)) => {

@@ -8,6 +8,7 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::Serialize;
 
+use crate::attestation::{Credential, Introduction, SignedVoucher};
 use crate::header::{Genesis, SignedHeader};
 use crate::record::{Record, RecordId};
 use crate::{BotId, Hash, NodeId, PublicKey, Rejection, SignedCommand, StateKey};
@@ -66,6 +67,9 @@ pub enum Request {
     /// Records from a position on, as the log of `size` records has them: -> [`Response::SnapshotRecords`]. For
     /// the same askers; needs no open view.
     SnapshotRecords { first: u64, size: u64 },
+    /// A node asks this replica to vouch for its TPM: -> [`Response::Credential`]; the node writes the secret in it as
+    /// one frame of bytes on the same stream: -> [`Response::Vouched`].
+    Vouch(Box<Introduction>),
 }
 
 /// What the replica writes on a stream that it opens to a listener, before the raw bytes.
@@ -104,7 +108,7 @@ pub enum Event {
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Response {
-    Genesis(Genesis),
+    Genesis(Box<Genesis>),
     Header(Box<SignedHeader>),
     /// The command is final: its block and the hashes of the records that it made.
     Final {
@@ -152,6 +156,9 @@ pub enum Response {
     },
     /// The request can't be answered.
     Failed(Failure),
+    /// To be opened by the node's TPM.
+    Credential(Box<Credential>),
+    Vouched(Box<SignedVoucher>),
 }
 
 /// A value of the state map, or its absence, as of the tip that comes with it.

@@ -3,11 +3,13 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
+use crate::attestation::Attestation;
 use crate::capacity::Shortfall;
 use crate::contract::{ContractId, PublishedPort, SignedTerms};
 use crate::header::ChainId;
 use crate::keys::{BadSignature, Domain};
 use crate::record::{BotBody, FarmId, NodeBody, ReportBody};
+use crate::trust::RefusedQuote;
 use crate::validators::{InvalidChange, SignedValidatorChange};
 use crate::{BotId, Grains, Hash, Name, NodeId, PriceList, PublicKey, SecretKey, Signature};
 
@@ -24,8 +26,9 @@ pub enum Command {
     CreateFarm { name: Name, country: String, region: Option<Name>, prices: PriceList },
     /// The farm's owner changes its prices. Contracts keep the rate that they were signed with.
     SetPrices { farm: FarmId, prices: PriceList },
-    /// The author, a node, registers itself or a change of itself. `join` is needed the first time.
-    RegisterNode { node: NodeBody, join: Option<SignedJoin> },
+    /// The author, a node, registers itself or a change of itself. `join` is needed the first time. What the record
+    /// says of its trust is at most what the node says, and what the attestation shows; without one it is `plain`.
+    RegisterNode { node: NodeBody, join: Option<SignedJoin>, attestation: Option<Box<Attestation>> },
     /// Either party brings what both signed; the user's deposit goes into escrow.
     Agree(Box<SignedTerms>),
     /// The author, an approver of the contract, decides.
@@ -182,6 +185,8 @@ pub enum Rejection {
         "{author} has brought {per_minute} commands within a minute: the next one is taken in {retry_ms} ms, or by another replica"
     )]
     RateLimited { author: PublicKey, per_minute: u64, retry_ms: u64 },
+    #[error("the attestation of node {node} is refused: {reason}")]
+    Attestation { node: NodeId, reason: RefusedQuote },
 }
 
 /// A version that never was is stale too, whatever fits.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::ParseHexError;
 use crate::keys::Domain;
+use crate::trust::TrustPolicy;
 use crate::{Grains, Hash, Name, PublicKey, SecretKey, Signature};
 
 /// A grid: the hash of its genesis.
@@ -51,6 +52,9 @@ pub struct Genesis {
     pub validators: ValidatorSet,
     /// Who owns all grains there will ever be.
     pub allocations: Vec<Allocation>,
+    /// What it asks of nodes' TPMs.
+    #[serde(default)]
+    pub trust: TrustPolicy,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -63,7 +67,7 @@ pub struct Allocation {
 impl Genesis {
     #[must_use]
     pub fn chain_id(&self) -> ChainId {
-        ChainId(Hash::of("croft/genesis/1", self))
+        ChainId(Hash::of("croft/genesis/2", self))
     }
 }
 

@@ -29,6 +29,7 @@ pub mod query;
 pub mod record;
 pub mod seal;
 pub mod state;
+pub mod trust;
 pub mod units;
 pub mod validators;
 pub mod workload;
@@ -44,6 +45,7 @@ pub use money::{Grains, PriceList, Rate};
 pub use name::Name;
 pub use record::{Body, FarmId, Kind, Record, RecordId};
 pub use state::StateKey;
+pub use trust::{Endorsement, NodeTrust, TrustPolicy};
 pub use validators::{InvalidChange, SignedValidatorChange, ValidatorChange};
 
 /// Encodes a value canonically.

@@ -87,3 +87,9 @@ pub const MEASURED_EVENTS: usize = 512;
 pub const VOUCHERS: usize = 16;
 /// A quote is fresh while the header in its nonce is younger than this: time to quote, sign and send on a slow line.
 pub const QUOTE_FRESH_MS: u64 = 600_000;
+/// Headers that quotes may name are kept this far apart: some sixty of them, whatever the pace of the blocks.
+pub const RECENT_HEADER_EVERY_MS: u64 = 10_000;
+/// Digests in one list of a grid's trust policy.
+pub const KNOWN_DIGESTS: usize = 64;
+/// Reasons that are kept of why a node is worth less.
+pub const TRUST_REASONS: usize = 8;

@@ -35,6 +35,14 @@ pub enum StateKey {
     Escrow(ContractId),
     /// -> [`Grains`]: all there are, to check conservation against.
     Supply,
+    /// -> [`crate::TrustPolicy`] of the genesis.
+    TrustPolicy,
+    /// -> [`crate::trust::RecentHeaders`]: what a quote may name.
+    RecentHeaders,
+    /// -> [`crate::NodeTrust`], of nodes whose TPM ever spoke for them.
+    NodeTrust(NodeId),
+    /// -> [`NodeId`] for which the TPM with this attestation key speaks.
+    TpmKey(Hash),
 }
 
 impl StateKey {

@@ -20,6 +20,7 @@ use croft_protocol::record::{
     TrustClass, WorkloadState,
 };
 use croft_protocol::state::{Account, NodeContracts};
+use croft_protocol::trust::{Endorsement, NodeTrust, RecentHeader, RecentHeaders, TrustPolicy};
 use croft_protocol::{
     Body, Capacity, Certificate, ChainId, Command, CommandBody, ContractBody, ContractId, ContractState,
     EndReason, Escrow, FarmId, Genesis, Grains, Hash, Header, Name, NodeCapacity, PriceList, PublicKey, Rate,
@@ -126,7 +127,7 @@ fn report() -> ReportBody {
     }
 }
 
-fn commands() -> [(&'static str, Command); 11] {
+fn commands() -> [(&'static str, Command); 12] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let (country, region) = ("be".to_owned(), Some(name("flanders")));
@@ -134,7 +135,14 @@ fn commands() -> [(&'static str, Command); 11] {
         ("command/create-bot", Command::CreateBot(BotBody { name: name("alice") })),
         ("command/create-farm", Command::CreateFarm { name: name("green"), country, region, prices }),
         ("command/set-prices", Command::SetPrices { farm, prices }),
-        ("command/register-node", Command::RegisterNode { node: node(), join: Some(join()) }),
+        (
+            "command/register-node",
+            Command::RegisterNode { node: node(), join: Some(join()), attestation: None },
+        ),
+        (
+            "command/register-attested-node",
+            Command::RegisterNode { node: node(), join: None, attestation: Some(Box::new(attestation())) },
+        ),
         ("command/agree", Command::Agree(Box::new(signed_terms()))),
         ("command/approve", Command::Approve { contract, approve: true }),
         ("command/close", Command::Close { contract }),
@@ -183,6 +191,12 @@ fn genesis() -> Genesis {
         time_ms: 1_700_000_000_000,
         validators: validators(),
         allocations: vec![Allocation { name: name("alice"), bot: public(1), grains: Grains(1_000_000) }],
+        trust: TrustPolicy {
+            endorsement: Endorsement::Activated,
+            boot_files: vec![Hash([1; 32])],
+            loaders: vec![Hash([2; 32])],
+            options: vec![Hash([3; 32])],
+        },
     }
 }
 
@@ -221,6 +235,20 @@ fn attestation() -> Attestation {
         locality: 3,
         events: vec![MeasuredEvent { pcr: 4, kind: 0x8000_0003, digest: Hash([7; 32]) }],
         vouchers: vec![SignedVoucher::sign(voucher, &CHAIN, &key(101))],
+    }
+}
+
+fn node_trust() -> NodeTrust {
+    NodeTrust {
+        class: TrustClass::Sealed,
+        session: 11,
+        key: Hash([1; 32]),
+        height: 5,
+        release: Some(Hash([2; 32])),
+        secure_boot: Some(true),
+        firmware: Hash([3; 32]),
+        endorsement: Endorsement::Activated,
+        reasons: vec!["reason".to_owned()],
     }
 }
 
@@ -280,7 +308,7 @@ fn manifest() -> ImageManifest {
     }
 }
 
-fn state_keys() -> [(&'static str, StateKey); 11] {
+fn state_keys() -> [(&'static str, StateKey); 15] {
     let contract = ContractId(Hash([8; 32]));
     let port = PublishedPort { transport: Transport::Udp, port: 53 };
     [
@@ -295,6 +323,10 @@ fn state_keys() -> [(&'static str, StateKey); 11] {
         ("state-key/port", StateKey::Port(public(3), port)),
         ("state-key/escrow", StateKey::Escrow(contract)),
         ("state-key/supply", StateKey::Supply),
+        ("state-key/trust-policy", StateKey::TrustPolicy),
+        ("state-key/recent-headers", StateKey::RecentHeaders),
+        ("state-key/node-trust", StateKey::NodeTrust(public(3))),
+        ("state-key/tpm-key", StateKey::TpmKey(Hash([9; 32]))),
     ]
 }
 
@@ -362,6 +394,9 @@ fn vectors() -> BTreeMap<String, String> {
         covered_until_ms: 5,
     };
     add(into, "value/escrow", &escrow);
+    let recent = RecentHeader { height: 5, time_ms: 6, hash: Hash([1; 32]) };
+    add(into, "value/recent-headers", &RecentHeaders { headers: vec![recent] });
+    add(into, "value/node-trust", &node_trust());
     // Both frame and body: what stands on boot media.
     let file = addition().seal(&key(2)).unwrap();
     all.insert("addition/file".to_owned(), hex::encode(file));

@@ -17,7 +17,7 @@ use croft_ledger::assemble;
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
 use croft_protocol::units::parse_bytes;
-use croft_protocol::{Genesis, Name, PublicKey, SecretKey, ValidatorSet, limits};
+use croft_protocol::{Genesis, Name, PublicKey, SecretKey, TrustPolicy, ValidatorSet, limits};
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::BlobQuotas;
@@ -31,6 +31,8 @@ const KEY: &str = "validator.key";
 const DATA: &str = "data";
 /// A genesis is a few kilobytes; a file larger than this is something else.
 const FILE_BYTES: u64 = 4 * 1024 * 1024;
+/// Makers of TPMs have a few roots each, and there are a dozen makers.
+const TPM_MAKERS: usize = 128;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +50,9 @@ struct File {
     keep: KeepFile,
     #[serde(default)]
     admission: AdmissionFile,
+    /// Files with root certificates of TPMs' makers, DER, relative to this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tpm_makers: Vec<PathBuf>,
     /// Keys of replicas that are no validators and may copy the ledger.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     observers: Vec<PublicKey>,
@@ -162,6 +167,7 @@ impl ReplicaConfig {
                 format!("peers: at most {} are allowed, not {}", limits::VALIDATORS, file.peers.len());
             return Err(invalid(path, reason));
         }
+        let makers = read_makers(path, dir, &file.tpm_makers)?;
         let KeepFile { proof_blocks, command_blocks } = file.keep;
         let keep = Keep { proof_blocks, command_blocks };
         Ok(Self {
@@ -172,10 +178,41 @@ impl ReplicaConfig {
             blobs,
             keep,
             commands_per_minute: file.admission.commands_per_minute,
+            makers,
             peers: file.peers,
             observers: file.observers,
         })
     }
+}
+
+/// Root certificates of makers. One that can't be read is an error: nodes with its TPMs would silently be worth less.
+fn read_makers(config: &Path, dir: &Path, files: &[PathBuf]) -> Result<Vec<Vec<u8>>, ConfigError> {
+    let invalid = |path: &Path, reason: String| ConfigError::Invalid { path: path.to_owned(), reason };
+    if files.len() > TPM_MAKERS {
+        return Err(invalid(
+            config,
+            format!("tpm_makers: at most {TPM_MAKERS} are allowed, not {}", files.len()),
+        ));
+    }
+    let read = |file: &PathBuf| {
+        let path = dir.join(file);
+        let error = |source| ConfigError::Read { path: path.clone(), source };
+        let bytes = std::fs::metadata(&path).map_err(error)?.len();
+        // DER of a certificate is a sequence; PEM is not taken for one.
+        if bytes > limits::TPM_CERTIFICATE_BYTES as u64 {
+            let reason =
+                format!("it has {bytes} bytes, at most {} are allowed", limits::TPM_CERTIFICATE_BYTES);
+            return Err(invalid(&path, reason));
+        }
+        let der = std::fs::read(&path).map_err(error)?;
+        if der.first() != Some(&0x30) {
+            let reason =
+                "it is no certificate in DER; convert it with 'openssl x509 -outform der'".to_owned();
+            return Err(invalid(&path, reason));
+        }
+        Ok(der)
+    };
+    files.iter().map(read).collect()
 }
 
 fn parse_key(text: &str) -> Option<SecretKey> {
@@ -194,6 +231,8 @@ pub struct GridPlan {
     pub allocations: Vec<Allocation>,
     /// UDP addresses of its replicas: one of them orders alone, several decide together.
     pub listen: Vec<SocketAddr>,
+    /// What it asks of nodes' TPMs.
+    pub trust: TrustPolicy,
 }
 
 /// A replica of a new grid.
@@ -227,6 +266,8 @@ pub enum InitError {
     #[error("can't write {path}: check that the folder may be written and has space")]
     Write { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
+    Trust(#[from] croft_protocol::trust::InvalidTrustPolicy),
+    #[error(transparent)]
     Store(#[from] OpenError),
     #[error(transparent)]
     Log(#[from] LogError),
@@ -245,7 +286,7 @@ pub fn replica_dir(dir: &Path, index: usize, count: usize) -> PathBuf {
 /// # Errors
 /// [`InitError`]; what was there before is untouched.
 pub fn init_grid(dir: &Path, plan: GridPlan) -> Result<NewGrid, InitError> {
-    let GridPlan { name, time_ms, allocations, listen } = plan;
+    let GridPlan { name, time_ms, allocations, listen, trust } = plan;
     let count = listen.len();
     if !(1..=limits::VALIDATORS).contains(&count) {
         return Err(InitError::Count { count });
@@ -265,7 +306,8 @@ pub fn init_grid(dir: &Path, plan: GridPlan) -> Result<NewGrid, InitError> {
     let keys: Vec<SecretKey> =
         listen.iter().map(|_| SecretKey::generate()).collect::<Result<_, _>>().map_err(InitError::Random)?;
     let public: Vec<_> = keys.iter().map(SecretKey::public).collect();
-    let genesis = Genesis { name, time_ms, validators: ValidatorSet::of_equals(&public), allocations };
+    let genesis = Genesis { name, time_ms, validators: ValidatorSet::of_equals(&public), allocations, trust };
+    genesis.trust.check()?;
     let all: Vec<ReplicaAddress> = listen
         .iter()
         .zip(&public)
@@ -309,6 +351,7 @@ fn init_replica(
             blobs: BlobsFile::default(),
             keep: KeepFile::default(),
             admission: AdmissionFile::default(),
+            tpm_makers: Vec::new(),
             observers: Vec::new(),
             peers,
         })
@@ -345,6 +388,7 @@ mod tests {
             time_ms: 1_000,
             allocations: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            trust: TrustPolicy::default(),
         }
     }
 

@@ -90,7 +90,7 @@ pub fn make_block(
     let header = before.tip().header;
     // Time only ever grows, whatever the clock does.
     let time_ms = time_ms.max(header.time_ms + 1);
-    let ctx = BlockContext { chain: header.chain, height: header.height + 1, time_ms };
+    let ctx = BlockContext::after(&header, time_ms);
     let outcome = execute_block(before, ctx, commands)?;
     let from = assemble::Before::Header { header: &header, map: before.map_head() };
     let assembled = assemble::assemble(from, ctx, &outcome, before, before)?;

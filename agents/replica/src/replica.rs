@@ -42,6 +42,8 @@ pub struct ReplicaConfig {
     pub blobs: BlobQuotas,
     /// Commands that one author may bring in a minute.
     pub commands_per_minute: u64,
+    /// Root certificates of TPMs' makers, DER: whose TPMs this replica vouches for as genuine.
+    pub makers: Vec<Vec<u8>>,
     /// How much of the past is kept.
     pub keep: Keep,
     /// Who may copy the ledger beside the validators.
@@ -108,6 +110,7 @@ impl Replica {
     /// [`StartError`] names the file, address or key, and what to do.
     pub async fn start(config: ReplicaConfig) -> Result<Running, StartError> {
         let ReplicaConfig { dir, listen, key, genesis, blobs: quotas, keep, observers, peers, .. } = config;
+        let (commands_per_minute, makers) = (config.commands_per_minute, config.makers);
         // They are asked for blocks, so they may ask for all of them.
         let copiers = observers.into_iter().chain(peers.iter().map(|peer| peer.key)).collect();
         let path = dir.join("blobs");
@@ -141,7 +144,7 @@ impl Replica {
             };
             Order::Bft(Arc::new(Bft::start(plan, endpoint.clone())?))
         };
-        let intake = Intake { observers: copiers, commands_per_minute: config.commands_per_minute };
+        let intake = Intake { observers: copiers, commands_per_minute, key: key.clone(), makers };
         let server = Server::new(chain.clone(), order.shared(), Arc::new(blobs), intake);
         let serving = tokio::spawn(server.run(endpoint.clone()));
         let pruning = pruning::start(chain.clone(), order.shared(), keep);

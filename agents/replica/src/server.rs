@@ -13,6 +13,7 @@ mod follow;
 mod relay;
 mod replicate;
 mod snapshots;
+mod vouch;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use croft_protocol::api::{Event, Failure, Request, Response};
-use croft_protocol::{PublicKey, RecordId, limits};
+use croft_protocol::{PublicKey, RecordId, SecretKey, limits};
 use croft_transport::{Connection, Endpoint, FrameError, Incoming, RecvStream, SendStream, frame};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -69,6 +70,10 @@ pub(crate) struct Intake {
     pub(crate) observers: Vec<PublicKey>,
     /// Commands that one author may bring in a minute.
     pub(crate) commands_per_minute: u64,
+    /// Who this replica is when it vouches for nodes' TPMs.
+    pub(crate) key: SecretKey,
+    /// Root certificates of TPMs' makers, DER.
+    pub(crate) makers: Vec<Vec<u8>>,
 }
 
 /// All that answers come from.
@@ -83,6 +88,7 @@ pub(crate) struct Server {
     known_answers: Semaphore,
     strangers_answers: Semaphore,
     relays: Arc<relay::Relays>,
+    vouching: vouch::Vouching,
     /// What each author has brought lately.
     authors: Mutex<Meter>,
     commands_per_minute: u64,
@@ -122,7 +128,7 @@ impl Server {
         chain: Arc<Chain>,
         ordering: Arc<dyn Ordering>,
         blobs: Arc<Blobs>,
-        Intake { observers, commands_per_minute }: Intake,
+        Intake { observers, commands_per_minute, key, makers }: Intake,
     ) -> Arc<Self> {
         let rate = Rate { amount: commands_per_minute, per: Duration::from_secs(60) };
         Arc::new(Self {
@@ -135,6 +141,7 @@ impl Server {
             known_answers: Semaphore::new(KNOWN_ANSWERS_KIB),
             strangers_answers: Semaphore::new(STRANGERS_ANSWERS_KIB),
             relays: Arc::default(),
+            vouching: vouch::Vouching::new(key, makers),
             authors: Mutex::new(Meter::new(rate)),
             commands_per_minute,
             snapshots: snapshots::Snapshots::new(observers),
@@ -303,6 +310,9 @@ impl Stream {
             Request::Relay { to } => {
                 let from = self.connection.peer();
                 relay::run(&self.server, from, to, send, recv).await;
+            }
+            Request::Vouch(introduction) => {
+                vouch::run(&self.server, self.connection.peer(), *introduction, send, recv).await;
             }
             Request::Replicate { .. } => {
                 replicate::run(&self.server, self.connection.peer(), send, recv).await;

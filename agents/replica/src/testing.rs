@@ -7,8 +7,9 @@ use croft_protocol::header::Allocation;
 use croft_protocol::keys::Domain;
 use croft_protocol::record::{HardwareSummary, NodeBody, TrustClass};
 use croft_protocol::{
-    Capacity, ChainId, Command, CommandBody, FarmId, Genesis, Grains, Hash, Header, Name, PriceList, Rate,
-    Record, SecretKey, SignedCommand, SignedHeader, SignedTerms, Terms, ValidatorSet, limits,
+    Capacity, ChainId, Command, CommandBody, Endorsement, FarmId, Genesis, Grains, Hash, Header, Name,
+    PriceList, Rate, Record, SecretKey, SignedCommand, SignedHeader, SignedTerms, Terms, TrustPolicy,
+    ValidatorSet, limits,
 };
 
 use crate::ordering::make_block;
@@ -16,6 +17,8 @@ use crate::store::faults::MemoryDisk;
 use crate::store::{Block, Snapshot, Store};
 
 pub(crate) const START_MS: u64 = 1_800_000_000_000;
+/// Digest of the one boot file that this grid knows.
+pub(crate) const BOOT_FILE: Hash = Hash([0x11; 32]);
 
 pub(crate) fn key(seed: u8) -> SecretKey {
     SecretKey::from_seed(&[seed; 32])
@@ -48,6 +51,11 @@ impl Grid {
             time_ms: START_MS,
             validators: ValidatorSet::of_equals(&[validator.public()]),
             allocations: allocations.to_vec(),
+            trust: TrustPolicy {
+                endorsement: Endorsement::Unchecked,
+                boot_files: vec![BOOT_FILE],
+                ..TrustPolicy::default()
+            },
         };
         Self { genesis, validator, user, farmer, node }
     }
@@ -135,7 +143,11 @@ impl Grid {
     pub(crate) fn register(&self, called: &str) -> Command {
         let join = Join { farm: self.farm(), expires_ms: START_MS * 2, nonce: [1; 16] };
         let signature = self.farmer.sign(Domain::JOIN, &self.chain(), &join);
-        Command::RegisterNode { node: self.node_body(called, 1), join: Some(SignedJoin { join, signature }) }
+        Command::RegisterNode {
+            node: self.node_body(called, 1),
+            join: Some(SignedJoin { join, signature }),
+            attestation: None,
+        }
     }
 
     pub(crate) fn terms(&self, called: &str, capacity_version: u64) -> Terms {

@@ -15,7 +15,8 @@ use croft_protocol::header::Allocation;
 use croft_protocol::state::Account;
 use croft_protocol::validators::{SignedValidatorChange, ValidatorChange};
 use croft_protocol::{
-    Command, CommandBody, Genesis, Grains, Hash, RecordId, SecretKey, SignedCommand, StateKey, ValidatorSet,
+    Command, CommandBody, Genesis, Grains, Hash, RecordId, SecretKey, SignedCommand, StateKey, TrustPolicy,
+    ValidatorSet,
 };
 use croft_replica::join::{JoinPlan, join};
 use croft_replica::ordering::wall_clock;
@@ -49,6 +50,7 @@ impl Cluster {
             time_ms: now_ms(),
             allocations: allocations.collect(),
             listen: free_addresses(count),
+            trust: TrustPolicy::default(),
         };
         let grid = init_grid(dir.path(), plan).unwrap();
         let running = grid.replicas.iter().map(|_| None).collect();

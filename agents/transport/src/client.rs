@@ -23,6 +23,7 @@ use std::time::Duration;
 use croft_protocol::api::{
     Concern, Cursor, Failure, Page, ProvedPage, ProvedRecord, ProvedValue, Query, Request, Response, Status,
 };
+use croft_protocol::attestation::{Credential, Introduction, SignedVoucher};
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::{
     Genesis, Hash, PublicKey, RecordId, Rejection, SecretKey, SignedCommand, SignedHeader, StateKey, limits,
@@ -132,7 +133,7 @@ impl Client {
     /// The grid's genesis; compare its chain id with the pinned one.
     pub async fn genesis(&self) -> Result<Answer<Genesis>, ClientError> {
         self.read(&Request::Genesis, |response| match response {
-            Response::Genesis(genesis) => Ok(genesis),
+            Response::Genesis(genesis) => Ok(*genesis),
             other => Err(other),
         })
         .await
@@ -249,6 +250,22 @@ impl Client {
             other => Err(other),
         })
         .await
+    }
+
+    /// Asks the replica to vouch for our TPM, which opens the credential that it sends. Nothing of the voucher is
+    /// checked here.
+    ///
+    /// # Errors
+    /// [`ClientError::Failed`] with the replica's reason, [`ClientError::StreamEnded`] too when the TPM fails.
+    pub async fn vouch<Opening>(
+        &self,
+        introduction: &Introduction,
+        open: impl Fn(Credential) -> Opening,
+    ) -> Result<SignedVoucher, ClientError>
+    where
+        Opening: Future<Output = Result<Vec<u8>, String>>,
+    {
+        stream::vouch(&self.links, introduction, open).await
     }
 
     /// What the replica says of itself.

@@ -299,8 +299,7 @@ pub async fn request(
     read(&mut recv, "the response", limit, rest).await.map_err(Exchange::Unanswered)
 }
 
-/// Sends a request and leaves the stream open for answers; our end of it is finished unless it becomes a
-/// pipe.
+/// Sends a request and leaves the stream open for answers; our end of it is finished unless we say more on it.
 pub(crate) async fn ask(
     connection: &Connection,
     request: &Request,
@@ -316,7 +315,7 @@ pub(crate) async fn ask(
         .map_err(Exchange::NotSent)?;
     let rest = deadline.saturating_duration_since(Instant::now());
     write_encoded(&mut send, WHAT, &bytes, rest).await.map_err(Exchange::Unanswered)?;
-    if !matches!(request, Request::Relay { .. }) {
+    if !matches!(request, Request::Relay { .. } | Request::Vouch(_)) {
         // Fails only when the other end has stopped the stream; then reading says why.
         let _ = send.finish();
     }

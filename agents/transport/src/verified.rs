@@ -21,6 +21,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 mod trail;
+mod vouch;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

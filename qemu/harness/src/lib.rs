@@ -19,6 +19,7 @@ pub mod machine;
 pub mod profile;
 pub mod qmp;
 pub mod serial;
+mod tpm;
 
 pub use accelerator::{Accelerator, Decision};
 pub use command::{Forward, Medium, Protocol};

@@ -33,6 +33,7 @@ use crate::disk::{self, DiskError};
 use crate::profile::Profile;
 use crate::qmp::{Qmp, QmpError};
 use crate::serial::{self, Feed, Serial};
+use crate::tpm::SoftwareTpm;
 
 /// QEMU opens its control socket within a second; a loaded host gets sixty times that.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -91,6 +92,10 @@ pub enum StartError {
     Firmware { source: std::io::Error },
     #[error("{path} boots as it is: files and kernel arguments can't be added to a medium")]
     SealedMedium { path: PathBuf },
+    #[error("no TPM could be made with its state in {path}: is swtpm installed? run scripts/setup")]
+    Tpm { path: PathBuf, source: std::io::Error },
+    #[error("a machine with a TPM can't be left to a terminal: start it with a handle")]
+    TpmOnTerminal,
     #[error(transparent)]
     Initramfs(#[from] AppendError),
     #[error(transparent)]
@@ -137,6 +142,7 @@ pub struct Boot {
     lifetime: Duration,
     on_reboot: OnReboot,
     accelerator: Option<Accelerator>,
+    tpm: Option<PathBuf>,
 }
 
 impl Boot {
@@ -158,6 +164,7 @@ impl Boot {
             lifetime: DEFAULT_LIFETIME,
             on_reboot: OnReboot::default(),
             accelerator: None,
+            tpm: None,
         }
     }
 
@@ -216,6 +223,13 @@ impl Boot {
     #[must_use]
     pub fn accelerator(mut self, accelerator: Accelerator) -> Self {
         self.accelerator = Some(accelerator);
+        self
+    }
+
+    /// A TPM 2.0 whose state is in a folder: the same folder is the same TPM.
+    #[must_use]
+    pub fn tpm(mut self, state: impl Into<PathBuf>) -> Self {
+        self.tpm = Some(state.into());
         self
     }
 
@@ -292,6 +306,9 @@ impl Boot {
     /// A command that boots with the serial line on the terminal (Ctrl-A X ends it), and the decision
     /// about the accelerator.
     pub fn on_terminal(&self) -> Result<(Command, Decision), StartError> {
+        if self.tpm.is_some() {
+            return Err(StartError::TpmOnTerminal);
+        }
         let decision = self.decide();
         let arguments = self.prepare(&decision, Wiring::Terminal)?;
         let mut command = Command::new(qemu());
@@ -311,7 +328,16 @@ impl Boot {
         let qmp_path = sockets.path().join("qmp");
         let state = |source| StartError::State { path: self.state.clone(), source };
         let listener = UnixListener::bind(&qmp_path).map_err(state)?;
-        let arguments = self.prepare(&decision, Wiring::Handles { qmp: &qmp_path })?;
+        let mut arguments = self.prepare(&decision, Wiring::Handles { qmp: &qmp_path })?;
+        let tpm = match &self.tpm {
+            None => None,
+            Some(state) => {
+                let socket = sockets.path().join("tpm");
+                let tpm = SoftwareTpm::start(state, &socket).await?;
+                arguments.extend(crate::tpm::arguments(&socket));
+                Some(tpm)
+            }
+        };
         let log = File::create(self.state.join("serial.log")).map_err(state)?;
         let messages_path = self.state.join("qemu.log");
         let messages = File::create(&messages_path).map_err(state)?;
@@ -327,6 +353,7 @@ impl Boot {
             profile: self.profile,
             state: self.state,
             forwards: Vec::new(),
+            _tpm: tpm,
             _sockets: sockets,
         };
         for forward in &self.forwards {
@@ -358,6 +385,8 @@ pub struct Machine {
     profile: Profile,
     state: PathBuf,
     forwards: Vec<(Forward, SocketAddr)>,
+    /// After the machine: it loses its TPM last.
+    _tpm: Option<SoftwareTpm>,
     _sockets: tempfile::TempDir,
 }
 

@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use croft_attest::soft::SoftTpm;
+use croft_ledger::StateReadExt;
 use croft_ledger::memory::{Scenario, key, name};
 use croft_light::{LightClient, Tip};
+use croft_protocol::attestation::Attestation;
 use croft_protocol::contract::{Approver, PublishedPort, Quorum, Transport};
 use croft_protocol::image::{Chunk, ImageConfig, ImageManifest, Verity};
-use croft_protocol::record::WorkloadState;
+use croft_protocol::record::{NodeBody, TrustClass, WorkloadState};
+use croft_protocol::trust::{Endorsement, RecentHeader, RecentHeaders, TrustPolicy};
 use croft_protocol::workload::{
     HealthCheck, Mount, PortMapping, Probe, RestartPolicy, Vm, Volume, VolumeKind, Workload,
 };
 use croft_protocol::{
     Command, CommandBody, ContractId, Hash, SecretKey, SignedCommand, SignedHeader, SignedValidatorChange,
-    ValidatorSet,
+    StateKey, ValidatorSet,
 };
 
 use crate::Seed;
@@ -46,7 +50,10 @@ fn keys(numbers: &[u8]) -> Vec<SecretKey> {
 }
 
 fn make() -> Scene {
-    let mut scenario = Scenario::without_node();
+    let numbers = [101, 102, 103, 104];
+    let publics: Vec<_> = keys(&numbers).iter().map(SecretKey::public).collect();
+    let policy = TrustPolicy { endorsement: Endorsement::Unchecked, ..TrustPolicy::default() };
+    let mut scenario = Scenario::with_policy(ValidatorSet::of_equals(&publics), &numbers, policy);
     let mut commands = Vec::new();
     let mut submit = |scenario: &mut Scenario, author: &SecretKey, command: Command| {
         let signed = scenario.ledger.sign(author, command);
@@ -57,7 +64,7 @@ fn make() -> Scene {
     };
     let (user, farmer, node, other) =
         (scenario.user.clone(), scenario.farmer.clone(), scenario.node.clone(), scenario.other.clone());
-    let register = Command::RegisterNode { node: scenario.node_body(), join: Some(scenario.join()) };
+    let register = attested_registration(&scenario);
     submit(&mut scenario, &node, register);
     let mut terms = scenario.terms("web");
     terms.ports = vec![PublishedPort { transport: Transport::Tcp, port: 80 }];
@@ -86,6 +93,18 @@ fn make() -> Scene {
     submit(&mut scenario, &user, Command::Settle { contract });
     let tip = believed(&scenario);
     Scene { scenario, commands, change, contract, before, tip, older }
+}
+
+/// A node whose TPM a program plays: this grid takes it.
+fn attested_registration(scenario: &Scenario) -> Command {
+    let node = NodeBody { trust: TrustClass::Sealed, ..scenario.node_body() };
+    let recent = scenario.ledger.read::<RecentHeaders>(&StateKey::RecentHeaders);
+    let recent = recent.expect("memory can be read").expect("there is a header to quote");
+    let RecentHeader { height, hash, .. } = recent.headers[0];
+    let (chain, id) = (scenario.ledger.chain(), scenario.node_id());
+    let bound = (&chain, height, hash, &id, Attestation::statement(&node));
+    let attestation = SoftTpm::new(7_u8).attest(bound, SoftTpm::booted(&[Hash([0x11; 32])]));
+    Command::RegisterNode { node, join: Some(scenario.join()), attestation: Some(Box::new(attestation)) }
 }
 
 /// The newest header, as a client believes it that walks the handovers.

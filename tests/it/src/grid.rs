@@ -80,6 +80,14 @@ impl Grid {
     /// # Errors
     /// Names the step that failed.
     pub async fn start(dir: &Path, replicas: u16) -> Result<Self> {
+        Self::start_with(dir, replicas, &[]).await
+    }
+
+    /// The same with more arguments for `croft grid init`.
+    ///
+    /// # Errors
+    /// Names the step that failed.
+    pub async fn start_with(dir: &Path, replicas: u16, more: &[&str]) -> Result<Self> {
         let croft = binary("croft")?;
         std::fs::create_dir_all(dir)?;
         let replica_port = free_udp_ports(replicas)?;
@@ -92,7 +100,8 @@ impl Grid {
             farmer: None,
         };
         let (listen, count) = (format!("127.0.0.1:{replica_port}"), replicas.to_string());
-        grid.croft(["grid", "init", "demo", "--listen", &listen, "--replicas", &count]).await?;
+        let init = ["grid", "init", "demo", "--listen", &listen, "--replicas", &count];
+        grid.croft(init.iter().chain(more)).await?;
         grid.start_ledger().await?;
         Ok(grid)
     }
@@ -221,6 +230,14 @@ impl Grid {
     /// # Errors
     /// When the medium can't be made, or QEMU does not start.
     pub async fn boot_medium(&self, boot_file: &Path, disc: bool) -> Result<Machine> {
+        Ok(self.medium(boot_file, disc).await?.start().await?)
+    }
+
+    /// What [`Self::boot_medium`] boots, to be changed by a test.
+    ///
+    /// # Errors
+    /// When the medium can't be made.
+    pub async fn medium(&self, boot_file: &Path, disc: bool) -> Result<Boot> {
         let (kind, out) = if disc { ("iso", "medium.iso") } else { ("usb", "medium.img") };
         let (out, boot_config) = (self.dir.join(out), self.boot_file());
         let text = |path: &Path| path.to_str().map(str::to_owned).context("a path in UTF-8");
@@ -233,7 +250,7 @@ impl Grid {
         let medium = if disc { Medium::Disc(out) } else { Medium::Usb(out) };
         let boot = Boot::medium(Profile::named("standard")?, medium, self.dir.join("node-by-firmware"))
             .lifetime(Duration::from_secs(3600));
-        Ok(boot.start().await?)
+        Ok(boot)
     }
 
     fn command(&self) -> Command {

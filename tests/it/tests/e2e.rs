@@ -146,3 +146,84 @@ async fn a_machine_boots_by_firmware_from_a_stick_and_from_a_disc_and_registers(
     }
     grid.stop().await.unwrap();
 }
+
+/// What `farm nodes` says of the farm's only node.
+async fn only_node(grid: &Grid) -> serde_json::Value {
+    let nodes = grid.json(["--bot", "farmer", "farm", "nodes"]).await.unwrap();
+    let nodes = nodes["nodes"].as_array().unwrap().clone();
+    assert_eq!(nodes.len(), 1, "{nodes:?}");
+    nodes.into_iter().next().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_tpm_is_sealed_and_is_the_same_node_after_its_disk_died() {
+    let _alone = one_machine().await;
+    let (_, image) = images().unwrap().remove(0);
+    let dir = tempfile::tempdir().unwrap();
+    // Replicas vouch over QUIC; swtpm has no maker's certificate.
+    let mut grid = Grid::start_with(dir.path(), 1, &["--tpm", "activated"]).await.unwrap();
+    grid.farm().await.unwrap();
+    let boot_config = grid.boot_config().unwrap();
+    let boot = grid.node(&image, &boot_config).unwrap().tpm(dir.path().join("tpm"));
+    let limit = Duration::from_secs(180);
+    let mut first = None;
+    for _ in 0..2 {
+        let mut machine = boot.clone().start().await.unwrap();
+        let identity = machine.serial().wait_for("identity: ok", limit).await.unwrap();
+        assert!(identity.text.contains("key in the TPM"), "{}", identity.text);
+        let registered = scene::registered(&mut machine).await.unwrap();
+        assert!(registered.contains("sealed ("), "{registered}");
+        let node = only_node(&grid).await;
+        assert_eq!(node["trust"], "sealed", "{node}");
+        assert!(!node["trust_reasons"].as_array().unwrap().is_empty(), "{node}");
+        assert_eq!(*first.get_or_insert(node["id"].clone()), node["id"], "it is the same node");
+        machine.kill().await.unwrap();
+        drop(machine);
+        // The data disk dies; an empty one takes its place.
+        std::fs::remove_dir_all(dir.path().join("node")).unwrap();
+    }
+    // Its disk in another machine: that one has a TPM of its own, and is no second holder of the key.
+    let mut machine = boot.clone().start().await.unwrap();
+    scene::registered(&mut machine).await.unwrap();
+    machine.kill().await.unwrap();
+    drop(machine);
+    let mut other = boot.tpm(dir.path().join("another-tpm")).start().await.unwrap();
+    let refused = other.serial().wait_for("identity: failed", limit).await.unwrap();
+    assert!(refused.text.contains("put the disk back into its machine"), "{}", refused.text);
+    other.kill().await.unwrap();
+    assert_eq!(only_node(&grid).await["id"], first.unwrap());
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_boot_file_is_attested_and_an_altered_one_only_sealed() {
+    let Some(boot_file) = std::env::var_os("CROFT_BOOT_FILE").map(PathBuf::from) else {
+        eprintln!("skipped: CROFT_BOOT_FILE names no boot file ('cargo xtask image --boot-file' makes one)");
+        return;
+    };
+    let _alone = one_machine().await;
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(&boot_file).unwrap();
+    let more = ["--tpm", "activated", "--boot-file", boot_file.to_str().unwrap()];
+    let mut grid = Grid::start_with(dir.path(), 1, &more).await.unwrap();
+    grid.farm().await.unwrap();
+    // Bytes that nobody reads change the digest, and nothing else.
+    let altered = dir.path().join("altered.efi");
+    std::fs::write(&altered, [bytes.as_slice(), &[0; 512]].concat()).unwrap();
+    for (file, expected) in [(&boot_file, "attested"), (&altered, "sealed")] {
+        let boot = grid.medium(file, false).await.unwrap().tpm(dir.path().join("tpm"));
+        let mut machine = boot.start().await.unwrap();
+        let registered = scene::registered(&mut machine).await.unwrap();
+        assert!(registered.contains(expected), "{registered}");
+        let node = only_node(&grid).await;
+        assert_eq!(node["trust"], expected, "{node}");
+        if expected == "sealed" {
+            assert!(
+                node["trust_reasons"][0].as_str().unwrap().contains("boot an unmodified release"),
+                "{node}"
+            );
+        }
+        machine.kill().await.unwrap();
+    }
+    grid.stop().await.unwrap();
+}

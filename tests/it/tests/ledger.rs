@@ -11,7 +11,7 @@ use croft_it::grid::binary;
 use croft_it::load::{Held, Outcome, Plan, author, payee};
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
-use croft_protocol::{Grains, Name};
+use croft_protocol::{Grains, Name, TrustPolicy};
 use croft_replica::{GridPlan, NewGrid, init_grid};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -187,8 +187,17 @@ fn make_grid(dir: &Path) -> NewGrid {
     let mut allocations: Vec<_> = (0..AUTHORS).map(|n| allocation(format!("author{n}"), author(n))).collect();
     allocations.push(allocation("payee".to_owned(), payee()));
     let listen = (0..REPLICAS).map(|n| format!("{}:4600", ip(n)).parse().unwrap()).collect();
-    init_grid(dir, GridPlan { name: Name::new("storm").unwrap(), time_ms: now_ms(), allocations, listen })
-        .unwrap()
+    init_grid(
+        dir,
+        GridPlan {
+            name: Name::new("storm").unwrap(),
+            time_ms: now_ms(),
+            allocations,
+            listen,
+            trust: TrustPolicy::default(),
+        },
+    )
+    .unwrap()
 }
 
 fn now_ms() -> u64 {

@@ -4,7 +4,7 @@
 //! (signed by its key in TLS, believed for what it is).
 
 use croft_protocol::peer::Explanation;
-use croft_protocol::record::WorkloadState;
+use croft_protocol::record::{TrustClass, WorkloadState};
 use croft_protocol::{
     Body, ContractId, ContractState, Escrow, Grains, Hash, Name, NodeId, Rate, Record, RecordId, limits,
 };
@@ -65,6 +65,10 @@ struct NodeView {
     farm: String,
     online: bool,
     addresses: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust: Option<TrustClass>,
+    /// Why it is not worth more.
+    trust_reasons: Vec<String>,
 }
 
 pub(super) async fn explain(c: &mut Context<'_>, name: &Name) -> Result<(), Failure> {
@@ -132,6 +136,8 @@ async fn node_view(acting: &Acting, contract: &Contract, peer: &NodePeer) -> Res
         id: peer.id,
         farm: farm.map_or_else(|| terms.farm.0.short(), |f| f.name.to_string()),
         online: acting.grid.presence_unproved(&[peer.id]).await?.first() == Some(&true),
+        trust: node.as_ref().map(|n| n.body.trust),
+        trust_reasons: node.as_ref().and_then(|n| n.trust.clone()).map(|t| t.reasons).unwrap_or_default(),
         addresses: node.map(|n| n.body.addresses).unwrap_or_default(),
     })
 }
@@ -205,6 +211,12 @@ fn text(e: &Explained, contract: &Contract) -> String {
         e.escrow.held,
         e.escrow.refunded
     );
+    if let Some(trust) = e.node.trust {
+        push!(t, "  the node's trust: {}\n", show::trust(trust));
+    }
+    for reason in &e.node.trust_reasons {
+        push!(t, "    {}\n", printable(reason));
+    }
     match &e.report {
         Some(r) => push!(
             t,

@@ -16,7 +16,7 @@ use crate::exit::Failure;
 use crate::files;
 use crate::grid::{Grid, GridError, Node};
 use crate::plan::FarmNew;
-use crate::terminal::{printable, show_time, table};
+use crate::terminal::{printable, push, show_time, table};
 
 #[derive(Debug, thiserror::Error)]
 enum FarmError {
@@ -183,6 +183,8 @@ struct NodeView {
     region: Option<Name>,
     online: bool,
     trust: TrustClass,
+    /// Why it is not worth more.
+    trust_reasons: Vec<String>,
     release: String,
     capacity_version: u64,
     total: Capacity,
@@ -283,6 +285,7 @@ fn view(node: Node, farm: &FarmBody, online: bool) -> NodeView {
         region: farm.region.clone(),
         online,
         trust: node.body.trust,
+        trust_reasons: node.trust.map(|trust| trust.reasons).unwrap_or_default(),
         release: node.body.release,
         capacity_version: node.capacity.version,
         total: node.capacity.total,
@@ -334,7 +337,13 @@ fn nodes_text(nodes: &[NodeView]) -> String {
         "CONTRACTS",
         "ADDRESSES",
     ];
-    table(&headings, &rows)
+    let mut text = table(&headings, &rows);
+    for n in nodes {
+        for reason in &n.trust_reasons {
+            push!(text, "{} is {}: {}\n", n.node, show::trust(n.trust), printable(reason));
+        }
+    }
+    text
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use croft_protocol::api::{Agreement, Kept};
 use croft_protocol::boot::{GridPin, ReplicaAddress};
 use croft_protocol::header::{Allocation, Validator};
-use croft_protocol::{ChainId, Grains, Hash, Name, PublicKey, limits};
+use croft_protocol::{ChainId, Grains, Hash, Name, PublicKey, TrustPolicy, limits};
 use croft_replica::{
     ConfigError, GridPlan, InitError, Replica, ReplicaConfig, Running, StartError, init_grid, replica_dir,
 };
@@ -47,6 +47,10 @@ enum GridCommandError {
     OtherChain { grid: Name, dir: PathBuf, found: ChainId, expected: ChainId },
     #[error("the replica of grid '{grid}' stopped by itself: see its log with RUST_LOG=info")]
     Ended { grid: Name },
+    #[error("can't read {path}: --boot-file takes a boot file or the 64 hex digits of its digest")]
+    BootFile { path: PathBuf, source: std::io::Error },
+    #[error("{path} is no boot file")]
+    NoBootFile { path: PathBuf, source: croft_media::pe::PeError },
     #[error("can't read the pin {path}")]
     ReadPin { path: PathBuf, source: std::io::Error },
     #[error(
@@ -96,6 +100,11 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
         time_ms: now_ms(),
         allocations: vec![allocation],
         listen: addresses(flags.listen, flags.replicas)?,
+        trust: TrustPolicy {
+            endorsement: flags.tpm.into(),
+            boot_files: flags.boot_files.iter().map(|what| boot_file(what)).collect::<Result<_, _>>()?,
+            ..TrustPolicy::default()
+        },
     };
     let new = init_grid(&dir, plan)?;
     let replicas = new.replicas.iter();
@@ -127,6 +136,19 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
             v.treasury.grains
         )
     })
+}
+
+/// A digest, or that of a file.
+fn boot_file(what: &str) -> Result<Hash, Failure> {
+    if let Ok(digest) = what.parse() {
+        return Ok(digest);
+    }
+    let path = PathBuf::from(what);
+    let unread = |source| Failure::usage(GridCommandError::BootFile { path: path.clone(), source });
+    let bytes = std::fs::read(&path).map_err(unread)?;
+    let pe = croft_media::pe::Pe::parse(&bytes);
+    let none = |source| Failure::usage(GridCommandError::NoBootFile { path: path.clone(), source });
+    Ok(Hash(pe.map_err(none)?.hash()))
 }
 
 /// One address for each replica: the same machine, one port after the other.

@@ -1,5 +1,6 @@
 //! `croft ps`: the contracts of the acting bot.
 
+use croft_protocol::record::TrustClass;
 use croft_protocol::{ContractId, Grains, Name, NodeId, Rate};
 use serde::Serialize;
 
@@ -25,6 +26,8 @@ struct View {
     node_id: NodeId,
     farm: String,
     online: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust: Option<TrustClass>,
     ports: Vec<PortView>,
     agreed_ms: u64,
     starts_ms: u64,
@@ -64,6 +67,7 @@ async fn view(grid: &Grid, contract: Contract, node: Option<Node>, online: bool)
         contract: id,
         state: show::state(body.state),
         reason: show::end_reason(body.state),
+        trust: node.as_ref().map(|n| n.body.trust),
         node: node.map_or_else(|| terms.node.short(), |n| n.body.name.to_string()),
         node_id: terms.node,
         farm,
@@ -99,6 +103,7 @@ fn text(views: &[View], all: bool) -> String {
             state,
             node,
             v.farm.clone(),
+            v.trust.map_or("-", show::trust).to_owned(),
             if v.ended_ms > 0 { "-".to_owned() } else { show::ports_cell(&v.ports) },
             show_duration(now_ms().saturating_sub(v.agreed_ms) / 1000),
             v.price.map_or_else(|| "-".to_owned(), |p| p.0.to_string()),
@@ -107,5 +112,5 @@ fn text(views: &[View], all: bool) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = views.iter().map(row).collect();
-    table(&["NAME", "STATE", "NODE", "FARM", "PORTS", "AGE", "PRICE", "PAID", "HELD"], &rows)
+    table(&["NAME", "STATE", "NODE", "FARM", "TRUST", "PORTS", "AGE", "PRICE", "PAID", "HELD"], &rows)
 }

@@ -179,7 +179,7 @@ impl Node {
             release: "0.1.0".to_owned(),
             session: 1,
         };
-        self.submit(Command::RegisterNode { node, join: Some(join) }).await;
+        self.submit(Command::RegisterNode { node, join: Some(join), attestation: None }).await;
     }
 
     /// Opens a contract's workload and reports on it.

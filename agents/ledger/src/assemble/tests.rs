@@ -11,11 +11,7 @@ use crate::state::StateRead;
 fn attempt(change: impl FnOnce(&mut Header, &mut BlockContext)) -> Result<Assembled, StateError> {
     let scenario = Scenario::new();
     let mut header = scenario.ledger.tip().header;
-    let mut ctx = BlockContext {
-        chain: scenario.ledger.chain(),
-        height: header.height + 1,
-        time_ms: header.time_ms + 1,
-    };
+    let mut ctx = BlockContext::after(&header, header.time_ms + 1);
     let map = MapHead { versions: 3, root: header.state_root };
     let outcome = execute_block(&scenario.ledger, ctx, &[]).unwrap();
     change(&mut header, &mut ctx);

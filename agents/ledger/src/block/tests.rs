@@ -204,6 +204,11 @@ fn what_a_rejected_command_had_begun_does_not_leak_into_the_next() {
     assert_eq!(scenario.ledger.tip(), alone.tip());
 }
 
+/// Of a block that claims height 9.
+fn context(scenario: &Scenario, time_ms: u64) -> BlockContext {
+    BlockContext { height: 9, ..BlockContext::after(&scenario.ledger.tip().header, time_ms) }
+}
+
 #[test]
 fn a_failing_store_stops_the_block_and_is_no_rejection() {
     struct Broken;
@@ -213,7 +218,7 @@ fn a_failing_store_stops_the_block_and_is_no_rejection() {
         }
     }
     let scenario = Scenario::new();
-    let ctx = BlockContext { chain: scenario.ledger.chain(), height: 9, time_ms: START_MS + 9 };
+    let ctx = context(&scenario, START_MS + 9);
     let command = scenario.ledger.sign(&scenario.user, pay(&scenario, 1));
     let error = execute_block(&Broken, ctx, std::slice::from_ref(&command)).unwrap_err();
     assert_eq!(error.to_string(), "disk on fire");
@@ -229,7 +234,7 @@ fn corrupt_state_stops_the_block_and_names_the_key() {
         }
     }
     let scenario = Scenario::new();
-    let ctx = BlockContext { chain: scenario.ledger.chain(), height: 9, time_ms: START_MS + 9 };
+    let ctx = context(&scenario, START_MS + 9);
     let command = scenario.ledger.sign(&scenario.user, pay(&scenario, 1));
     let account = StateKey::Account(scenario.other.public());
     let error = execute_block(&Corrupt(scenario.ledger, account), ctx, &[command]).unwrap_err().to_string();
@@ -240,7 +245,7 @@ fn corrupt_state_stops_the_block_and_names_the_key() {
 #[test]
 fn a_block_has_a_limited_number_of_commands() {
     let scenario = Scenario::new();
-    let ctx = BlockContext { chain: scenario.ledger.chain(), height: 9, time_ms: START_MS + 9 };
+    let ctx = context(&scenario, START_MS + 9);
     let command = scenario.ledger.sign(&scenario.user, pay(&scenario, 1));
     let commands = vec![command; limits::COMMANDS_PER_BLOCK + 1];
     let error = execute_block(&scenario.ledger, ctx, &commands).unwrap_err().to_string();
@@ -251,7 +256,7 @@ fn a_block_has_a_limited_number_of_commands() {
 fn writes_hold_only_what_changed() {
     let mut scenario = Scenario::new();
     scenario.add_bot("new", &key(60));
-    let ctx = BlockContext { chain: scenario.ledger.chain(), height: 9, time_ms: scenario.now_ms() + 1 };
+    let ctx = context(&scenario, scenario.now_ms() + 1);
     let there = scenario.ledger.sign(&scenario.user, pay(&scenario, 7));
     let outcome = execute_block(&scenario.ledger, ctx, &[there]).unwrap();
     for (key, value) in &outcome.writes {

@@ -1,12 +1,13 @@
 //! Bots, farms and nodes: who is who, and who belongs to whom.
 
+use croft_protocol::attestation::Attestation;
 use croft_protocol::command::SignedJoin;
 use croft_protocol::keys::Domain;
 use croft_protocol::name::is_country;
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
 use croft_protocol::{Body, FarmId, Name, NodeCapacity, PriceList, PublicKey, RecordId, Rejection, StateKey};
 
-use super::{bounds, check_text, known_bot, known_farm};
+use super::{bounds, check_text, known_bot, known_farm, trust};
 use crate::block::Event;
 use crate::state::{StateRead, StateReadExt};
 use crate::work::{Step, Work};
@@ -57,6 +58,7 @@ pub(super) fn register_node(
     author: PublicKey,
     node: &NodeBody,
     join: Option<&SignedJoin>,
+    attestation: Option<&Attestation>,
 ) -> Step {
     let farm = known_farm(work, &node.farm)?;
     check_node_texts(node)?;
@@ -82,7 +84,8 @@ pub(super) fn register_node(
         work.put(StateKey::Capacity(author), &capacity);
         work.event(Event::Capacity { node: author });
     }
-    work.append(RecordId::node(&author), Body::Node(node.clone()), author)
+    let class = trust::weigh(work, author, before.as_ref(), node, attestation)?;
+    work.append(RecordId::node(&author), Body::Node(NodeBody { trust: class, ..node.clone() }), author)
 }
 
 /// A node's first registration needs its farm owner's permission.
@@ -109,9 +112,10 @@ fn check_change(node: PublicKey, before: &NodeBody, after: &NodeBody) -> Step {
         let reason = format!("node {node} belongs to farm {} and can't move to {}", before.farm, after.farm);
         return Err(Rejection::Join { reason }.into());
     }
-    // Within one boot a node may change what it says of itself, but its sealing key comes from its disk: a
-    // second machine with the same key would have another, and show itself here.
-    let twin = after.session == before.session && after.sealing_key != before.sealing_key;
+    // Within one boot a node may change what it says of itself, but not its keys nor what it measured of its hardware
+    // when it started: a second machine with a copy of its key has another inventory, and shows itself here.
+    let same = before.sealing_key == after.sealing_key && before.hardware == after.hardware;
+    let twin = after.session == before.session && !same;
     if after.session < before.session || twin {
         return Err(Rejection::StaleSession { node, got: after.session, known: before.session }.into());
     }

@@ -3,6 +3,7 @@
 mod contracts;
 mod identities;
 mod reports;
+mod trust;
 mod validators;
 
 use croft_protocol::record::{BotBody, FarmBody, TransferBody};
@@ -22,7 +23,9 @@ pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCo
             identities::create_farm(work, author, name, place, *prices)
         }
         Command::SetPrices { farm, prices } => identities::set_prices(work, author, farm, *prices),
-        Command::RegisterNode { node, join } => identities::register_node(work, author, node, join.as_ref()),
+        Command::RegisterNode { node, join, attestation } => {
+            identities::register_node(work, author, node, join.as_ref(), attestation.as_deref())
+        }
         Command::Agree(terms) => contracts::agree(work, author, terms),
         Command::Approve { contract, approve } => contracts::approve(work, author, contract, *approve),
         Command::Close { contract } => contracts::close(work, author, contract),

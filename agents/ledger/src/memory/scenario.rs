@@ -9,7 +9,7 @@ use croft_protocol::record::{
 };
 use croft_protocol::{
     Capacity, Command, ContractBody, ContractId, Escrow, FarmId, Genesis, Grains, Hash, Name, NodeId,
-    PriceList, Rate, Rejection, SecretKey, Terms, ValidatorSet,
+    PriceList, Rate, Rejection, SecretKey, Terms, TrustPolicy, ValidatorSet,
 };
 
 use super::MemoryLedger;
@@ -64,7 +64,11 @@ impl Scenario {
     #[must_use]
     pub fn new() -> Self {
         let mut scenario = Self::without_node();
-        let register = Command::RegisterNode { node: scenario.node_body(), join: Some(scenario.join()) };
+        let register = Command::RegisterNode {
+            node: scenario.node_body(),
+            join: Some(scenario.join()),
+            attestation: None,
+        };
         let node = scenario.node.clone();
         scenario.ledger.submit(&node, register).expect("the node may join");
         scenario
@@ -95,6 +99,15 @@ impl Scenario {
     /// When the state machine refuses what it must accept.
     #[must_use]
     pub fn with_validators(set: ValidatorSet, numbers: &[u8]) -> Self {
+        Self::with_policy(set, numbers, TrustPolicy::default())
+    }
+
+    /// The same with a policy for nodes' TPMs.
+    ///
+    /// # Panics
+    /// When the state machine refuses what it must accept.
+    #[must_use]
+    pub fn with_policy(set: ValidatorSet, numbers: &[u8], trust: TrustPolicy) -> Self {
         let (user, farmer, other, node) = (key(1), key(2), key(3), key(4));
         let validators: Vec<_> = numbers.iter().map(|n| key(*n)).collect();
         let genesis = Genesis {
@@ -104,6 +117,7 @@ impl Scenario {
             allocations: [("alice", &user), ("fred", &farmer), ("olga", &other)]
                 .map(|(bot, key)| Allocation { name: name(bot), bot: key.public(), grains: ALLOWANCE })
                 .to_vec(),
+            trust,
         };
         let mut ledger = MemoryLedger::new(genesis, validators.clone()).expect("the genesis is valid");
         let farm = FarmId::new(&farmer.public(), &name("green"));

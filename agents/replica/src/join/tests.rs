@@ -41,7 +41,7 @@ fn serve(grid: &Grid, store: Store, blobs: &Path) -> Arc<Server> {
     let blobs = Blobs::open(blobs.to_owned(), quotas).unwrap();
     let observers = (ME..ME + 5).map(|seed| key(seed).public()).collect();
     assert_eq!(store.chain(), grid.chain());
-    let intake = Intake { observers, commands_per_minute: 1_000 };
+    let intake = Intake { observers, commands_per_minute: 1_000, key: key(99), makers: Vec::new() };
     Server::new(Arc::new(Chain::new(store)), Arc::new(Nobody), Arc::new(blobs), intake)
 }
 

@@ -47,7 +47,7 @@ impl Server {
 
     async fn try_answer(&self, peer: PublicKey, request: Request) -> Result<Response, Failure> {
         match request {
-            Request::Genesis => Ok(Response::Genesis(self.chain.latest().genesis().clone())),
+            Request::Genesis => Ok(Response::Genesis(Box::new(self.chain.latest().genesis().clone()))),
             Request::Tip => Ok(Response::Header(Box::new(self.chain.latest().tip().clone()))),
             Request::Header { height } => self.header(height).await,
             Request::Handover { validators } => self.handover(validators).await,
@@ -84,7 +84,11 @@ impl Server {
             Request::SnapshotOpen => self.open_snapshot(peer).await,
             Request::SnapshotValues { id, after } => self.snapshot_values(peer, id, after).await,
             Request::SnapshotRecords { first, size } => self.snapshot_records(peer, first, size).await,
-            Request::Follow { .. } | Request::Listen | Request::Relay { .. } | Request::Replicate { .. } => {
+            Request::Follow { .. }
+            | Request::Listen
+            | Request::Relay { .. }
+            | Request::Replicate { .. }
+            | Request::Vouch(_) => {
                 Err(Failure::Malformed { reason: "this request has no single answer".to_owned() })
             }
         }

@@ -367,7 +367,7 @@ impl Clients {
             release: "0.1.0".to_owned(),
             session: 1,
         };
-        Command::RegisterNode { node, join: Some(SignedJoin { join, signature }) }
+        Command::RegisterNode { node, join: Some(SignedJoin { join, signature }), attestation: None }
     }
 
     /// A contract for much of what the machine has, so that several can't be had at once.

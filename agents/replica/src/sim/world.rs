@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use croft_protocol::{Genesis, PublicKey, SecretKey, ValidatorSet};
+use croft_protocol::{Genesis, PublicKey, SecretKey, TrustPolicy, ValidatorSet};
 
 use super::clients::{self, Clients};
 use super::disk::Failing;
@@ -91,6 +91,7 @@ impl World {
             time_ms: START_MS,
             validators: ValidatorSet::of_equals(&publics),
             allocations: clients::allocations(),
+            trust: TrustPolicy::default(),
         };
         let count = plan.validators + usize::from(plan.spare);
         let mut machines: Vec<_> = (0..count)

@@ -14,7 +14,7 @@ use croft_protocol::keys::Domain;
 use croft_protocol::record::{HardwareSummary, NodeBody, TrustClass};
 use croft_protocol::{
     Capacity, ChainId, Command, CommandBody, FarmId, Grains, Hash, Name, PriceList, PublicKey, Rate,
-    SecretKey, SignedCommand, SignedTerms, Terms,
+    SecretKey, SignedCommand, SignedTerms, Terms, TrustPolicy,
 };
 use croft_replica::{GridPlan, Replica, ReplicaConfig, Running, init_grid};
 use croft_transport::Client;
@@ -66,6 +66,7 @@ impl Files {
             time_ms: now_ms(),
             allocations: allocations.to_vec(),
             listen: vec![LOOPBACK],
+            trust: TrustPolicy::default(),
         };
         let grid = init_grid(dir.path(), plan).unwrap();
         Self {
@@ -128,7 +129,7 @@ impl Files {
             release: "0.1.0".to_owned(),
             session: 1,
         };
-        Command::RegisterNode { node, join: Some(SignedJoin { join, signature }) }
+        Command::RegisterNode { node, join: Some(SignedJoin { join, signature }), attestation: None }
     }
 
     pub fn terms(&self, called: &str) -> Terms {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_protocol::api::{Concern, Event, Failure, IncomingRelay, Request, Response};
+use croft_protocol::attestation::{Credential, Introduction, SignedVoucher};
 use croft_protocol::{PublicKey, limits};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -205,4 +206,41 @@ async fn pipe(link: &Link, to: PublicKey) -> Result<Result<RelayStream, Failure>
         Response::Failed(failure) => Err(failure),
         _ => Err(Failure::Malformed { reason: "the replica answered something else".to_owned() }),
     })
+}
+
+/// One attempt at the replica that is in use: the secret that it sends is for this stream only.
+pub(super) async fn vouch<Opening>(
+    links: &Arc<Links>,
+    introduction: &Introduction,
+    open: impl Fn(Credential) -> Opening,
+) -> Result<SignedVoucher, ClientError>
+where
+    Opening: Future<Output = Result<Vec<u8>, String>>,
+{
+    const WHAT: &str = "the response";
+    let link = links.get().await?;
+    let replica = link.replica();
+    let ended = |reason: String| ClientError::StreamEnded { replica, reason };
+    let strange = || ended("it answered something else than was asked".to_owned());
+    let within = Duration::from_millis(READ_MS);
+    let request = Request::Vouch(Box::new(introduction.clone()));
+    let (mut send, mut recv) =
+        frame::ask(link.connection(), &request, within).await.map_err(|e| ended(chain(&e)))?;
+    let read = |error: FrameError| ended(chain(&error));
+    let credential = match frame::read(&mut recv, WHAT, limits::REQUEST_BYTES, within).await.map_err(read)? {
+        Response::Credential(credential) => *credential,
+        Response::Failed(failure) => return Err(ClientError::Failed { replica, failure }),
+        _ => return Err(strange()),
+    };
+    credential.check().map_err(|error| ended(error.to_string()))?;
+    let secret =
+        open(credential).await.map_err(|reason| ended(format!("our TPM did not answer it: {reason}")))?;
+    frame::write(&mut send, "the secret", &secret, 256, within).await.map_err(read)?;
+    // Fails only when the other end has stopped the stream; then reading says why.
+    let _ = send.finish();
+    match frame::read(&mut recv, WHAT, limits::REQUEST_BYTES, within).await.map_err(read)? {
+        Response::Vouched(signed) => Ok(*signed),
+        Response::Failed(failure) => Err(ClientError::Failed { replica, failure }),
+        _ => Err(strange()),
+    }
 }

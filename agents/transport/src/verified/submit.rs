@@ -302,7 +302,10 @@ fn effect(command: &Command, author: &PublicKey, record: &Record) -> bool {
         (Command::CreateBot(bot), Body::Bot(is)) => bot == is,
         (Command::CreateFarm { .. }, Body::Farm(is)) => is.owner == *author,
         (Command::SetPrices { prices, .. }, Body::Farm(is)) => is.prices == *prices,
-        (Command::RegisterNode { node, .. }, Body::Node(is)) => node == is,
+        // Its trust is the ledger's word, not the node's.
+        (Command::RegisterNode { node, .. }, Body::Node(is)) => {
+            *node == croft_protocol::record::NodeBody { trust: node.trust, ..is.clone() }
+        }
         (Command::Agree(_), Body::Contract(_)) => true,
         (Command::Approve { approve, .. }, Body::Approval(is)) => is.approved == *approve,
         (Command::Close { .. }, Body::Contract(is)) => matches!(is.state, ContractState::Ended(_)),

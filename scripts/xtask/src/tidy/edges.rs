@@ -200,8 +200,9 @@ fn allowed(from: &str, to: &str) -> Result<(), &'static str> {
         "agents/light" | "agents/market" | "agents/attest" if !one_of(&["agents/protocol"]) => {
             Err("light, market and attest depend on protocol only")
         }
-        "agents/ledger" if !one_of(&["agents/protocol", "agents/light"]) => {
-            Err("ledger depends on protocol and light only")
+        // Trust classes are set inside the state transition, so quotes are weighed there: attest has no I/O either.
+        "agents/ledger" if !one_of(&["agents/protocol", "agents/light", "agents/attest"]) => {
+            Err("ledger depends on protocol, light and attest only")
         }
         "agents/transport" if !one_of(&["agents/protocol", "agents/light"]) => {
             Err("transport depends on protocol and light only")
@@ -246,7 +247,7 @@ mod tests {
         let graph = graph(&[
             ("agents/protocol", &[], &["borsh"]),
             ("agents/light", &["agents/protocol"], &[]),
-            ("agents/ledger", &["agents/protocol", "agents/light"], &[]),
+            ("agents/ledger", &["agents/protocol", "agents/light", "agents/attest"], &[]),
             ("agents/market", &["agents/protocol"], &[]),
             ("agents/attest", &["agents/protocol"], &[]),
             ("os/tpm", &["agents/attest", "agents/protocol"], &[]),
@@ -282,7 +283,7 @@ mod tests {
             ("agents/market", "agents/ledger", "light, market and attest depend on protocol only"),
             ("agents/attest", "agents/light", "light, market and attest depend on protocol only"),
             ("os/identity", "agents/attest", "crates under os/ depend on each other and on protocol only"),
-            ("agents/ledger", "agents/market", "ledger depends on protocol and light only"),
+            ("agents/ledger", "agents/market", "ledger depends on protocol, light and attest only"),
             ("agents/node", "agents/ledger", "the node depends on the os libraries, transport and light"),
             ("agents/node", "agents/replica", "the node depends on the os libraries, transport and light"),
             ("agents/node", "agents/market", "the node depends on the os libraries, transport and light"),

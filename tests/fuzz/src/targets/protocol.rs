@@ -1,11 +1,13 @@
 //! What is signed, hashed or sent over the grid's network: borsh.
 
+use croft_attest::soft::SoftTpm;
 use croft_ledger::memory::name;
 use croft_market::{FarmerPolicy, OfferedNode, check_proposal};
 use croft_protocol::api::{
     Concern, ContractQuery, Cursor, Event, Failure, FarmQuery, IncomingRelay, NodeQuery, Page, ProvedPage,
     ProvedRecord, ProvedThing, Query, Request, Response,
 };
+use croft_protocol::attestation::{Credential, SignedVoucher, Voucher};
 use croft_protocol::command::SignedJoin;
 use croft_protocol::image::ImageManifest;
 use croft_protocol::peer::{
@@ -14,6 +16,7 @@ use croft_protocol::peer::{
 use croft_protocol::record::WorkloadState;
 use croft_protocol::seal::{SealingKey, seal};
 use croft_protocol::state::NodeContracts;
+use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
 use croft_protocol::workload::Workload;
 use croft_protocol::{
     Body, ChainId, Command, ContractBody, Escrow, Hash, NodeCapacity, PriceList, Record, RecordId, Rejection,
@@ -162,7 +165,9 @@ pub const TARGETS: &[Target] = &[
         files: &[
             "agents/protocol/src/state.rs",
             "agents/protocol/src/capacity.rs",
+            "agents/protocol/src/trust.rs",
             "agents/ledger/src/state.rs",
+            "agents/node/src/witness.rs",
         ],
         seeds: state_values,
         rounds: 1_500,
@@ -340,6 +345,13 @@ fn state_value(bytes: &[u8]) {
     let limit = limits::RECORD_BYTES;
     let _ = canonical::<croft_protocol::state::Account>("account", limit, bytes);
     drop(canonical::<NodeContracts>("list of contracts", limit, bytes));
+    drop(canonical::<RecentHeaders>("recent headers", limit, bytes));
+    drop(canonical::<NodeTrust>("trust in a node", limit, bytes));
+    if let Some(policy) = canonical::<TrustPolicy>("trust policy", limit, bytes)
+        && let Err(error) = policy.check()
+    {
+        bounded_message("trust policy", &error.to_string());
+    }
     if let Some(books) = canonical::<NodeCapacity>("capacity", limit, bytes) {
         assert!(books.total.covers(&books.free()), "more is free than there is");
     }
@@ -501,6 +513,7 @@ fn requests() -> Vec<Seed> {
         Request::SnapshotOpen,
         Request::SnapshotValues { id: 1, after: Some(StateKey::Supply) },
         Request::SnapshotRecords { first: 1, size: 2 },
+        Request::Vouch(Box::new(SoftTpm::new(7_u8).introduce())),
     ];
     all.iter().enumerate().map(|(n, request)| encoded(&format!("request-{n:02}"), request)).collect()
 }
@@ -519,9 +532,16 @@ fn responses() -> Vec<Seed> {
     let records = ledger.records()[..2].to_vec();
     let values = vec![ledger.prove(&StateKey::Supply), ledger.prove(&StateKey::BotName(name("nobody")))];
     let stale = Rejection::Sequence { author: node, got: 1, expected: 2 };
+    let voucher = Voucher {
+        node,
+        key: Hash([1; 32]),
+        endorsement: Hash([2; 32]),
+        certificate: Some(Hash([3; 32])),
+        height: 4,
+    };
     let cursor = Failure::Cursor { reason: "it can't be read".to_owned() };
     let all = [
-        Response::Genesis(ledger.genesis().clone()),
+        Response::Genesis(Box::new(ledger.genesis().clone())),
         Response::Header(tip.clone()),
         Response::Final { height: 3, records: vec![Hash::ZERO] },
         Response::Rejected(stale),
@@ -540,6 +560,12 @@ fn responses() -> Vec<Seed> {
         Response::SnapshotValues { values: vec![(StateKey::Supply, values[0].clone())], more: true },
         Response::SnapshotRecords { records, proof: vec![7; 64] },
         Response::Failed(cursor),
+        Response::Credential(Box::new(Credential { blob: vec![1; 70], secret: vec![2; 68] })),
+        Response::Vouched(Box::new(SignedVoucher::sign(
+            voucher,
+            &ledger.chain(),
+            &scene.scenario.validators[0],
+        ))),
     ];
     all.iter().enumerate().map(|(n, response)| encoded(&format!("response-{n:02}"), response)).collect()
 }

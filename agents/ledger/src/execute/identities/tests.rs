@@ -109,7 +109,7 @@ fn grains_move_between_bots_only_and_only_those_that_are_there() {
 }
 
 fn register(node: &NodeBody, join: Option<croft_protocol::command::SignedJoin>) -> Command {
-    Command::RegisterNode { node: node.clone(), join }
+    Command::RegisterNode { node: node.clone(), join, attestation: None }
 }
 
 #[test]

@@ -87,7 +87,10 @@ fn no_moment_is_covered_twice() {
     let node = scenario.node.clone();
     let mut body = scenario.node_body();
     body.session = 2;
-    scenario.ledger.submit(&node, Command::RegisterNode { node: body, join: None }).unwrap();
+    scenario
+        .ledger
+        .submit(&node, Command::RegisterNode { node: body, join: None, attestation: None })
+        .unwrap();
     let new = report_at(&mut scenario, start + 30_000, |report| {
         report.session = 2;
         report.from_ms = start;
@@ -197,7 +200,7 @@ fn a_report_speaks_of_contracts_that_are_addressed_to_its_node() {
     let mut body = scenario.node_body();
     body.name = crate::memory::name("n2");
     let join = Some(scenario.join());
-    scenario.ledger.submit(&second, Command::RegisterNode { node: body, join }).unwrap();
+    scenario.ledger.submit(&second, Command::RegisterNode { node: body, join, attestation: None }).unwrap();
     let now_ms = scenario.now_ms();
     let mut report = scenario.report_body(now_ms, now_ms, vec![(id, Running, 0)]);
     report.node = second.public();

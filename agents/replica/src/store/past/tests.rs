@@ -17,7 +17,7 @@ const KEEP: Keep = Keep { proof_blocks: 20, command_blocks: 30 };
 /// One block that changes things that are there: the version of a node, accounts, the capacity.
 fn overwrite(grid: &Grid, store: &Store, round: u64) {
     let view = store.latest();
-    let node = Command::RegisterNode { node: grid.node_body("n1", 1 + round), join: None };
+    let node = Command::RegisterNode { node: grid.node_body("n1", 1 + round), join: None, attestation: None };
     let commands = [grid.sign(&view, &grid.node, 0, node), grid.sign(&view, &grid.user, 0, grid.pay(round))];
     grid.commit(store, &commands);
 }
@@ -116,7 +116,11 @@ fn the_same_things_changed_again_and_again_take_no_more_room() {
     let grid = Grid::new();
     let (store, _) = grid.store();
     grid.populate(&store);
-    let version = |round: u64| Command::RegisterNode { node: grid.node_body("n1", 1 + round), join: None };
+    let version = |round: u64| Command::RegisterNode {
+        node: grid.node_body("n1", 1 + round),
+        join: None,
+        attestation: None,
+    };
     let mut bytes = Vec::new();
     for round in 1..=200u64 {
         grid.commit(&store, &[grid.sign(&store.latest(), &grid.node, 0, version(round))]);

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use croft_attest::soft::SoftTpm;
 use croft_ledger::StateReadExt;
 use croft_light::{LightClient, verify_value};
+use croft_protocol::attestation::Attestation;
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::contract::{Approver, Quorum};
 use croft_protocol::keys::Domain;
 use croft_protocol::record::{BotBody, ContractReport, ReportBody, WorkloadState};
+use croft_protocol::trust::{RecentHeader, RecentHeaders};
 use croft_protocol::{
     Body, Capacity, Command, ContractId, Grains, Name, NodeId, PriceList, PublicKey, Record, SecretKey,
     SignedTerms, StateKey, limits,
@@ -226,7 +229,22 @@ impl World {
             ..self.grid.node_body(&format!("n{node}"), *session)
         };
         let join = Some(SignedJoin { join, signature });
-        self.must(&node_key(node), Command::RegisterNode { node: body, join });
+        let attestation = self.attestation(node, &body);
+        self.must(&node_key(node), Command::RegisterNode { node: body, join, attestation });
+    }
+
+    /// What makes the ledger believe what the node says of its trust.
+    fn attestation(&self, node: u8, body: &croft_protocol::record::NodeBody) -> Option<Box<Attestation>> {
+        let image = match body.trust {
+            TrustClass::Plain => return None,
+            TrustClass::Sealed => Hash([0x66; 32]),
+            TrustClass::Attested => crate::testing::BOOT_FILE,
+        };
+        let recent: Option<RecentHeaders> = self.store.latest().read(&StateKey::RecentHeaders).unwrap();
+        let RecentHeader { height, hash, .. } = *recent.unwrap().headers.last().unwrap();
+        let (chain, id) = (self.grid.chain(), node_key(node).public());
+        let bound = (&chain, height, hash, &id, Attestation::statement(body));
+        Some(Box::new(SoftTpm::new(node).attest(bound, SoftTpm::booted(&[image]))))
     }
 
     fn agree(&mut self, node: u8, cpus: u64, seconds: u64, approved: bool) {

@@ -232,7 +232,7 @@ fn changed_values_are_found_by_their_sums_or_by_the_root() {
 fn commit_forged(grid: &Grid, store: &Store, id: RecordId, version: u64, body: Body) {
     let before = store.latest();
     let header = before.tip().header;
-    let ctx = BlockContext { chain: grid.chain(), height: header.height + 1, time_ms: header.time_ms + 1 };
+    let ctx = BlockContext::after(&header, header.time_ms + 1);
     let known = before.latest_record(&id).unwrap();
     let prev = known.map(|record| record.hash());
     let author = grid.user.public();

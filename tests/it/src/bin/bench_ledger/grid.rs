@@ -10,6 +10,7 @@ use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
 use croft_protocol::{
     ChainId, Command, CommandBody, Genesis, Grains, Hash, Name, PublicKey, SecretKey, SignedCommand,
+    TrustPolicy,
 };
 use croft_replica::{GridPlan, init_grid};
 use croft_transport::{Client, Submitted};
@@ -90,7 +91,13 @@ impl Grid {
     /// Makes a grid and waits until all its replicas are linked.
     pub(crate) async fn start(dir: &Path, allocations: Vec<Allocation>) -> Result<Self> {
         let listen = free_udp_addresses(REPLICAS)?;
-        let plan = GridPlan { name: name("bench"), time_ms: now_ms(), allocations, listen };
+        let plan = GridPlan {
+            name: name("bench"),
+            time_ms: now_ms(),
+            allocations,
+            listen,
+            trust: TrustPolicy::default(),
+        };
         let made = init_grid(dir, plan).context("making the grid")?;
         let pins: Vec<_> = made
             .replicas

@@ -8,17 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use croft_ledger::assemble;
+use croft_attest::soft::SoftTpm;
+use croft_ledger::{StateReadExt, assemble};
 use croft_light::{LightClient, verify_value};
 use croft_protocol::api::{NodeQuery, Query};
+use croft_protocol::attestation::Attestation;
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::keys::Domain;
-use croft_protocol::record::TrustClass;
+use croft_protocol::record::{NodeBody, TrustClass};
+use croft_protocol::trust::{Endorsement, RecentHeader, RecentHeaders};
 use croft_protocol::units::show_bytes;
 use croft_protocol::{
-    Capacity, ChainId, Command, FarmId, Genesis, Grains, PriceList, RecordId, SecretKey, SignedCommand,
-    StateKey, limits,
+    Capacity, ChainId, Command, FarmId, Genesis, Grains, Hash, NodeId, PriceList, RecordId, SecretKey,
+    SignedCommand, StateKey, TrustPolicy, limits,
 };
 use croft_replica::join::{JoinPlan, join};
 use croft_replica::ordering::{make_block, wall_clock};
@@ -181,7 +184,9 @@ fn build(dir: &Path, plan: Plan, records: usize) -> Result<Built> {
     // It ends about now, as a real one does.
     let time_ms = now_ms() - blocks * BLOCK_MS;
     let listen = free_udp_addresses(1)?;
-    let made = init_grid(dir, GridPlan { name: name("bench"), time_ms, allocations, listen })?;
+    let trust = TrustPolicy { endorsement: Endorsement::Unchecked, ..TrustPolicy::default() };
+    let plan_of_grid = GridPlan { name: name("bench"), time_ms, allocations, listen, trust };
+    let made = init_grid(dir, plan_of_grid)?;
     let replica = made.replicas.into_iter().next().context("a grid of one replica")?;
     let (genesis, pin) =
         (made.genesis, ReplicaAddress { address: replica.listen, key: replica.key.public() });
@@ -191,6 +196,8 @@ fn build(dir: &Path, plan: Plan, records: usize) -> Result<Built> {
     let start = std::time::Instant::now();
     let mut shown = start;
     loop {
+        let recent: Option<RecentHeaders> = store.latest().read(&StateKey::RecentHeaders)?;
+        history.quotable = recent.and_then(|recent| recent.headers.last().copied());
         let left = records.saturating_sub(usize::try_from(store.latest().tip().header.log_size)?);
         let commands = history.next_block(left.min(limits::COMMANDS_PER_BLOCK));
         if commands.is_empty() {
@@ -235,6 +242,8 @@ struct History {
     /// Each with the number of its transfers.
     payers: Vec<(Author, u64)>,
     turn: usize,
+    /// What nodes of the next block quote.
+    quotable: Option<RecentHeader>,
 }
 
 const EXPIRES: u64 = 50_000;
@@ -243,7 +252,8 @@ impl History {
     fn new(chain: ChainId, plan: Plan, start_ms: u64) -> Self {
         let author = |role, number| Author::new(key(role, number), chain, EXPIRES);
         let payers = (0..PAYERS).map(|number| (author("payer", number), 0)).collect();
-        Self { chain, plan, start_ms, farmer: author("farmer", 0), farms: 0, nodes: 0, payers, turn: 0 }
+        let farmer = author("farmer", 0);
+        Self { chain, plan, start_ms, farmer, farms: 0, nodes: 0, payers, turn: 0, quotable: None }
     }
 
     fn next_block(&mut self, count: usize) -> Vec<SignedCommand> {
@@ -280,8 +290,19 @@ impl History {
         };
         let trust = if number.is_multiple_of(3) { TrustClass::Sealed } else { TrustClass::Plain };
         let node = node_body(farm, &format!("node-{number}"), capacity, trust);
-        let register = Command::RegisterNode { node, join: Some(SignedJoin { join, signature }) };
-        Author::new(key("machine", number), self.chain, EXPIRES).sign(register)
+        let key = key("machine", number);
+        let attestation = self.attestation(number, &key.public(), &node);
+        let register =
+            Command::RegisterNode { node, join: Some(SignedJoin { join, signature }), attestation };
+        Author::new(key, self.chain, EXPIRES).sign(register)
+    }
+
+    /// A program plays the TPM: this grid checks no endorsement.
+    fn attestation(&self, number: usize, id: &NodeId, node: &NodeBody) -> Option<Box<Attestation>> {
+        let RecentHeader { height, hash, .. } = self.quotable.filter(|_| node.trust > TrustClass::Plain)?;
+        let bound = (&self.chain, height, hash, id, Attestation::statement(node));
+        let events = SoftTpm::booted(&[Hash::of_bytes(b"boot file")]);
+        Some(Box::new(SoftTpm::new(number as u64).attest(bound, events)))
     }
 
     fn transfer(&mut self) -> SignedCommand {

@@ -49,7 +49,8 @@ async fn agree(grid: &Grid) -> Result<(NodeId, ContractId)> {
     let signature = farmer.key().sign(Domain::JOIN, &grid.chain(), &join);
     let capacity = Capacity { cpu_millis: 8_000, memory_bytes: 16 << 30, ..Capacity::default() };
     let body = node_body(farm, "n1", capacity, TrustClass::Plain);
-    let register = Command::RegisterNode { node: body, join: Some(SignedJoin { join, signature }) };
+    let register =
+        Command::RegisterNode { node: body, join: Some(SignedJoin { join, signature }), attestation: None };
     grid.submit(node.sign(register)).await?;
     let terms = Terms {
         name: name("web"),

@@ -1,0 +1,163 @@
+//! What a node's registration is worth: weighs the attestation that it carries, or notes that it carries none.
+//!
+//! ```text
+//!   attestation ──header recent? TPM another node's?──▶ croft_attest::assess ──Refusal──▶ the command is rejected
+//!                                                              └──Assessment──▶ attested | sealed | plain, with reasons
+//!   none ──never had one──▶ plain, nothing is kept
+//!        ├─same boot, only addresses changed──▶ as before
+//!        └─had one before──▶ plain, and the reason says so; the TPM stays the node's
+//! ```
+//! It must never give more than the node itself claims: a node with its key on a disk is `plain` whatever its TPM says.
+//! And it must never forget in which TPM a node lives.
+
+use std::collections::BTreeSet;
+
+use croft_attest::{Assessment, Claim, Policy, Refusal, assess};
+use croft_protocol::attestation::Attestation;
+use croft_protocol::record::{NodeBody, TrustClass};
+use croft_protocol::trust::{
+    NodeTrust, RecentHeaders, RefusedQuote, TrustPolicy, says_the_same, vouchers_needed,
+};
+use croft_protocol::{Hash, NodeId, Rejection, StateKey, limits};
+
+use crate::state::{StateError, StateRead, StateReadExt};
+use crate::work::{Step, Work};
+
+/// Where a node stands after what it says now: its class, after the ledger has kept what belongs to it.
+pub(super) fn weigh(
+    work: &mut Work<'_>,
+    node: NodeId,
+    before: Option<&NodeBody>,
+    after: &NodeBody,
+    attestation: Option<&Attestation>,
+) -> Step<TrustClass> {
+    let known = work.node_trust(&node)?;
+    let trust = match (attestation, known) {
+        (Some(attestation), known) => quoted(work, node, after, attestation, known.as_ref())?,
+        (None, None) => return Ok(TrustClass::Plain),
+        (None, Some(known)) => {
+            if known.session == after.session && before.is_some_and(|before| says_the_same(before, after)) {
+                known
+            } else {
+                silent(known, after)
+            }
+        }
+    };
+    work.put(StateKey::TpmKey(trust.key), &node);
+    let class = trust.class;
+    work.put(StateKey::NodeTrust(node), &trust);
+    Ok(class)
+}
+
+/// A node whose TPM spoke before, and does not now.
+fn silent(known: NodeTrust, after: &NodeBody) -> NodeTrust {
+    let reason = if known.session == after.session {
+        "it changed what it says of itself since its TPM spoke for it: register again with a quote"
+    } else {
+        "its TPM spoke for it in an earlier boot, and does not in this one: look at the node's identity stage, and turn \
+         the TPM on in the firmware setup"
+    };
+    NodeTrust {
+        class: TrustClass::Plain,
+        session: after.session,
+        release: None,
+        secure_boot: None,
+        reasons: vec![reason.to_owned()],
+        ..known
+    }
+}
+
+fn quoted(
+    work: &Work<'_>,
+    node: NodeId,
+    after: &NodeBody,
+    attestation: &Attestation,
+    known: Option<&NodeTrust>,
+) -> Step<NodeTrust> {
+    let refuse = |reason| Rejection::Attestation { node, reason };
+    let recent: RecentHeaders = work.read(&StateKey::RecentHeaders)?.unwrap_or_default();
+    let Some(header) = recent.at(attestation.height) else {
+        let height_of = |header: Option<&croft_protocol::trust::RecentHeader>| header.map_or(0, |h| h.height);
+        let (first, last) = (height_of(recent.headers.first()), height_of(recent.headers.last()));
+        return Err(refuse(RefusedQuote::Header { height: attestation.height, first, last }).into());
+    };
+    let policy = policy(work)?;
+    let chain = work.ctx().chain;
+    let claim = Claim {
+        chain: &chain,
+        node: &node,
+        statement: Attestation::statement(after),
+        header: header.hash,
+        header_age_ms: work.now_ms().saturating_sub(header.time_ms),
+        known_key: known.map(|known| known.key),
+    };
+    let assessment =
+        assess(attestation, &claim, &policy).map_err(|refusal| refuse(refused_quote(refusal)))?;
+    let key = attestation.key_hash();
+    // One machine is one node: otherwise a single TPM would make a whole farm of sealed ones.
+    if let Some(other) = work.read::<NodeId>(&StateKey::TpmKey(key))?.filter(|other| *other != node) {
+        return Err(refuse(RefusedQuote::TpmTaken { node: other }).into());
+    }
+    Ok(kept(assessment, after, attestation.height, key))
+}
+
+fn kept(assessment: Assessment, after: &NodeBody, height: u64, key: Hash) -> NodeTrust {
+    let Assessment { class, release, secure_boot, firmware, endorsement, reasons } = assessment;
+    let mut reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+    if after.trust == TrustClass::Plain {
+        let reason = "its key is on a disk, where whoever copies the disk has it too";
+        reasons.insert(0, reason.to_owned());
+    }
+    if reasons.len() > limits::TRUST_REASONS {
+        let more = reasons.len() + 1 - limits::TRUST_REASONS;
+        reasons.truncate(limits::TRUST_REASONS - 1);
+        reasons.push(format!("and {more} more"));
+    }
+    let class = if after.trust == TrustClass::Plain { TrustClass::Plain } else { class };
+    NodeTrust {
+        class,
+        session: after.session,
+        key,
+        height,
+        release,
+        secure_boot,
+        firmware,
+        endorsement,
+        reasons,
+    }
+}
+
+/// The parts of a refusal that somebody can do something about have a type of their own.
+fn refused_quote(refusal: Refusal) -> RefusedQuote {
+    match refusal {
+        Refusal::Nonce => RefusedQuote::Nonce,
+        Refusal::Stale { age_s, limit_s } => RefusedQuote::Stale { age_s, limit_s },
+        Refusal::OtherTpm { known, got } => RefusedQuote::OtherTpm { known, got },
+        Refusal::Replay => RefusedQuote::Replay,
+        Refusal::Quote(croft_attest::quote::QuoteError::Signature { .. }) => RefusedQuote::Signature,
+        other => RefusedQuote::Malformed { reason: other.to_string() },
+    }
+}
+
+/// Boot files that count as known: Authenticode SHA-256. Everything that says what a release is belongs in here.
+fn known_boot_files(state: &dyn StateRead) -> Result<BTreeSet<Hash>, StateError> {
+    let policy: TrustPolicy = state.read(&StateKey::TrustPolicy)?.unwrap_or_default();
+    Ok(policy.boot_files.into_iter().collect())
+}
+
+/// What this grid accepts now.
+fn policy(state: &dyn StateRead) -> Result<Policy, StateError> {
+    let policy: TrustPolicy = state.read(&StateKey::TrustPolicy)?.unwrap_or_default();
+    let validators = state.validators()?.set.validators;
+    Ok(Policy {
+        releases: known_boot_files(state)?,
+        loaders: policy.loaders.into_iter().collect(),
+        options: policy.options.into_iter().collect(),
+        endorsement: policy.endorsement,
+        vouchers_needed: vouchers_needed(validators.len()),
+        vouchers: validators.into_iter().map(|validator| validator.key).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,402 @@
+//! What quotes are worth on the ledger, and every way to lie with one.
+
+use croft_attest::credential::Author;
+use croft_attest::soft::SoftTpm;
+use croft_protocol::attestation::{SignedVoucher, Voucher};
+use croft_protocol::trust::{Endorsement, RecentHeader};
+use croft_protocol::{Command, SecretKey, ValidatorSet};
+use proptest::prelude::*;
+
+use super::*;
+use crate::memory::{Scenario, key, name};
+
+const RELEASE: Hash = Hash([0x11; 32]);
+const EVIL: Hash = Hash([0x66; 32]);
+
+fn policy(endorsement: Endorsement) -> TrustPolicy {
+    TrustPolicy { endorsement, boot_files: vec![RELEASE], ..TrustPolicy::default() }
+}
+
+/// A grid of four validators without a node yet.
+fn grid(endorsement: Endorsement) -> Scenario {
+    let numbers = [101, 102, 103, 104];
+    let keys: Vec<_> = numbers.iter().map(|n| key(*n).public()).collect();
+    Scenario::with_policy(ValidatorSet::of_equals(&keys), &numbers, policy(endorsement))
+}
+
+fn sealed_body(scenario: &Scenario) -> NodeBody {
+    NodeBody { trust: TrustClass::Sealed, ..scenario.node_body() }
+}
+
+fn newest(scenario: &Scenario) -> RecentHeader {
+    let recent: RecentHeaders = scenario.ledger.read(&StateKey::RecentHeaders).unwrap().unwrap();
+    *recent.headers.last().unwrap()
+}
+
+/// What an honest node with this TPM sends.
+fn quote(scenario: &Scenario, tpm: &SoftTpm, node: NodeId, body: &NodeBody, images: &[Hash]) -> Attestation {
+    let RecentHeader { height, hash, .. } = newest(scenario);
+    let chain = scenario.ledger.chain();
+    tpm.attest((&chain, height, hash, &node, Attestation::statement(body)), SoftTpm::booted(images))
+}
+
+fn register(
+    scenario: &mut Scenario,
+    by: &SecretKey,
+    node: NodeBody,
+    attestation: Option<Attestation>,
+) -> Result<(), Rejection> {
+    let first = scenario.ledger.node(&by.public()).unwrap().is_none();
+    let join = first.then(|| scenario.join());
+    let command = Command::RegisterNode { node, join, attestation: attestation.map(Box::new) };
+    scenario.ledger.submit(by, command).map(drop)
+}
+
+fn refused(result: Result<(), Rejection>) -> RefusedQuote {
+    match result {
+        Err(Rejection::Attestation { reason, .. }) => reason,
+        other => panic!("not refused for its quote: {other:?}"),
+    }
+}
+
+fn trust(scenario: &Scenario) -> NodeTrust {
+    scenario.ledger.node_trust(&scenario.node_id()).unwrap().unwrap()
+}
+
+fn class(scenario: &Scenario) -> TrustClass {
+    scenario.ledger.node(&scenario.node_id()).unwrap().unwrap().trust
+}
+
+/// The node registers in its first boot.
+fn registered(images: &[Hash]) -> (Scenario, SoftTpm) {
+    let (mut scenario, tpm) = (grid(Endorsement::Unchecked), SoftTpm::new(7_u8));
+    let (node, body) = (scenario.node.clone(), sealed_body(&scenario));
+    let attestation = quote(&scenario, &tpm, node.public(), &body, images);
+    register(&mut scenario, &node, body, Some(attestation)).unwrap();
+    (scenario, tpm)
+}
+
+#[test]
+fn a_known_boot_file_is_attested_and_an_unknown_one_sealed_with_its_name() {
+    let (scenario, tpm) = registered(&[RELEASE]);
+    assert_eq!(class(&scenario), TrustClass::Attested);
+    let found = trust(&scenario);
+    assert_eq!((found.release, found.reasons), (Some(RELEASE), vec![]));
+    assert_eq!(found.key, Hash::of_bytes(&tpm.key()));
+    let (scenario, _) = registered(&[EVIL]);
+    assert_eq!(class(&scenario), TrustClass::Sealed);
+    let found = trust(&scenario);
+    assert_eq!(found.release, None);
+    assert!(found.reasons[0].starts_with(&EVIL.to_string()), "{:?}", found.reasons);
+}
+
+#[test]
+fn a_claim_without_a_quote_is_plain() {
+    for claimed in [TrustClass::Plain, TrustClass::Sealed, TrustClass::Attested] {
+        let mut scenario = grid(Endorsement::Unchecked);
+        let (node, body) = (scenario.node.clone(), scenario.node_body());
+        register(&mut scenario, &node, NodeBody { trust: claimed, ..body }, None).unwrap();
+        assert_eq!(class(&scenario), TrustClass::Plain);
+        assert_eq!(scenario.ledger.node_trust(&node.public()).unwrap(), None);
+    }
+}
+
+#[test]
+fn a_key_on_a_disk_is_plain_whatever_its_machine_booted() {
+    let (mut scenario, tpm) = (grid(Endorsement::Unchecked), SoftTpm::new(7_u8));
+    let (node, body) = (scenario.node.clone(), scenario.node_body());
+    let attestation = quote(&scenario, &tpm, node.public(), &body, &[RELEASE]);
+    register(&mut scenario, &node, body, Some(attestation)).unwrap();
+    assert_eq!(class(&scenario), TrustClass::Plain);
+    assert!(trust(&scenario).reasons[0].contains("on a disk"), "{:?}", trust(&scenario));
+}
+
+#[test]
+fn a_replayed_quote_is_refused() {
+    let (mut scenario, tpm) = registered(&[RELEASE]);
+    let node = scenario.node.clone();
+    let first = sealed_body(&scenario);
+    let old = quote(&scenario, &tpm, node.public(), &first, &[RELEASE]);
+    let next = NodeBody { session: 2, ..first };
+    assert_eq!(refused(register(&mut scenario, &node, next.clone(), Some(old.clone()))), RefusedQuote::Nonce);
+    // The same moment, but another height written over it.
+    let at_ms = scenario.now_ms() + limits::RECENT_HEADER_EVERY_MS;
+    scenario.ledger.commit(at_ms, &[]);
+    scenario.ledger.commit(at_ms + 1, &[]);
+    let moved = Attestation { height: newest(&scenario).height, ..old };
+    assert_eq!(refused(register(&mut scenario, &node, next, Some(moved))), RefusedQuote::Nonce);
+    assert_eq!(class(&scenario), TrustClass::Attested, "what was refused changes nothing");
+}
+
+#[test]
+fn a_header_that_is_none_of_the_recent_ones_is_refused() {
+    let (mut scenario, tpm) = registered(&[RELEASE]);
+    let (node, chain) = (scenario.node.clone(), scenario.ledger.chain());
+    let body = NodeBody { session: 2, ..sealed_body(&scenario) };
+    // A real header, which the ledger did not keep: they would have been two of one moment.
+    let tip = scenario.ledger.tip().header;
+    let bound = (&chain, tip.height, tip.hash(), &node.public(), Attestation::statement(&body));
+    let attestation = tpm.attest(bound, SoftTpm::booted(&[RELEASE]));
+    let reason = refused(register(&mut scenario, &node, body, Some(attestation)));
+    assert_eq!(reason, RefusedQuote::Header { height: tip.height, first: 0, last: 0 });
+    assert!(reason.to_string().ends_with("quote again, over the newest"), "{reason}");
+}
+
+#[test]
+fn a_quote_is_good_until_it_is_stale_and_not_a_second_longer() {
+    for (late_ms, stale) in [(0, false), (1_000, true)] {
+        let (mut scenario, tpm) = registered(&[RELEASE]);
+        let node = scenario.node.clone();
+        let body = NodeBody { session: 2, ..sealed_body(&scenario) };
+        let attestation = quote(&scenario, &tpm, node.public(), &body, &[RELEASE]);
+        let at_ms = newest(&scenario).time_ms + limits::QUOTE_FRESH_MS + late_ms;
+        let command =
+            Command::RegisterNode { node: body, join: None, attestation: Some(Box::new(attestation)) };
+        let result = scenario.ledger.submit_at(at_ms, &node, command).map(drop);
+        if !stale {
+            result.unwrap();
+            continue;
+        }
+        // By then it is dropped from the recent ones, or older than a quote may be: either way it says so.
+        match refused(result) {
+            RefusedQuote::Stale { age_s, limit_s } => assert_eq!((age_s, limit_s), (601, 600)),
+            RefusedQuote::Header { height, .. } => assert_eq!(height, 0),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn a_copy_of_the_key_in_another_tpm_is_refused_with_the_remedy() {
+    let (mut scenario, _) = registered(&[RELEASE]);
+    let (node, other) = (scenario.node.clone(), SoftTpm::new(8_u8));
+    let body = NodeBody { session: 2, ..sealed_body(&scenario) };
+    let attestation = quote(&scenario, &other, node.public(), &body, &[RELEASE]);
+    let reason = refused(register(&mut scenario, &node, body, Some(attestation)));
+    assert!(matches!(reason, RefusedQuote::OtherTpm { .. }), "{reason}");
+    assert!(reason.to_string().contains("put the disk back into its machine, or wipe it"), "{reason}");
+}
+
+#[test]
+fn another_machines_quote_is_refused() {
+    let (mut scenario, tpm) = registered(&[RELEASE]);
+    // A node of another key shows what the first one's TPM said of that one.
+    let second = key(40);
+    let body = NodeBody { name: name("n2"), ..sealed_body(&scenario) };
+    let stolen = quote(&scenario, &tpm, scenario.node_id(), &body, &[RELEASE]);
+    assert_eq!(refused(register(&mut scenario, &second, body, Some(stolen))), RefusedQuote::Nonce);
+}
+
+#[test]
+fn one_tpm_is_one_node() {
+    let (mut scenario, tpm) = registered(&[RELEASE]);
+    let second = key(40);
+    let body = NodeBody { name: name("n2"), ..sealed_body(&scenario) };
+    let attestation = quote(&scenario, &tpm, second.public(), &body, &[RELEASE]);
+    let reason = refused(register(&mut scenario, &second, body, Some(attestation)));
+    assert_eq!(reason, RefusedQuote::TpmTaken { node: scenario.node_id() });
+    assert!(reason.to_string().contains("clear the TPM"), "{reason}");
+}
+
+#[test]
+fn what_the_quote_was_not_about_is_refused() {
+    let (mut scenario, tpm) = registered(&[RELEASE]);
+    let node = scenario.node.clone();
+    let body = NodeBody { session: 2, ..sealed_body(&scenario) };
+    let honest = quote(&scenario, &tpm, node.public(), &body, &[RELEASE]);
+    let mut larger = body.clone();
+    larger.capacity.cpu_millis += 1;
+    assert_eq!(refused(register(&mut scenario, &node, larger, Some(honest.clone()))), RefusedQuote::Nonce);
+    let mut log = honest.clone();
+    log.events.pop();
+    assert_eq!(refused(register(&mut scenario, &node, body.clone(), Some(log))), RefusedQuote::Replay);
+    let mut signature = honest.clone();
+    signature.quote[20] ^= 1;
+    assert_eq!(
+        refused(register(&mut scenario, &node, body.clone(), Some(signature))),
+        RefusedQuote::Signature
+    );
+    let huge = Attestation { events: vec![honest.events[0]; limits::MEASURED_EVENTS + 1], ..honest };
+    let reason = refused(register(&mut scenario, &node, body, Some(huge))).to_string();
+    assert_eq!(reason, "the attestation's events has 513, more than the limit of 512");
+}
+
+#[test]
+fn silence_after_a_quote_is_visible_and_the_tpm_stays_the_nodes() {
+    let (mut scenario, tpm) = registered(&[RELEASE]);
+    let node = scenario.node.clone();
+    let body = sealed_body(&scenario);
+    // Only where it is reached may change without a new quote.
+    let moved = NodeBody { addresses: vec!["192.0.2.9".to_owned()], ..body.clone() };
+    register(&mut scenario, &node, moved, None).unwrap();
+    assert_eq!(class(&scenario), TrustClass::Attested);
+    let mut grown = body.clone();
+    grown.capacity.cpu_millis += 1;
+    register(&mut scenario, &node, grown, None).unwrap();
+    assert_eq!(class(&scenario), TrustClass::Plain);
+    assert!(trust(&scenario).reasons[0].contains("register again with a quote"), "{:?}", trust(&scenario));
+    let next = NodeBody { session: 2, ..body };
+    register(&mut scenario, &node, next.clone(), None).unwrap();
+    assert_eq!(class(&scenario), TrustClass::Plain);
+    assert!(trust(&scenario).reasons[0].contains("earlier boot"), "{:?}", trust(&scenario));
+    let other = quote(&scenario, &SoftTpm::new(8_u8), node.public(), &next, &[RELEASE]);
+    let reason = refused(register(&mut scenario, &node, next.clone(), Some(other)));
+    assert!(matches!(reason, RefusedQuote::OtherTpm { .. }), "{reason}");
+    // And back, in the same boot.
+    let again = quote(&scenario, &tpm, node.public(), &next, &[RELEASE]);
+    register(&mut scenario, &node, next, Some(again)).unwrap();
+    assert_eq!(class(&scenario), TrustClass::Attested);
+}
+
+#[test]
+fn a_strict_grid_wants_vouchers_of_more_than_a_third_of_its_validators() {
+    let cases: [(Endorsement, &[u8], Option<Hash>, TrustClass); 5] = [
+        (Endorsement::Activated, &[101, 102], None, TrustClass::Attested),
+        (Endorsement::Activated, &[101], None, TrustClass::Plain),
+        // A bot is no validator.
+        (Endorsement::Activated, &[101, 1], None, TrustClass::Plain),
+        (Endorsement::Certified, &[101, 102, 103], None, TrustClass::Plain),
+        (Endorsement::Certified, &[101, 103], Some(Hash([0xce; 32])), TrustClass::Attested),
+    ];
+    for (endorsement, by, certificate, expected) in cases {
+        let (mut scenario, tpm) = (grid(endorsement), SoftTpm::new(7_u8));
+        let (node, body, chain) = (scenario.node.clone(), sealed_body(&scenario), scenario.ledger.chain());
+        let mut attestation = quote(&scenario, &tpm, node.public(), &body, &[RELEASE]);
+        let voucher = Voucher {
+            node: node.public(),
+            key: attestation.key_hash(),
+            endorsement: Hash::of_bytes(&tpm.introduce().endorsement),
+            certificate,
+            height: 1,
+        };
+        let vouch = |n: &u8| SignedVoucher::sign(voucher.clone(), &chain, &key(*n));
+        attestation.vouchers = by.iter().map(vouch).collect();
+        register(&mut scenario, &node, body, Some(attestation)).unwrap();
+        assert_eq!(class(&scenario), expected, "{endorsement:?} {by:?}: {:?}", trust(&scenario).reasons);
+    }
+    assert_eq!([1, 2, 3, 4, 7, 64].map(vouchers_needed), [1, 1, 2, 2, 3, 16]);
+    // Somebody's keys introduce themselves well: the author would give each a credential of its own.
+    let (chain, by) = (grid(Endorsement::Activated).ledger.chain(), key(101));
+    let author = Author { chain: &chain, key: &by, makers: &[] };
+    let entropy = zeroize::Zeroizing::new([5; 64]);
+    author.introduce(key(4).public(), &SoftTpm::new(7_u8).introduce(), 1, &entropy).unwrap();
+}
+
+#[test]
+fn a_second_machine_with_the_same_key_is_refused_or_takes_over() {
+    let (mut scenario, _) = registered(&[RELEASE]);
+    let node = scenario.node.clone();
+    let body = sealed_body(&scenario);
+    let mut twin = body.clone();
+    twin.hardware.inventory = Hash([0x77; 32]);
+    let error = register(&mut scenario, &node, twin, None).unwrap_err();
+    assert!(error.to_string().contains("the same key runs twice"), "{error}");
+    // A later session ends the earlier one: its reports and registrations are refused from then on.
+    register(&mut scenario, &node, NodeBody { session: 9, ..body.clone() }, None).unwrap();
+    let error = register(&mut scenario, &node, NodeBody { session: 8, ..body }, None).unwrap_err();
+    assert!(matches!(error, Rejection::StaleSession { got: 8, known: 9, .. }), "{error}");
+    let now_ms = scenario.now_ms();
+    let report = scenario.report_body(now_ms, now_ms, vec![]);
+    let error = scenario.ledger.submit(&node, Command::Report(report)).unwrap_err();
+    assert!(matches!(error, Rejection::StaleSession { got: 1, known: 9, .. }), "{error}");
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    /// Time passes.
+    Wait { ms: u64 },
+    /// A machine boots and registers: with which TPM, which image, whether it quotes, whether the quote is kept for later.
+    Boot { tpm: u8, known_image: bool, quotes: bool },
+    /// It says the same again without a quote, from elsewhere or with another size.
+    Change { grows: bool },
+    /// Somebody brings the last good quote once more, in a new session.
+    Replay,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        2 => (0_u64..700_000).prop_map(|ms| Act::Wait { ms }),
+        4 => (7_u8..9, any::<bool>(), prop::bool::weighted(0.8))
+            .prop_map(|(tpm, known_image, quotes)| Act::Boot { tpm, known_image, quotes }),
+        2 => any::<bool>().prop_map(|grows| Act::Change { grows }),
+        1 => Just(Act::Replay),
+    ]
+}
+
+/// What a naive reader of the rules expects.
+#[derive(Default)]
+struct Model {
+    tpm: Option<u8>,
+    class: Option<TrustClass>,
+    session: u64,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(48)
+    })]
+
+    /// Whatever machines boot with one key: the class is what the last accepted registration showed, and the first TPM
+    /// that spoke is the only one that ever does.
+    #[test]
+    fn trust_follows_the_naive_rules(acts in prop::collection::vec(act(), 1..30)) {
+        let mut scenario = grid(Endorsement::Unchecked);
+        let node = scenario.node.clone();
+        let mut model = Model::default();
+        let mut body = sealed_body(&scenario);
+        let mut last: Option<Attestation> = None;
+        for act in acts {
+            match act {
+                Act::Wait { ms } => {
+                    let at_ms = scenario.now_ms() + 1 + ms;
+                    scenario.ledger.commit(at_ms, &[]);
+                    // The header of the wait's end can be quoted from here on.
+                    scenario.ledger.commit(at_ms + 1, &[]);
+                }
+                Act::Boot { tpm, known_image, quotes } => {
+                    let after = NodeBody { session: model.session + 1, ..body.clone() };
+                    let image = if known_image { RELEASE } else { EVIL };
+                    let attestation =
+                        quotes.then(|| quote(&scenario, &SoftTpm::new(tpm), node.public(), &after, &[image]));
+                    let found = register(&mut scenario, &node, after.clone(), attestation.clone());
+                    let expected = !quotes || model.tpm.is_none_or(|known| known == tpm);
+                    prop_assert_eq!(found.is_ok(), expected, "{:?}", found);
+                    if expected {
+                        model.session += 1;
+                        body = after;
+                        let sealed = if known_image { TrustClass::Attested } else { TrustClass::Sealed };
+                        model.class = Some(if quotes { sealed } else { TrustClass::Plain });
+                        if quotes {
+                            model.tpm = Some(tpm);
+                            last = attestation;
+                        }
+                    }
+                }
+                Act::Change { grows } => {
+                    let Some(class) = model.class else { continue };
+                    body.addresses = vec![format!("192.0.2.{}", body.addresses[0].len())];
+                    if grows {
+                        body.capacity.cpu_millis += 1;
+                    }
+                    register(&mut scenario, &node, body.clone(), None).unwrap();
+                    model.class = Some(if grows { TrustClass::Plain } else { class });
+                }
+                Act::Replay => {
+                    let Some(old) = last.clone() else { continue };
+                    let after = NodeBody { session: model.session + 1, ..body.clone() };
+                    let reason = refused(register(&mut scenario, &node, after, Some(old)));
+                    let old = matches!(
+                        reason,
+                        RefusedQuote::Nonce | RefusedQuote::Stale { .. } | RefusedQuote::Header { .. }
+                    );
+                    prop_assert!(old, "{}", reason);
+                }
+            }
+            let found = scenario.ledger.node(&node.public()).unwrap().map(|node| node.trust);
+            prop_assert_eq!(found, model.class);
+            let key = scenario.ledger.node_trust(&node.public()).unwrap().map(|trust| trust.key);
+            prop_assert_eq!(key, model.tpm.map(|tpm| Hash::of_bytes(&SoftTpm::new(tpm).key())));
+        }
+    }
+}
