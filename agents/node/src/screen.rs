@@ -308,7 +308,7 @@ mod tests {
         assert!(shown[2].name == "eth9" && shown[2].state.tone == Tone::Bad);
     }
 
-    pub(crate) fn examined(name: &str, verdict: Verdict, transport: Transport) -> Examined {
+    fn examined(name: &str, verdict: Verdict, transport: Transport) -> Examined {
         let disk = Hardware {
             name: name.into(),
             size_bytes: 20 << 30,

@@ -194,19 +194,16 @@ impl Screen {
             self.stale = true;
         }
         let Some(agent) = &mut self.agent else { return };
-        match agent.exchange() {
-            Some(messages) => {
-                for message in messages {
-                    self.stale = true;
-                    match message {
-                        ToScreen::Status(status) => self.status = *status,
-                        ToScreen::Answer(text) => self.menu.answer(&text),
-                    }
-                }
-            }
-            None => {
-                self.agent = None;
-                self.stale = true;
+        let Some(messages) = agent.exchange() else {
+            self.agent = None;
+            self.stale = true;
+            return;
+        };
+        for message in messages {
+            self.stale = true;
+            match message {
+                ToScreen::Status(status) => self.status = *status,
+                ToScreen::Answer(text) => self.menu.answer(&text),
             }
         }
     }

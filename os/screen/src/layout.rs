@@ -12,6 +12,8 @@
 //! A menu takes the place of the sections. Where there is no room for the code, the lines take all of it. Sections that
 //! don't fit are cut fairly, and say how much is missing.
 
+use std::fmt::Write as _;
+
 use crate::frame::{Frame, Size, Style};
 use crate::menu::Menu;
 use crate::model::{Status, Tone};
@@ -81,16 +83,16 @@ fn title(frame: &mut Frame, view: View<'_>) {
     let status = view.status;
     let mut text = format!(" Croft {}", status.version);
     if !status.name.is_empty() {
-        text.push_str(&format!("  node {}", status.name));
+        let _ = write!(text, "  node {}", status.name);
     }
     if !status.farm.is_empty() {
-        text.push_str(&format!(" of farm {}", status.farm));
+        let _ = write!(text, " of farm {}", status.farm);
     }
     if !status.fingerprint.is_empty() {
-        text.push_str(&format!("  key {}", status.fingerprint));
+        let _ = write!(text, "  key {}", status.fingerprint);
     }
     if !status.trust.is_empty() {
-        text.push_str(&format!("  {}", status.trust));
+        let _ = write!(text, "  {}", status.trust);
     }
     let hint = if view.menu.is_open() { "Esc back " } else { "F1 menu " };
     frame.fill(0, Style::Reverse);

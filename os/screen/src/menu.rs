@@ -9,6 +9,7 @@
 //! It must never yield [`Order::Wipe`] unless the serial number of that very disk (its model where it has none) was typed
 //! on its page, and never restart or switch off without a second key that is not the default. There is no shell.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use crate::frame::Style;
@@ -488,11 +489,11 @@ fn summary(order: &LinkOrder) -> String {
     };
     for (name, value) in [("gateway", &order.gateway), ("resolver", &order.dns)] {
         if !value.is_empty() {
-            text.push_str(&format!(", {name} {value}"));
+            let _ = write!(text, ", {name} {value}");
         }
     }
     if order.vlan != 0 {
-        text.push_str(&format!(", VLAN {}", order.vlan));
+        let _ = write!(text, ", VLAN {}", order.vlan);
     }
     text
 }

@@ -26,7 +26,7 @@ const PENDING_MAX_BYTES: usize = 2 << 20;
 pub(super) struct Console {
     terminal: OwnedFd,
     /// Kept open: a console that nobody holds is given up, and its messages with it.
-    _kernel_log: Option<OwnedFd>,
+    kernel_log: Option<OwnedFd>,
     pending: Vec<u8>,
 }
 
@@ -36,7 +36,7 @@ impl Console {
         let terminal = open(Path::new(PICTURE)).ok()?;
         let kernel_log = open(Path::new(KERNEL_LOG)).ok();
         let console = Self::of(terminal, kernel_log)?;
-        if console._kernel_log.is_some() {
+        if console.kernel_log.is_some() {
             redirect(console.as_fd(), SECOND);
         }
         Some(console)
@@ -47,7 +47,7 @@ impl Console {
         let mut mode = tcgetattr(&terminal).ok()?;
         mode.make_raw();
         tcsetattr(&terminal, OptionalActions::Now, &mode).ok()?;
-        Some(Self { terminal, _kernel_log: kernel_log, pending: Vec::new() })
+        Some(Self { terminal, kernel_log, pending: Vec::new() })
     }
 
     pub(super) fn size(&self) -> Size {
@@ -149,7 +149,7 @@ pub(super) mod tests {
     fn a_console_that_takes_nothing_holds_nobody_up_and_what_waits_is_bounded() {
         let (mut console, master) = pair();
         for _ in 0..64 {
-            console.write(&[b'x'; 100_000]);
+            console.write(&vec![b'x'; 100_000]);
         }
         assert!(console.is_behind());
         assert!(console.pending.len() <= PENDING_MAX_BYTES);

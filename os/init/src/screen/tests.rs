@@ -8,7 +8,7 @@ use croft_screen::model::{Disk, Order};
 
 /// What the screen wrote.
 fn seen(master: &OwnedFd) -> String {
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     let mut text = Vec::new();
     while let Ok(length @ 1..) = rustix::io::read(master, &mut buffer[..]) {
         text.extend_from_slice(&buffer[..length]);

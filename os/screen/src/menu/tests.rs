@@ -46,7 +46,7 @@ fn press(menu: &mut Menu, script: &str) -> Vec<Action> {
 }
 
 fn shown(menu: &Menu) -> String {
-    let lines = menu.lines(&status(), 60).unwrap_or_default();
+    let lines = menu.lines(&status(), 100).unwrap_or_default();
     lines.into_iter().map(|(_, line)| line + "\n").collect()
 }
 

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use croft_protocol::boot::{BootConfig, FarmJoin, GridPin, NodeSettings, ReplicaAddress};
+use croft_protocol::boot::{BootConfig, ClockSettings, FarmJoin, GridPin, NodeSettings, ReplicaAddress};
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::keys::{Domain, SecretKey};
 use croft_protocol::{ChainId, FarmId, Hash, Name};
@@ -67,7 +67,7 @@ fn boot_config() -> String {
         farm: FarmJoin::new(name("alpha"), &SignedJoin { join, signature }),
         node: NodeSettings { name: Some(name("hill-7")), ..NodeSettings::default() },
         links: vec![],
-        clock: Default::default(),
+        clock: ClockSettings::default(),
     }
     .to_toml()
 }
