@@ -6,8 +6,10 @@
 
 use std::fmt::Write as _;
 
-/// Glyphs beside ASCII: every console font of the kernel has them (code page 437).
-const GLYPHS: [char; 4] = ['\u{2500}', '\u{2580}', '\u{2584}', '\u{2588}'];
+/// Glyphs beside ASCII with their places in code page 437, which every console font of the kernel follows. They are sent
+/// as such bytes: a kernel without CONSOLE_TRANSLATIONS draws nothing for what it is told in UTF-8.
+const GLYPHS: [(char, u8); 4] =
+    [('\u{2500}', 0xc4), ('\u{2580}', 0xdf), ('\u{2584}', 0xdc), ('\u{2588}', 0xdb)];
 /// A console of more cells is drawn in part: 4K with an 8x16 font has 480 columns and 135 rows.
 const COLUMNS_MAX: usize = 512;
 const ROWS_MAX: usize = 256;
@@ -92,7 +94,9 @@ impl Frame {
             if row >= self.size.rows || column >= self.size.columns {
                 return;
             }
-            let known = character == ' ' || character.is_ascii_graphic() || GLYPHS.contains(&character);
+            let known = character == ' '
+                || character.is_ascii_graphic()
+                || GLYPHS.iter().any(|(glyph, _)| *glyph == character);
             let glyph = if known { character } else { '?' };
             self.cells[row * self.size.columns + column] = Cell { glyph, style };
         }
@@ -137,8 +141,8 @@ impl Painter {
         let known = self.shown.as_ref().filter(|shown| shown.size == frame.size);
         let mut out = String::new();
         if known.is_none() {
-            // UTF-8, no cursor, no automatic margins (the last cell would scroll), a blank page.
-            out.push_str("\x1b%G\x1b[?25l\x1b[?7l\x1b[0m\x1b[2J");
+            // Bytes straight to the font, no cursor, no automatic margins (the last cell would scroll), a blank page.
+            out.push_str("\x1b%@\x1b(U\x1b[?25l\x1b[?7l\x1b[0m\x1b[2J");
         }
         for row in 0..frame.size.rows {
             let old = known.map(|shown| shown.row(row));
@@ -148,7 +152,7 @@ impl Painter {
             out.push_str("\x1b[0m");
         }
         self.shown = Some(frame);
-        out.into_bytes()
+        out.chars().map(byte).collect()
     }
 
     /// The next frame is drawn whole: somebody else may have written to the terminal.
@@ -159,8 +163,14 @@ impl Painter {
     /// Bytes that leave the terminal to others: a cursor, margins, plain text on a blank page.
     #[must_use]
     pub fn farewell() -> &'static [u8] {
-        b"\x1b[0m\x1b[?7h\x1b[?25h\x1b[2J\x1b[H"
+        b"\x1b(B\x1b%G\x1b[0m\x1b[?7h\x1b[?25h\x1b[2J\x1b[H"
     }
+}
+
+/// As the console's font counts.
+fn byte(character: char) -> u8 {
+    let known = GLYPHS.iter().find(|(glyph, _)| *glyph == character).map(|(_, byte)| *byte);
+    known.or(u8::try_from(character).ok().filter(u8::is_ascii)).unwrap_or(b'?')
 }
 
 /// The cells of one row that differ, each run with one jump.
@@ -214,7 +224,12 @@ mod tests {
                 Style::Reverse,
                 Style::Code,
             ];
-            let mut rest = std::str::from_utf8(bytes).unwrap();
+            let glyph = |byte: &u8| {
+                let known = GLYPHS.iter().find(|(_, place)| place == byte).map(|(glyph, _)| *glyph);
+                known.unwrap_or(char::from(*byte))
+            };
+            let text: String = bytes.iter().map(glyph).collect();
+            let mut rest = text.as_str();
             while let Some(first) = rest.chars().next() {
                 if first != '\x1b' {
                     self.frame.put(self.row, self.column, self.style, &first.to_string());
@@ -222,11 +237,11 @@ mod tests {
                     rest = &rest[first.len_utf8()..];
                     continue;
                 }
-                let end = rest[1..].find(|c: char| c.is_ascii_alphabetic()).unwrap() + 2;
+                let end = rest[1..].find(|c: char| c.is_ascii_alphabetic() || c == '@').unwrap() + 2;
                 let (sequence, after) = rest.split_at(end);
                 rest = after;
                 match sequence {
-                    "\x1b%G" | "\x1b[?25l" | "\x1b[?7l" => {}
+                    "\x1b%@" | "\x1b(U" | "\x1b[?25l" | "\x1b[?7l" => {}
                     "\x1b[2J" => self.frame = Frame::new(SIZE),
                     _ if sequence.ends_with('m') => {
                         self.style = *styles.iter().find(|style| style.sequence() == sequence).unwrap();
@@ -259,7 +274,7 @@ mod tests {
         let mut painter = Painter::default();
         let mut frame = Frame::new(SIZE);
         frame.put(0, 0, Style::Plain, "height 10");
-        assert!(painter.paint(frame.clone()).starts_with(b"\x1b%G"));
+        assert!(painter.paint(frame.clone()).starts_with(b"\x1b%@"));
         assert!(painter.paint(frame.clone()).is_empty());
         frame.put(0, 8, Style::Plain, "1");
         assert_eq!(painter.paint(frame.clone()), b"\x1b[1;9H\x1b[0m1\x1b[0m");
