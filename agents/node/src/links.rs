@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_network::clock::{self, LedgerBounds, UnixTime};
-use croft_network::{LinkConfig, LinkMode, MacAddr, NetworkConfig, sntp};
+use croft_network::{BondConfig, BondMode, LinkConfig, LinkMode, MacAddr, NetworkConfig, sntp};
 use croft_protocol::boot::{self, BootConfig};
 use croft_protocol::limits;
 
@@ -22,8 +22,6 @@ const NTP_RETRY: Duration = Duration::from_secs(64);
 pub enum LinkError {
     #[error("link '{name}' has '{text}' where {what} is needed: correct boot.toml")]
     Text { name: String, text: String, what: &'static str },
-    #[error("link '{name}' asks for a {what}, which this release can't make: take it out of the settings")]
-    Unsupported { name: String, what: &'static str },
 }
 
 /// What `os/network` takes, from what the farmer wrote.
@@ -35,12 +33,11 @@ pub fn config(boot: &BootConfig) -> Result<NetworkConfig, LinkError> {
     Ok(NetworkConfig { links })
 }
 
-fn link(settings: &boot::LinkSettings) -> Result<LinkConfig, LinkError> {
-    for (what, asked) in [("VLAN", settings.vlan.is_some()), ("bond", settings.bond.is_some())] {
-        if asked {
-            return Err(LinkError::Unsupported { name: settings.name.clone(), what });
-        }
-    }
+/// One link's settings.
+///
+/// # Errors
+/// [`LinkError`] names link and text.
+pub fn link(settings: &boot::LinkSettings) -> Result<LinkConfig, LinkError> {
     let mac: Option<MacAddr> = if settings.name.contains(':') {
         let parsed = settings.name.parse().map_err(|_| LinkError::Text {
             name: settings.name.clone(),
@@ -60,6 +57,8 @@ fn link(settings: &boot::LinkSettings) -> Result<LinkConfig, LinkError> {
             boot::LinkMode::Off => LinkMode::Off,
         },
         dns: settings.dns.clone(),
+        vlan: settings.vlan,
+        bond: settings.bond.as_ref().map(bond),
         ..LinkConfig::default()
     };
     for text in &settings.addresses {
@@ -76,6 +75,14 @@ fn link(settings: &boot::LinkSettings) -> Result<LinkConfig, LinkError> {
         None => {}
     }
     Ok(config)
+}
+
+fn bond(settings: &boot::BondSettings) -> BondConfig {
+    let mode = match settings.mode {
+        boot::BondMode::ActiveBackup => BondMode::ActiveBackup,
+        boot::BondMode::Lacp => BondMode::Lacp,
+    };
+    BondConfig { members: settings.members.clone(), mode }
 }
 
 /// Keeps the clock right for as long as the node runs: by time servers, within what final headers allow.
@@ -159,13 +166,20 @@ mod tests {
     }
 
     #[test]
-    fn a_vlan_or_a_bond_is_refused_and_never_left_out_in_silence() {
-        let tagged = boot::LinkSettings { vlan: Some(7), ..settings("eth0", &["192.0.2.10/24"]) };
-        let error = link(&tagged).unwrap_err().to_string();
-        assert!(error.starts_with("link 'eth0' asks for a VLAN, which this release can't make"), "{error}");
+    fn a_vlan_on_a_bond_is_taken_as_written_and_checked() {
         let bond = Some(boot::BondSettings { members: vec!["eth1".into()], mode: boot::BondMode::Lacp });
-        let bonded = boot::LinkSettings { bond, ..settings("bond0", &["192.0.2.10/24"]) };
-        assert!(link(&bonded).unwrap_err().to_string().contains("a bond"));
+        let bonded = boot::LinkSettings { bond, vlan: Some(7), ..settings("bond0", &["192.0.2.10/24"]) };
+        let config = link(&bonded).unwrap();
+        assert_eq!(config.vlan, Some(7));
+        let made = config.bond.clone().unwrap();
+        assert_eq!((made.mode, made.members), (BondMode::Lacp, vec!["eth1".to_owned()]));
+        assert!(NetworkConfig { links: vec![config] }.validate().is_ok());
+        let far = boot::LinkSettings { vlan: Some(4095), ..settings("eth0", &["192.0.2.10/24"]) };
+        let config = NetworkConfig { links: vec![link(&far).unwrap()] };
+        assert_eq!(
+            config.validate().unwrap_err().to_string(),
+            "link eth0 has vlan = 4095: VLANs are numbered from 1 to 4094"
+        );
     }
 
     #[test]

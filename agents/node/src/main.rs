@@ -2,6 +2,7 @@
 //!
 //! [`sequence`] reads as the flow. The same binary is the helper that jails monitors; it never returns from that.
 
+mod attendant;
 mod capacity;
 mod contracts;
 mod coverage;
@@ -17,12 +18,14 @@ mod peers;
 mod reconcile;
 mod register;
 mod running;
+mod screen;
 mod sequence;
 mod spec;
 mod time;
 mod voice;
 mod volumes;
 mod witness;
+mod wipe;
 mod workload;
 
 use std::process::ExitCode;

@@ -17,6 +17,7 @@ use crate::contracts::Pulled;
 use crate::coverage::Coverage;
 use crate::ledger::chain_of;
 use crate::reconcile::{self, Action, Activity};
+use crate::screen;
 use crate::sequence::Alive;
 use crate::voice::{Heard, Say};
 use crate::workload::{Context, Task};
@@ -122,10 +123,17 @@ impl Running {
             Heard::Pulled(pulled) => self.pulled(pulled),
             Heard::Registered { session, height, reported_until_ms, standing } => {
                 tracing::info!(session, height, trust = %standing, "registered");
+                self.context.board.change(|status| {
+                    status.registration = screen::registered(session);
+                    status.trust = standing.to_string();
+                });
                 self.registered = true;
                 self.coverage.reported(reported_until_ms, &[]);
             }
-            Heard::NotRegistered { reason } => tracing::warn!(reason, "not registered yet"),
+            Heard::NotRegistered { reason } => {
+                self.context.board.change(|status| status.registration = screen::not_registered(&reason));
+                tracing::warn!(reason, "not registered yet");
+            }
             Heard::Reported { until_ms, contracts } => {
                 self.coverage.reported(until_ms, &contracts);
                 self.report_not_before = None;
@@ -223,6 +231,15 @@ impl Running {
         self.known_ids.send_replace(self.known.keys().copied().collect());
     }
 
+    /// For whoever stands before the machine.
+    fn show(&self, states: &BTreeMap<ContractId, (WorkloadState, String)>) {
+        let name =
+            |id| self.known.get(id).map_or_else(|| id.to_string(), |body| body.signed.terms.name.to_string());
+        let workloads =
+            states.iter().map(|(id, (state, detail))| screen::workload(&name(id), *state, detail)).collect();
+        self.context.board.change(|status| status.workloads = workloads);
+    }
+
     /// When what changed has settled enough to be reported; none while a report is on its way.
     fn settled_at(&self) -> Option<Instant> {
         let at = self.changed_at? + SETTLE;
@@ -244,6 +261,7 @@ impl Running {
             states.insert(*id, (WorkloadState::Refused, reason.clone()));
         }
         self.coverage.observe(now_ms, &states);
+        self.show(&states);
         if !self.registered {
             return;
         }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_hardware::{Inventory, Transport};
+use croft_hardware::{Health, Inventory, Transport};
 use croft_identity::NodeIdentity;
 use croft_init::log::Log;
 use croft_init::notify::{Message, Notifier};
@@ -23,12 +23,14 @@ use croft_network::{Network, NetworkStatus, WaitLimits};
 use croft_protocol::boot::BootConfig;
 use croft_protocol::record::HardwareSummary;
 use croft_protocol::{ContractBody, ContractId, Hash};
+use croft_screen::Status;
 use croft_storage::data::{self, Attached, Data, Medium, WhyMemory};
 use croft_storage::documents::Documents;
 use croft_storage::examine::Examined;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
+use crate::attendant::Attendant;
 use crate::capacity::{self, Found};
 use crate::images::ImageStore;
 use crate::ledger::{Ledger, chain_of};
@@ -37,6 +39,7 @@ use crate::networks::Networks;
 use crate::peers::{self, Desk};
 use crate::register::{self, Profile, Unregistered};
 use crate::running::Running;
+use crate::screen::{self, Board};
 use crate::spec::GuestFiles;
 use crate::time::Time;
 use crate::voice::{self, Heard};
@@ -106,26 +109,45 @@ impl Start<'_> {
     pub async fn run(mut self) -> Result<(), Fatal> {
         let alive = Alive { notifier: self.notifier.take() };
         alive.beat();
-        let boot = alive.through(boot_config()).await?;
+        let (board, orders) = Board::start(Status { version: release(), ..Status::default() });
+        let (boot, medium) = alive.through(boot_config()).await?;
         let time = Arc::new(Time::default());
+        board.change(|status| status.farm = boot.farm.name.to_string());
 
-        let network = self.network(&boot, &alive).await?;
+        let network = Arc::new(self.network(&boot, &alive, &board).await?);
         let keep = links::keep_time(time.clone(), boot.clock.ntp.clone(), network.subscribe());
         tokio::spawn(keep);
         let inventory = self.inventory();
-        let data = alive.through(self.disks(&inventory)).await?;
+        let (data, disks) = alive.through(self.disks(&inventory)).await?;
+        let attendant = Attendant::new(
+            network.clone(),
+            &boot,
+            medium,
+            data_disk(&data),
+            (&disks, &inventory.health),
+            board.clone(),
+        )?;
+        tokio::spawn(attendant.serve(orders));
         let Identified { identity, witness, .. } = alive.through(self.identity(&data)).await?;
+        let name = register::name(&boot, &identity.id());
+        board.change(|status| {
+            status.name = name.to_string();
+            status.id = identity.id().to_string();
+            status.fingerprint = identity.id().short();
+            status.trust = format!("{:?}", identity.trust()).to_ascii_lowercase();
+        });
         let documents = Documents::open(&data.folder("contracts"))?;
         let known = kept_contracts(&documents, &boot, &identity);
 
         let folder = data.folder("contracts");
         let ledger = Arc::new(Ledger::open(&boot.grid, identity.key().clone(), time.clone(), folder)?);
+        tokio::spawn(show_ledger(ledger.clone(), boot.grid.name.to_string(), board.clone()));
         let in_reach = alive.through(self.ledger(&ledger, &boot, &time, known.len())).await;
 
         let machines = Machines::open(is_emulated()).await;
         let (addresses, addresses_seen) = watch::channel(reachable(&boot, &network.status()));
         let profile = Profile {
-            name: register::name(&boot, &identity.id()),
+            name,
             sealing_key: identity.sealing().public(),
             capacity: capacity::sellable(found(&inventory, &data, &machines)),
             hardware: summary(&inventory),
@@ -145,7 +167,7 @@ impl Start<'_> {
         let (say, say_receiver) = mpsc::channel(16);
         tokio::spawn(voice::speak(unregistered, addresses_seen, say_receiver, heard_sender.clone()));
         let patience = if in_reach { REGISTER_WAIT } else { Duration::from_secs(1) };
-        let registered = alive.through(self.register(&mut heard, patience)).await;
+        let registered = alive.through(self.register(&mut heard, patience, &board)).await;
 
         let stage = Stage::Reconcile.begin(self.log);
         let desk = Desk::default();
@@ -173,6 +195,7 @@ impl Start<'_> {
             dns: dns_seen,
             mtu_bytes: MTU_BYTES,
             news: tokio::sync::Notify::new(),
+            board,
         });
         let _ = std::fs::create_dir_all(&context.log_dir);
         let (known_sender, known_seen) = watch::channel(BTreeSet::new());
@@ -185,9 +208,10 @@ impl Start<'_> {
         Ok(())
     }
 
-    async fn network(&self, boot: &BootConfig, alive: &Alive) -> Result<Network, Fatal> {
+    async fn network(&self, boot: &BootConfig, alive: &Alive, board: &Board) -> Result<Network, Fatal> {
         let stage = Stage::Network.begin(self.log);
         let network = Network::start(links::config(boot)?).await?;
+        tokio::spawn(show_links(network.subscribe(), board.clone()));
         match alive.through(network.wait_uplink(WaitLimits::default())).await {
             Ok(uplink) => {
                 let address = uplink.address().map_or_else(String::new, |a| a.to_string());
@@ -203,7 +227,15 @@ impl Start<'_> {
 
     fn inventory(&self) -> Inventory {
         let stage = Stage::Inventory.begin(self.log);
-        let inventory = Inventory::read(Path::new("/"));
+        let mut inventory = Inventory::read(Path::new("/"));
+        tokio::task::block_in_place(|| inventory.ask_disks(Path::new("/dev")));
+        for (disk, health) in &inventory.health {
+            match health {
+                Health::Failing { .. } => tracing::error!("disk {disk}: {health}"),
+                Health::Worn { .. } => tracing::warn!("disk {disk}: {health}"),
+                Health::Good | Health::Unknown { .. } => tracing::info!("disk {disk}: {health}"),
+            }
+        }
         for finding in &inventory.findings {
             tracing::debug!(finding, "inventory");
         }
@@ -218,7 +250,7 @@ impl Start<'_> {
         inventory
     }
 
-    async fn disks(&self, inventory: &Inventory) -> Result<Data, Fatal> {
+    async fn disks(&self, inventory: &Inventory) -> Result<(Data, Vec<Examined>), Fatal> {
         let stage = Stage::Disks.begin(self.log);
         let disks = inventory.disks.clone();
         let options = data::Options::node(inventory.memory.total_bytes);
@@ -248,7 +280,7 @@ impl Start<'_> {
                 );
             }
         }
-        Ok(data)
+        Ok((data, disks))
     }
 
     async fn identity(&self, data: &Data) -> Result<Identified, Fatal> {
@@ -266,6 +298,8 @@ impl Start<'_> {
                 let Identified { identity, place, .. } = &identified;
                 let new = if identity.is_new() { ", a new one" } else { "" };
                 stage.ok(&format!("node {}{new}, {place}", identity.id().short()));
+                // Whole, for whoever copies it from the serial line.
+                tracing::info!("node id {}", identity.id());
                 Ok(identified)
             }
             Err(error) => {
@@ -311,7 +345,12 @@ impl Start<'_> {
         }
     }
 
-    async fn register(&self, heard: &mut mpsc::Receiver<Heard>, patience: Duration) -> Option<u64> {
+    async fn register(
+        &self,
+        heard: &mut mpsc::Receiver<Heard>,
+        patience: Duration,
+        board: &Board,
+    ) -> Option<u64> {
         let stage = Stage::Register.begin(self.log);
         let wait = async {
             while let Some(what) = heard.recv().await {
@@ -319,7 +358,10 @@ impl Start<'_> {
                     Heard::Registered { session, height, reported_until_ms, standing } => {
                         return Some((session, height, reported_until_ms, standing));
                     }
-                    Heard::NotRegistered { reason } => stage.waiting(&reason),
+                    Heard::NotRegistered { reason } => {
+                        board.change(|status| status.registration = screen::not_registered(&reason));
+                        stage.waiting(&reason);
+                    }
                     _ => {}
                 }
             }
@@ -328,6 +370,10 @@ impl Start<'_> {
         let heard = timeout(patience, wait).await.ok().flatten();
         if let Some((session, height, reported_until_ms, standing)) = heard {
             stage.ok(&format!("session {session} at height {height}, {standing}"));
+            board.change(|status| {
+                status.registration = screen::registered(session);
+                status.trust = standing.to_string();
+            });
             return Some(reported_until_ms);
         }
         stage.failed_because("not registered yet: it is tried again while known contracts run");
@@ -379,14 +425,22 @@ fn verdicts(disks: &[Examined]) -> String {
     disks.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// What the image itself carries; else what the medium beside it does.
-async fn boot_config() -> Result<BootConfig, Fatal> {
+fn data_disk(data: &Data) -> Option<String> {
+    match &data.medium {
+        Medium::Disk { name, .. } => Some(name.clone()),
+        Medium::Memory { .. } => None,
+    }
+}
+
+/// What the image itself carries; else what the medium beside it does, with the name of its disk.
+async fn boot_config() -> Result<(BootConfig, Option<String>), Fatal> {
     match std::fs::read_to_string(BOOT_FILE) {
-        Ok(text) => Ok(BootConfig::parse(&text)?),
+        Ok(text) => Ok((BootConfig::parse(&text)?, None)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let (disk, addition) = medium::find(&medium::Roots::default()).await?;
             tracing::info!(disk = %disk.display(), farm = %addition.get().farm, "the farm's addition is valid");
-            Ok(addition.boot_config())
+            let name = disk.file_name().map(|name| name.to_string_lossy().into_owned());
+            Ok((addition.boot_config(), name))
         }
         Err(error) => Err(Fatal::NoBootConfig(error)),
     }
@@ -458,9 +512,31 @@ fn reachable(boot: &BootConfig, status: &NetworkStatus) -> Vec<String> {
         .unwrap_or_default()
 }
 
+/// Keeps the monitor's word on the links true.
+async fn show_links(mut changes: watch::Receiver<NetworkStatus>, board: Board) {
+    loop {
+        let links = screen::links(&changes.borrow_and_update());
+        board.change(|status| status.links = links);
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the monitor's word on the ledger true.
+async fn show_ledger(ledger: Arc<Ledger>, grid: String, board: Board) {
+    let mut looks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        looks.tick().await;
+        if let Some(newest) = ledger.verified().newest() {
+            board.change(|status| status.ledger = screen::ledger(&grid, newest.header.height));
+        }
+    }
+}
+
 /// Keeps what others are told of the links true. Holds the network, which ends with it.
 async fn follow_links(
-    network: Network,
+    network: Arc<Network>,
     boot: BootConfig,
     addresses: watch::Sender<Vec<String>>,
     dns: watch::Sender<Vec<IpAddr>>,

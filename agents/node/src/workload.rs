@@ -31,6 +31,7 @@ use crate::ledger::{BackOff, Ledger, chain_of};
 use crate::machines::{Machine, Machines};
 use crate::networks::{self, Networks};
 use crate::peers::{Desk, Entry};
+use crate::screen::Board;
 use crate::spec::{self, GuestFiles, Place, Surroundings, WorkloadError};
 use crate::time::Time;
 use crate::volumes::Volumes;
@@ -60,6 +61,8 @@ pub struct Context {
     pub mtu_bytes: u32,
     /// Wakes the main loop when a task's state changes.
     pub news: Notify,
+    /// What the monitor shows.
+    pub board: Board,
 }
 
 /// Which contract needs which images.

@@ -33,6 +33,8 @@ pub fn restart(reason: &str) -> ! {
         reboot();
     }
     let log = Kmsg::open();
+    // The picture ends; the reason is to be read where it was.
+    crate::screen::give_back();
     log.line(Level::Critical, &format!("croft: {reason}"));
     let everyone = Pid::from_raw(-1);
     if kill(everyone, Signal::SIGTERM).is_ok() {

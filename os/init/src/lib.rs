@@ -9,6 +9,8 @@
 //!            \______________ failure: `emergency` stops everything, counts down and reboots _____/
 //! ```
 //!
+//! The same program with `--screen` is the [`screen`], a process of its own.
+//!
 //! For others: [`stage`] logs the boot in one format, [`notify`] is the line between node and init, [`log`] writes
 //! records to the kernel log.
 
@@ -25,6 +27,7 @@ pub mod output;
 pub mod power_button;
 pub mod root;
 pub mod run;
+pub mod screen;
 pub mod stage;
 pub mod supervisor;
 pub mod sysctl;

@@ -9,6 +9,7 @@ use crate::notify::{self, Listener, NOTIFY_ENV, Received};
 use crate::output::{self, Output};
 use crate::power_button;
 use crate::run::Machine;
+use crate::screen;
 use crate::supervisor::{End, Ending, Input, Signal, Time};
 use crate::watchdog::Watchdog;
 use nix::sys::signal::{SigSet, Signal as UnixSignal, kill};
@@ -71,11 +72,12 @@ pub struct Linux {
     /// Set by `signal_everyone`: report when nothing is left.
     report_empty: bool,
     node: PathBuf,
+    screen: screen::Keeper,
 }
 
 impl Linux {
     /// Blocks the signals that PID 1 handles. To be called before any thread is started, so that all inherit it.
-    pub fn new(node: &Path) -> Result<Self, LinuxError> {
+    pub fn new(node: &Path, screen: screen::Keeper) -> Result<Self, LinuxError> {
         let mut mask = SigSet::empty();
         for signal in [
             UnixSignal::SIGCHLD,
@@ -105,6 +107,7 @@ impl Linux {
             wake: Arc::new(wake),
             report_empty: false,
             node: node.into(),
+            screen,
         })
     }
 
@@ -149,7 +152,10 @@ impl Linux {
                         Some(signal) => End::Killed(signal),
                         None => End::Exited(status.exit_status().unwrap_or(-1)),
                     };
-                    inputs.push(Input::Ended { pid: pid.as_raw_nonzero().get(), end });
+                    let pid = pid.as_raw_nonzero().get();
+                    if !self.screen.ended(self.now(), pid, end, &self.log) {
+                        inputs.push(Input::Ended { pid, end });
+                    }
                 }
                 Ok(None) => return,
                 Err(Errno::INTR) => {}
@@ -266,7 +272,8 @@ impl Machine for Linux {
         if !inputs.is_empty() {
             return inputs;
         }
-        self.poll(until);
+        self.poll(self.screen.deadline().map_or(until, |screen| screen.min(until)));
+        self.screen.advance(self.now(), &self.log);
         let mut count = [0_u8; 8];
         let _ = rustix::io::read(&*self.wake, &mut count[..]);
         self.read_signals(&mut inputs);
@@ -339,6 +346,7 @@ impl Machine for Linux {
 
     fn signal_everyone(&mut self, signal: Signal) {
         self.report_empty = true;
+        self.screen.give_up();
         if kill(Pid::from_raw(-1), unix(signal)).is_err() {
             // Nobody to signal: `wait` finds out.
             let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
@@ -369,6 +377,7 @@ impl Machine for Linux {
     }
 
     fn finish(&mut self, ending: Ending) {
+        screen::give_back();
         let command = match ending {
             Ending::Reboot => RebootCommand::Restart,
             Ending::Poweroff => {

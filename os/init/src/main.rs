@@ -11,7 +11,7 @@ use croft_init::root::{self, FirstRoot};
 use croft_init::run::run;
 use croft_init::stage::{Running, Stage};
 use croft_init::supervisor::{Policy, Supervisor};
-use croft_init::{clock, devices, entropy, sysctl};
+use croft_init::{clock, devices, entropy, screen, sysctl};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -24,6 +24,9 @@ const MOVED: &str = "--root-moved";
 const EARLY: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(screen::FLAG) {
+        return screen::main();
+    }
     if std::process::id() != 1 {
         eprintln!(
             "init: this is PID 1 of a Croft node; started by hand it would have to do harm, so it does nothing"
@@ -63,6 +66,8 @@ fn boot(arguments: &[String]) -> Result<(), String> {
     };
     let running = Stage::Mounts.begin_at(&log, started.checked_sub(before).unwrap_or(started));
     mount_all(running, &log, &root).map_err(|error| chain(&error))?;
+    // From here on a monitor shows more than lines; nobody waits for it.
+    let screen = screen::Keeper::start(&log);
 
     let running = Stage::Clock.begin(&log);
     match clock::set() {
@@ -77,7 +82,7 @@ fn boot(arguments: &[String]) -> Result<(), String> {
     let running = Stage::Devices.begin(&log);
     running.ok(&devices::settle().describe());
 
-    let mut machine = Linux::new(Path::new(NODE)).map_err(|error| chain(&error))?;
+    let mut machine = Linux::new(Path::new(NODE), screen).map_err(|error| chain(&error))?;
     machine.take_over();
     run(Supervisor::new(Policy::default()), &mut machine);
     Err("the supervisor came to an end without ending the machine".into())

@@ -27,6 +27,8 @@ pub enum LinkMode {
     Static,
     /// Left down.
     Off,
+    /// Up, without addresses: VLANs stand on it, or it is a part of a bond. Never written by a person.
+    Carrier,
 }
 
 impl fmt::Display for LinkMode {
@@ -35,6 +37,7 @@ impl fmt::Display for LinkMode {
             Self::Dhcp => "dhcp",
             Self::Static => "static",
             Self::Off => "off",
+            Self::Carrier => "carrier",
         })
     }
 }
@@ -59,6 +62,32 @@ pub struct LinkConfig {
     /// Resolvers; asked before those that DHCP names.
     #[serde(default)]
     pub dns: Vec<IpAddr>,
+    /// The addresses are on this VLAN (IEEE 802.1Q, 1 to 4094) of the link, not on the link itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// The link is made of others, and has the entry's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bond: Option<BondConfig>,
+}
+
+/// Several links that act as one (Documentation/networking/bonding.rst).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BondConfig {
+    /// Names or MAC addresses.
+    pub members: Vec<String>,
+    #[serde(default)]
+    pub mode: BondMode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BondMode {
+    /// One carries everything, another takes over. Needs nothing of the switch.
+    #[default]
+    ActiveBackup,
+    /// IEEE 802.3ad; the switch must be set up for it.
+    Lacp,
 }
 
 /// All links. A link that is not named here uses DHCP and router advertisements.
@@ -101,6 +130,18 @@ pub enum ConfigError {
     GatewayIsSelf { link: String, gateway: IpAddr },
     #[error("resolver {server} of link {link} is not the address of a machine")]
     BadResolver { link: String, server: IpAddr },
+    #[error("link {link} can't be set to mode = \"carrier\": use dhcp, static or off")]
+    CarrierMode { link: String },
+    #[error("link {link} has vlan = {vlan}: VLANs are numbered from 1 to 4094")]
+    BadVlan { link: String, vlan: u16 },
+    #[error("bond {link} needs a name of its own, such as bond0: write name instead of mac")]
+    BondByMac { link: String },
+    #[error("bond {link} has no members: add members = [\"eth0\", \"eth1\"]")]
+    NoMembers { link: String },
+    #[error("member {member:?} of bond {link} is neither the name of a link nor a MAC address")]
+    BadMember { link: String, member: String },
+    #[error("link {member} can be in one bond only, and have no entry of its own: correct bond {link}")]
+    MemberTwice { link: String, member: String },
     #[error("boot.toml lists {count} {what}, at most {LIST_LEN_MAX} are possible")]
     TooMany { what: &'static str, count: usize },
 }
@@ -119,6 +160,42 @@ impl LinkConfig {
         self.name.as_deref() == Some(name) || self.mac == Some(mac)
     }
 
+    /// What no other entry may have as well: VLANs of one link are several.
+    fn key(&self) -> String {
+        match self.vlan {
+            Some(vlan) => format!("{} (VLAN {vlan})", self.label()),
+            None => self.label(),
+        }
+    }
+
+    fn check_parts(&self) -> Result<(), ConfigError> {
+        let link = self.label();
+        if self.mode == LinkMode::Carrier {
+            return Err(ConfigError::CarrierMode { link });
+        }
+        if let Some(vlan) = self.vlan.filter(|vlan| !(1..=4094).contains(vlan)) {
+            return Err(ConfigError::BadVlan { link, vlan });
+        }
+        let Some(bond) = &self.bond else { return Ok(()) };
+        if self.name.is_none() {
+            return Err(ConfigError::BondByMac { link });
+        }
+        if bond.members.is_empty() {
+            return Err(ConfigError::NoMembers { link });
+        }
+        if bond.members.len() > LIST_LEN_MAX {
+            return Err(ConfigError::TooMany { what: "members of a bond", count: bond.members.len() });
+        }
+        let good = |member: &&String| {
+            let mac = member.parse::<MacAddr>().is_ok_and(|mac| !mac.is_unusable());
+            !mac && !is_link_name(member) || **member == link
+        };
+        match bond.members.iter().find(good) {
+            Some(member) => Err(ConfigError::BadMember { link, member: member.chars().take(40).collect() }),
+            None => Ok(()),
+        }
+    }
+
     fn check(&self, place: usize) -> Result<(), ConfigError> {
         let link = self.label();
         match (&self.name, &self.mac) {
@@ -130,6 +207,7 @@ impl LinkConfig {
             (None, Some(mac)) if mac.is_unusable() => return Err(ConfigError::GroupMac { mac: *mac }),
             _ => {}
         }
+        self.check_parts()?;
         for (what, count) in [("addresses", self.addresses.len()), ("resolvers", self.dns.len())] {
             if count > LIST_LEN_MAX {
                 return Err(ConfigError::TooMany { what, count });
@@ -139,7 +217,7 @@ impl LinkConfig {
             !self.addresses.is_empty() || self.gateway.is_some() || self.gateway6.is_some();
         match self.mode {
             LinkMode::Static if self.addresses.is_empty() => return Err(ConfigError::NoAddresses { link }),
-            LinkMode::Dhcp | LinkMode::Off if has_static_parts => {
+            LinkMode::Dhcp | LinkMode::Off | LinkMode::Carrier if has_static_parts => {
                 return Err(ConfigError::UnusedAddresses { link, mode: self.mode });
             }
             _ => {}
@@ -187,12 +265,26 @@ impl NetworkConfig {
         let mut addresses = BTreeSet::new();
         for (place, link) in self.links.iter().enumerate() {
             link.check(place + 1)?;
-            if !links.insert(link.label()) {
-                return Err(ConfigError::Repeated { link: link.label() });
+            if !links.insert(link.key()) {
+                return Err(ConfigError::Repeated { link: link.key() });
             }
             for net in &link.addresses {
                 if !addresses.insert(net.addr()) {
                     return Err(ConfigError::RepeatedAddress { link: link.label(), address: net.addr() });
+                }
+            }
+        }
+        self.check_members()
+    }
+
+    /// A member belongs to its bond alone. The bond's own VLANs are entries with the bond's name.
+    fn check_members(&self) -> Result<(), ConfigError> {
+        let mut members = BTreeSet::new();
+        for (link, bond) in self.links.iter().filter_map(|link| Some((link, link.bond.as_ref()?))) {
+            for member in &bond.members {
+                let has_entry = self.links.iter().any(|other| other.label().eq_ignore_ascii_case(member));
+                if !members.insert(member.to_ascii_lowercase()) || has_entry {
+                    return Err(ConfigError::MemberTwice { link: link.label(), member: member.clone() });
                 }
             }
         }
@@ -334,6 +426,38 @@ mod tests {
         assert!(refusal(&text("192.0.2.10", "192.0.2.10/24")).contains("own address"));
         assert!(refusal(&text("192.0.2.1", "2001:db8::1/64")).contains("no address of that family"));
         parse(&text("172.31.1.1", "192.0.2.10/32")).unwrap();
+    }
+
+    #[test]
+    fn vlans_and_bonds_are_read_as_written() {
+        let config = parse(
+            "[[links]]\nname = \"bond0\"\nvlan = 7\nbond = { members = [\"eth0\", \"52:54:00:12:34:56\"], mode = \"lacp\" }\n\
+             [[links]]\nname = \"bond0\"\nvlan = 8",
+        )
+        .unwrap();
+        let bond = config.links[0].bond.as_ref().unwrap();
+        assert_eq!((bond.mode, bond.members.len(), config.links[1].vlan), (BondMode::Lacp, 2, Some(8)));
+    }
+
+    #[test]
+    fn impossible_vlans_and_bonds_are_refused_by_name() {
+        let entry = |rest: &str| refusal(&format!("[[links]]\nname = \"bond0\"\n{rest}"));
+        assert_eq!(entry("vlan = 4095"), "link bond0 has vlan = 4095: VLANs are numbered from 1 to 4094");
+        assert!(entry("vlan = 0").contains("from 1 to 4094"));
+        assert!(entry("bond = { members = [] }").contains("has no members"));
+        assert!(entry("bond = { members = [\"a b\"] }").contains("member \"a b\" of bond bond0"));
+        assert!(entry("bond = { members = [\"bond0\"] }").contains("member \"bond0\" of bond bond0"));
+        assert!(
+            entry("bond = { members = [\"eth0\", \"eth0\"] }").contains("link eth0 can be in one bond only")
+        );
+        assert!(entry("mode = \"carrier\"").contains("use dhcp, static or off"));
+        assert!(
+            entry("vlan = 7\n[[links]]\nname = \"bond0\"\nvlan = 7").contains("bond0 (VLAN 7) stands twice")
+        );
+        let own = "bond = { members = [\"eth0\"] }\n[[links]]\nname = \"eth0\"";
+        assert!(entry(own).contains("have no entry of its own"), "{}", entry(own));
+        let by_mac = "[[links]]\nmac = \"52:54:00:12:34:56\"\nbond = { members = [\"eth0\"] }";
+        assert!(refusal(by_mac).contains("needs a name of its own"));
     }
 
     #[test]

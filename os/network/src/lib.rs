@@ -8,6 +8,7 @@
 //! its lease.
 
 pub mod clock;
+mod compound;
 pub mod config;
 mod dhcp;
 pub mod dns;
@@ -25,7 +26,7 @@ mod sysctl;
 mod tap;
 pub mod workload;
 
-pub use config::{LinkConfig, LinkMode, NetworkConfig};
+pub use config::{BondConfig, BondMode, LinkConfig, LinkMode, NetworkConfig};
 pub use dns::resolve;
 pub use mac::MacAddr;
 pub use network::{Network, StartError, WaitLimits};

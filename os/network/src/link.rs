@@ -182,7 +182,9 @@ impl LinkTask {
             progress.dirty = true;
             self.carrier_changed(progress, facts.carrier);
         }
-        if self.config.mode == LinkMode::Dhcp {
+        if self.config.mode == LinkMode::Carrier {
+            // Nothing stands on the link itself.
+        } else if self.config.mode == LinkMode::Dhcp {
             self.advance_dhcp(progress)?;
         } else if progress.desired.addresses.is_empty() {
             let metric =
@@ -203,7 +205,9 @@ impl LinkTask {
         let has_static_v6 = self.config.addresses.iter().any(|net| net.addr().is_ipv6());
         // 2: also where forwarding is on, which a node needs for its workloads.
         let accept = if has_static_v6 { "0" } else { "2" };
-        sysctl::set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        // Where others stand on a link, routers on it speak to them, not to us.
+        let no_v6 = if self.config.mode == LinkMode::Carrier { "1" } else { "0" };
+        sysctl::set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), no_v6)?;
         sysctl::set_if_present(&format!("ipv6/conf/{name}/accept_ra"), accept)?;
         sysctl::set_if_present(&format!("ipv6/conf/{name}/autoconf"), if has_static_v6 { "0" } else { "1" })?;
         // A dead link's routes step aside for the next link's.
@@ -335,7 +339,7 @@ impl LinkTask {
             LinkMode::Off => LinkState::Off,
             _ if !progress.carrier => LinkState::NoCarrier,
             LinkMode::Dhcp if lease.is_none() => LinkState::WaitingForDhcp,
-            LinkMode::Dhcp | LinkMode::Static => LinkState::Ready,
+            LinkMode::Dhcp | LinkMode::Static | LinkMode::Carrier => LinkState::Ready,
         };
         let source =
             if self.config.mode == LinkMode::Static { AddressSource::Static } else { AddressSource::Dhcp };

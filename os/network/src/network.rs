@@ -16,11 +16,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::compound::{self, Step};
 use crate::config::{ConfigError, LinkConfig, LinkMode, NetworkConfig};
 use crate::link::{Facts, LinkTask, Report, chain};
 use crate::mac::MacAddr;
 use crate::rtnl::{Address, Link, NetlinkError, Route, Rtnl};
-use crate::status::{AddressSource, AddressStatus, LinkStatus, NetworkStatus, NoUplink};
+use crate::status::{AddressSource, AddressStatus, FailedLink, LinkStatus, NetworkStatus, NoUplink};
 use crate::sysctl;
 use crate::workload::LINK_PREFIX;
 
@@ -28,6 +29,9 @@ use crate::workload::LINK_PREFIX;
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes come in bursts: one look for all of them.
 const BURST: Duration = Duration::from_millis(20);
+
+/// Bond, members, VLAN, and what they replace.
+const COMPOSE_ROUNDS: u32 = 5;
 
 /// How long to wait for an uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Network {
     status: watch::Receiver<NetworkStatus>,
+    config: watch::Sender<NetworkConfig>,
     started: Instant,
     task: JoinHandle<()>,
 }
@@ -66,8 +71,11 @@ impl Network {
         config.validate()?;
         let rtnl = Rtnl::open()?;
         let (sender, status) = watch::channel(NetworkStatus::default());
+        let (config_sender, config) = watch::channel(config);
         let mut monitor = Monitor {
             config,
+            failed: Vec::new(),
+            pause: None,
             rtnl,
             managed: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -86,7 +94,14 @@ impl Network {
         }
         monitor.look().await?;
         let task = tokio::spawn(monitor.run());
-        Ok(Self { status, started: Instant::now(), task })
+        Ok(Self { status, config: config_sender, started: Instant::now(), task })
+    }
+
+    /// From now on, this. Links whose settings are the same are left alone.
+    pub fn configure(&self, config: NetworkConfig) -> Result<(), ConfigError> {
+        config.validate()?;
+        self.config.send_replace(config);
+        Ok(())
     }
 
     pub fn status(&self) -> NetworkStatus {
@@ -131,14 +146,17 @@ impl Drop for Network {
 struct Managed {
     name: String,
     mac: MacAddr,
-    mode: LinkMode,
+    config: LinkConfig,
     facts: watch::Sender<Facts>,
     report: watch::Receiver<Report>,
     task: AbortHandle,
 }
 
 struct Monitor {
-    config: NetworkConfig,
+    config: watch::Receiver<NetworkConfig>,
+    failed: Vec<FailedLink>,
+    /// What failed for these settings, and when it may be tried again: an attempt takes links down for a moment.
+    pause: Option<(NetworkConfig, Instant)>,
     rtnl: Rtnl,
     /// By the kernel's index.
     managed: BTreeMap<u32, Managed>,
@@ -166,6 +184,13 @@ impl Monitor {
                 let more = tokio::select! {
                     change = changes.next() => change.is_some(),
                     () = self.wake.notified() => true,
+                    changed = self.config.changed() => {
+                        if changed.is_err() {
+                            // The network is being dropped.
+                            return;
+                        }
+                        true
+                    }
                     () = sleep(LOOK_INTERVAL) => true,
                 };
                 if !more {
@@ -180,7 +205,8 @@ impl Monitor {
 
     /// Reads links, addresses and routes; starts and ends tasks; tells the status.
     async fn look(&mut self) -> Result<(), NetlinkError> {
-        let links = self.rtnl.links().await?;
+        let config = self.config.borrow_and_update().clone();
+        let links = self.compose(&config).await?;
         if let Some(lo) = links.iter().find(|link| link.loopback && !link.up) {
             self.rtnl.set_up(lo.index, true).await?;
         }
@@ -188,11 +214,14 @@ impl Monitor {
         while self.tasks.try_join_next().is_some() {}
         self.managed.retain(|_, managed| !managed.task.is_finished());
 
-        let ours: Vec<(&Link, MacAddr)> =
-            links.iter().filter_map(|link| Some((link, self.is_ours(link)?))).collect();
+        let ours: Vec<(&Link, MacAddr, LinkConfig)> =
+            links.iter().filter_map(|link| ours(&config, &links, link)).collect();
         self.managed.retain(|index, managed| {
-            let same = |(link, mac): &(&Link, MacAddr)| {
-                link.index == *index && link.name == managed.name && *mac == managed.mac
+            let same = |(link, mac, config): &(&Link, MacAddr, LinkConfig)| {
+                link.index == *index
+                    && link.name == managed.name
+                    && *mac == managed.mac
+                    && *config == managed.config
             };
             let stays = ours.iter().any(same);
             if !stays {
@@ -200,20 +229,21 @@ impl Monitor {
             }
             stays
         });
-        for (link, mac) in &ours {
+        for (link, mac, config) in &ours {
             let facts = Facts { up: link.up, carrier: link.up && link.carrier, mtu_bytes: link.mtu_bytes };
             match self.managed.get(&link.index) {
                 Some(managed) => {
                     managed.facts.send_if_modified(|old| std::mem::replace(old, facts) != facts);
                 }
-                None => self.manage(link, *mac, facts),
+                None => self.manage(link, *mac, config.clone(), facts),
             }
         }
         let addresses = self.rtnl.addresses().await?;
         let routes = self.rtnl.routes().await?;
         let links: Vec<(&Link, &Managed)> =
-            ours.iter().filter_map(|(link, _)| Some((*link, self.managed.get(&link.index)?))).collect();
-        let status = describe(&self.config, &links, &addresses, &routes);
+            ours.iter().filter_map(|(link, ..)| Some((*link, self.managed.get(&link.index)?))).collect();
+        let status =
+            NetworkStatus { failed: self.failed.clone(), ..describe(&config, &links, &addresses, &routes) };
         self.status.send_if_modified(|old| {
             let changed = *old != status;
             *old = status;
@@ -222,23 +252,68 @@ impl Monitor {
         Ok(())
     }
 
-    /// A network card, or what the configuration names. Workloads' links never.
-    fn is_ours(&self, link: &Link) -> Option<MacAddr> {
-        let mac = link.mac.filter(|mac| !mac.is_unusable())?;
-        let named = self.config.link(&link.name, mac).is_some();
-        let ours = !link.loopback
-            && link.ethernet
-            && !link.name.starts_with(LINK_PREFIX)
-            && (named || link.is_physical());
-        ours.then_some(mac)
+    /// Makes bonds and VLANs, and removes those that are not wanted any more. The links as they are then.
+    async fn compose(&mut self, config: &NetworkConfig) -> Result<Vec<Link>, NetlinkError> {
+        if self.pause.as_ref().is_some_and(|(of, until)| of == config && Instant::now() < *until) {
+            return self.rtnl.links().await;
+        }
+        let mut failed: Vec<FailedLink> = Vec::new();
+        let mut pause = None;
+        let mut tried: Vec<Step> = Vec::new();
+        // Each round can make what the next one stands on: bond, members, VLAN.
+        for _ in 0..COMPOSE_ROUNDS {
+            let links = self.rtnl.links().await?;
+            let (mut steps, troubles) = compound::steps(config, &links);
+            steps.retain(|step| !tried.contains(step));
+            if steps.is_empty() {
+                failed.extend(troubles.into_iter().map(|(link, cause)| FailedLink { link, cause }));
+                break;
+            }
+            for step in steps {
+                if let Err(error) = self.take(&step).await {
+                    pause = Some((config.clone(), Instant::now() + LOOK_INTERVAL));
+                    let link = step.link().unwrap_or("a link that is not wanted any more");
+                    failed.push(FailedLink { link: link.to_owned(), cause: chain(&error) });
+                }
+                tried.push(step);
+            }
+        }
+        for failure in failed.iter().filter(|failure| !self.failed.contains(failure)) {
+            tracing::warn!(
+                link = failure.link,
+                cause = failure.cause,
+                "VLAN or bond failed, tried again soon"
+            );
+        }
+        self.failed = failed;
+        self.pause = pause;
+        self.rtnl.links().await
     }
 
-    fn manage(&mut self, link: &Link, mac: MacAddr, facts: Facts) {
-        let config = self
-            .config
-            .link(&link.name, mac)
-            .cloned()
-            .unwrap_or_else(|| LinkConfig { name: Some(link.name.clone()), ..LinkConfig::default() });
+    async fn take(&mut self, step: &Step) -> Result<(), NetlinkError> {
+        let made = match step {
+            Step::Remove { index } => return self.rtnl.delete_link(*index).await,
+            Step::MakeBond { name, mode } => {
+                self.rtnl.add_bond(name, *mode).await?;
+                name
+            }
+            Step::Join { member, bond, .. } => {
+                // Its task would bring it up again meanwhile.
+                if let Some(managed) = self.managed.remove(member) {
+                    managed.task.abort();
+                }
+                return self.rtnl.join_bond(*member, *bond).await;
+            }
+            Step::MakeVlan { name, parent, vlan } => {
+                self.rtnl.add_vlan(name, *parent, *vlan).await?;
+                name
+            }
+        };
+        let link = self.rtnl.link(made).await?;
+        self.rtnl.set_alias(link.index, compound::ALIAS).await
+    }
+
+    fn manage(&mut self, link: &Link, mac: MacAddr, config: LinkConfig, facts: Facts) {
         let mode = config.mode;
         let (facts_sender, facts) = watch::channel(facts);
         let (report_sender, report) = watch::channel(Report::new(mode));
@@ -246,7 +321,7 @@ impl Monitor {
             index: link.index,
             name: link.name.clone(),
             mac,
-            config,
+            config: config.clone(),
             hostname: self.hostname.clone(),
             rtnl: self.rtnl.clone(),
             facts,
@@ -256,9 +331,21 @@ impl Monitor {
         };
         tracing::info!(link = link.name, %mac, %mode, "link found");
         let task = self.tasks.spawn(task.run());
-        let managed = Managed { name: link.name.clone(), mac, mode, facts: facts_sender, report, task };
+        let managed = Managed { name: link.name.clone(), mac, config, facts: facts_sender, report, task };
         self.managed.insert(link.index, managed);
     }
+}
+
+/// A network card, or what the configuration names, with its settings. Workloads' links never.
+fn ours<'a>(
+    config: &NetworkConfig,
+    links: &[Link],
+    link: &'a Link,
+) -> Option<(&'a Link, MacAddr, LinkConfig)> {
+    let mac = link.mac.filter(|mac| !mac.is_unusable())?;
+    let possible = !link.loopback && link.ethernet && !link.name.starts_with(LINK_PREFIX);
+    let role = possible.then(|| compound::role(config, links, link)).flatten()?;
+    Some((link, mac, role))
 }
 
 /// The status from what the kernel has and what the tasks say.
@@ -271,14 +358,14 @@ fn describe(
     let statuses: Vec<LinkStatus> = links
         .iter()
         .map(|(link, managed)| {
-            describe_link(link, managed.mode, managed.mac, &managed.report.borrow(), addresses, routes)
+            describe_link(link, managed.config.mode, managed.mac, &managed.report.borrow(), addresses, routes)
         })
         .collect();
     let uplink = choose_uplink(&statuses, routes);
     let present =
         |entry: &&LinkConfig| !statuses.iter().any(|status| entry.matches(&status.name, status.mac));
     let missing = config.links.iter().filter(present).map(LinkConfig::label).collect();
-    NetworkStatus { links: statuses, uplink, missing }
+    NetworkStatus { links: statuses, uplink, missing, failed: Vec::new() }
 }
 
 /// The link whose default route the kernel prefers, among those that carry packets. IPv4 decides where both are there.
@@ -364,12 +451,15 @@ mod tests {
             index,
             name: format!("eth{index}"),
             mac: Some(MacAddr([2, 0, 0, 0, 0, index as u8])),
+            permanent_mac: None,
             up: true,
             carrier,
             mtu_bytes: 1500,
             kind: None,
             alias: None,
             controller: None,
+            parent: None,
+            vlan: None,
             ethernet: true,
             loopback: false,
         }

@@ -14,16 +14,19 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    BondMode as KernelBondMode, InfoData, InfoKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,
+    LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::{
-    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder,
+    Handle, LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, MulticastGroup,
+    RouteMessageBuilder,
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
+use crate::config::BondMode;
 use crate::mac::MacAddr;
 
 /// The kernel's main routing table.
@@ -59,14 +62,19 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) mac: Option<MacAddr>,
+    /// The card's own, also while it shows a bond's.
+    pub(crate) permanent_mac: Option<MacAddr>,
     pub(crate) up: bool,
     pub(crate) carrier: bool,
     pub(crate) mtu_bytes: u32,
     /// `None`: a device of its own, which on Ethernet means a network card.
     pub(crate) kind: Option<InfoKind>,
     pub(crate) alias: Option<String>,
-    /// Index of the bridge that it belongs to.
+    /// Index of the bridge or bond that it belongs to.
     pub(crate) controller: Option<u32>,
+    /// Index of the link that a VLAN stands on, and the VLAN's number.
+    pub(crate) parent: Option<u32>,
+    pub(crate) vlan: Option<u16>,
     pub(crate) ethernet: bool,
     pub(crate) loopback: bool,
 }
@@ -97,6 +105,15 @@ impl Link {
     /// A network card: Ethernet, and no kind of virtual link.
     pub(crate) fn is_physical(&self) -> bool {
         self.ethernet && !self.loopback && self.kind.is_none()
+    }
+
+    /// The address by which a person knows the card.
+    pub(crate) fn own_mac(&self) -> Option<MacAddr> {
+        self.permanent_mac.or(self.mac).filter(|mac| !mac.is_unusable())
+    }
+
+    pub(crate) fn is_vlan_of(&self, parent: &Self, vlan: u16) -> bool {
+        self.kind == Some(InfoKind::Vlan) && self.parent == Some(parent.index) && self.vlan == Some(vlan)
     }
 }
 
@@ -214,6 +231,31 @@ impl Rtnl {
         unless(added, &[libc::EEXIST]).map_err(failed_with(|| format!("create bridge {name}")))
     }
 
+    /// Looks at its members ten times a second; an answer that takes longer is a cable that is out.
+    pub(crate) async fn add_bond(&self, name: &str, mode: BondMode) -> Result<()> {
+        const LOOK_MS: u32 = 100;
+        let mode = match mode {
+            BondMode::ActiveBackup => KernelBondMode::ActiveBackup,
+            BondMode::Lacp => KernelBondMode::Ieee8023Ad,
+        };
+        let message = LinkBond::new(name).mode(mode).miimon(LOOK_MS).build();
+        let added = self.handle.link().add(message).execute().await;
+        added.map_err(failed_with(|| format!("create bond {name}: the kernel needs BONDING")))
+    }
+
+    /// The kernel takes only members that are down, and brings them up itself.
+    pub(crate) async fn join_bond(&self, member: u32, bond: u32) -> Result<()> {
+        self.set_up(member, false).await?;
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(member).controller(bond).build();
+        self.set(message, || format!("put link {member} into bond {bond}")).await
+    }
+
+    pub(crate) async fn add_vlan(&self, name: &str, parent: u32, vlan: u16) -> Result<()> {
+        let message = LinkVlan::new(name, parent, vlan).build();
+        let added = self.handle.link().add(message).execute().await;
+        added.map_err(failed_with(|| format!("create VLAN {vlan} as {name}: the kernel needs VLAN_8021Q")))
+    }
+
     /// Gone is gone, whoever did it.
     pub(crate) async fn delete_link(&self, link: u32) -> Result<()> {
         let deleted = self.handle.link().del(link).execute().await;
@@ -309,12 +351,15 @@ fn read_link(message: LinkMessage) -> Link {
         index: header.index,
         name: String::new(),
         mac: None,
+        permanent_mac: None,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         mtu_bytes: 0,
         kind: None,
         alias: None,
         controller: None,
+        parent: None,
+        vlan: None,
         ethernet: header.link_layer_type == LinkLayerType::Ether,
         loopback: flags.contains(LinkFlags::Loopback),
     };
@@ -322,14 +367,27 @@ fn read_link(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(bytes) => link.mac = MacAddr::from_slice(&bytes),
+            LinkAttribute::PermAddress(bytes) => {
+                // Virtual links have none, or zeros.
+                link.permanent_mac = MacAddr::from_slice(&bytes).filter(|mac| !mac.is_unusable());
+            }
+            LinkAttribute::Link(parent) => link.parent = Some(parent),
             LinkAttribute::Mtu(mtu) => link.mtu_bytes = mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Controller(index) => link.controller = Some(index).filter(|index| *index != 0),
             LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.into_iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind),
+                        LinkInfo::Data(InfoData::Vlan(data)) => {
+                            link.vlan = data.iter().find_map(|data| match data {
+                                InfoVlan::Id(vlan) => Some(*vlan),
+                                _ => None,
+                            });
+                        }
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }

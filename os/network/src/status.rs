@@ -79,6 +79,17 @@ pub struct NetworkStatus {
     pub uplink: Option<String>,
     /// Links that the configuration names and this machine does not have.
     pub missing: Vec<String>,
+    /// VLANs and bonds that could not be made.
+    #[serde(default)]
+    pub failed: Vec<FailedLink>,
+}
+
+/// A VLAN or a bond that could not be made, or not of all its members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailedLink {
+    pub link: String,
+    pub cause: String,
 }
 
 impl LinkStatus {
@@ -180,7 +191,13 @@ impl NoUplink {
             .missing
             .iter()
             .map(|link| NotReady::Missing { link: link.clone(), present: present.clone() });
-        let reasons = status.links.iter().map(|link| Self::reason(link, waited_s)).chain(missing).collect();
+        let failed = status
+            .failed
+            .iter()
+            .map(|failed| NotReady::Failed { link: failed.link.clone(), cause: failed.cause.clone() });
+        // What only carries others is as well as they are.
+        let told = status.links.iter().filter(|link| link.mode != LinkMode::Carrier || !link.carrier);
+        let reasons = told.map(|link| Self::reason(link, waited_s)).chain(missing).chain(failed).collect();
         Self { reasons }
     }
 
@@ -202,7 +219,9 @@ impl NoUplink {
                     LinkMode::Dhcp => {
                         "let the DHCP server name one (option 3) or set a static address in boot.toml"
                     }
-                    LinkMode::Static | LinkMode::Off => "set gateway for this link in boot.toml",
+                    LinkMode::Static | LinkMode::Off | LinkMode::Carrier => {
+                        "set gateway for this link in boot.toml"
+                    }
                 };
                 NotReady::NoGateway { link, address, remedy }
             }
@@ -253,6 +272,7 @@ mod tests {
             ],
             uplink: None,
             missing: vec!["eth9".into()],
+            failed: vec![FailedLink { link: "bond0".into(), cause: "the kernel lacks BONDING".into() }],
         };
         let text = NoUplink::explain(&status, 10).to_string();
         for part in [
@@ -261,6 +281,7 @@ mod tests {
             "eth2 has address 10.0.2.15/24 but no gateway: let the DHCP server name one (option 3)",
             "eth3 failed: DHCP server 10.0.0.1 refuses us",
             "eth4 is off in boot.toml",
+            "bond0 failed: the kernel lacks BONDING",
             "boot.toml names link eth9, which this machine does not have: it has eth0 (52:54:00:01:02:03)",
         ] {
             assert!(text.contains(part), "{part:?} not in {text:?}");
@@ -295,8 +316,11 @@ mod tests {
         first.dns = vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
         let mut second = link("eth1", LinkState::Ready, true);
         second.dns = vec!["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()];
-        let status =
-            NetworkStatus { links: vec![first, second], uplink: Some("eth1".into()), missing: vec![] };
+        let status = NetworkStatus {
+            links: vec![first, second],
+            uplink: Some("eth1".into()),
+            ..NetworkStatus::default()
+        };
         let dns: Vec<String> = status.dns().iter().map(ToString::to_string).collect();
         assert_eq!(dns, ["10.0.0.2", "10.0.0.3", "10.0.0.1"]);
     }
@@ -305,7 +329,8 @@ mod tests {
     fn a_status_survives_json() {
         let mut one = link("eth0", LinkState::Ready, true);
         one.addresses.push(address("2001:db8::5/64", AddressSource::Slaac));
-        let status = NetworkStatus { links: vec![one], uplink: Some("eth0".into()), missing: vec![] };
+        let status =
+            NetworkStatus { links: vec![one], uplink: Some("eth0".into()), ..NetworkStatus::default() };
         let json = serde_json::to_string(&status).unwrap();
         assert!(json.contains("\"slaac\"") && json.contains("\"52:54:00:01:02:03\""), "{json}");
         assert_eq!(serde_json::from_str::<NetworkStatus>(&json).unwrap(), status);

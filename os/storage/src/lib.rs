@@ -22,6 +22,7 @@ pub mod quota;
 pub mod signature;
 pub mod tools;
 pub mod volumes;
+pub mod wipe;
 
 #[cfg(test)]
 mod power_cut;

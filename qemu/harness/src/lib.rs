@@ -16,6 +16,7 @@ pub mod accelerator;
 pub mod command;
 pub mod disk;
 pub mod machine;
+pub mod picture;
 pub mod profile;
 pub mod qmp;
 pub mod serial;
@@ -24,6 +25,7 @@ mod tpm;
 pub use accelerator::{Accelerator, Decision};
 pub use command::{Forward, Medium, Protocol};
 pub use machine::{Boot, Exit, Machine, OnReboot};
+pub use picture::Picture;
 pub use profile::Profile;
 pub use serial::{Line, Pattern, Serial};
 

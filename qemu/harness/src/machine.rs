@@ -30,6 +30,7 @@ use tokio::sync::{oneshot, watch};
 use crate::accelerator::{self, Accelerator, Decision};
 use crate::command::{Forward, Layout, Medium, Start, Wiring, netdev, nic_id};
 use crate::disk::{self, DiskError};
+use crate::picture::{Picture, PictureError};
 use crate::profile::Profile;
 use crate::qmp::{Qmp, QmpError};
 use crate::serial::{self, Feed, Serial};
@@ -41,6 +42,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// SIGKILL and reaping; only a host in deep trouble takes longer.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// Keyboards that are emulated slowly lose shorter ones.
+const KEY_HOLD_MS: u64 = 80;
 /// What an error shows of QEMU's own messages.
 const QEMU_MESSAGE_MAX_BYTES: usize = 4096;
 /// Where the node looks for its boot configuration.
@@ -110,6 +113,15 @@ pub enum StartError {
     Qmp(#[from] QmpError),
     #[error("QEMU reports no host port for guest port {port}: is host port {wanted} taken?")]
     NoPort { port: u16, wanted: u16 },
+}
+
+/// Why there is no picture of the monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum ScreenError {
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    #[error(transparent)]
+    Picture(#[from] PictureError),
 }
 
 /// Why a machine is not in the state that was asked for.
@@ -458,6 +470,36 @@ impl Machine {
         forward
             .find(&usernet)
             .ok_or(StartError::NoPort { port: forward.guest_port, wanted: forward.host_port.unwrap_or(0) })
+    }
+
+    /// Writes what is on the monitor to `path` as PNG, for people.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn screenshot(&self, path: &Path) -> Result<(), QmpError> {
+        self.qmp.screendump(path).await
+    }
+
+    /// What is on the monitor.
+    ///
+    /// # Errors
+    /// [`ScreenError`].
+    pub async fn picture(&self) -> Result<Picture, ScreenError> {
+        let path = self.state.join("screen.ppm");
+        self.qmp.execute("screendump", json!({ "filename": path })).await?;
+        Ok(Picture::read(&path)?)
+    }
+
+    /// Presses keys on the machine's own keyboard, one after the other, by QEMU's names (`QKeyCode`): `f1`, `ret`, `a`.
+    ///
+    /// # Errors
+    /// [`QmpError`] names a key that there is not.
+    pub async fn press(&self, keys: &[&str]) -> Result<(), QmpError> {
+        for key in keys {
+            let key = json!({ "type": "qcode", "data": key });
+            self.qmp.execute("send-key", json!({ "keys": [key], "hold-time": KEY_HOLD_MS })).await?;
+        }
+        Ok(())
     }
 
     /// Plugs or unplugs the cable of the profile's NIC `name`.

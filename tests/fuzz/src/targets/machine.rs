@@ -4,8 +4,12 @@ use std::cell::OnceCell;
 use std::path::Path;
 
 use croft_hardware::Inventory;
+use croft_hardware::health::{self, Health};
 use croft_identity::{DiskKeyStore, KeyStore};
 use croft_init::{mountinfo, notify};
+use croft_screen::text::plain;
+use croft_screen::wire::{Inbox, ToAgent, ToScreen};
+use croft_screen::{Action, Keys, Menu, Stages, Status};
 use croft_storage::digest::Digest;
 use croft_storage::documents::Documents;
 use croft_storage::marker::{Marker, State};
@@ -32,6 +36,33 @@ pub const TARGETS: &[Target] = &[
         seeds: || vec![encoded("machine", &MACHINE.map(|text| text.as_bytes().to_vec()).to_vec())],
         rounds: 150,
         run: hardware,
+    },
+    Target {
+        name: "disk-health",
+        decodes: "NVMe's SMART log, and sense data with the registers of an ATA disk",
+        sent_by: "a disk",
+        files: &["os/hardware/src/health.rs"],
+        seeds: health_pages,
+        rounds: 2_000,
+        run: disk_health,
+    },
+    Target {
+        name: "screen-message",
+        decodes: "what the node's agent and its screen tell each other",
+        sent_by: "the agent, with names from firmware, disks and tenants",
+        files: &["os/screen/src/wire.rs"],
+        seeds: || vec![("answer".to_owned(), b"\x01\x04\x00\x00\x00done".to_vec())],
+        rounds: 2_000,
+        run: screen_message,
+    },
+    Target {
+        name: "screen-line",
+        decodes: "records of the kernel log, and what a keyboard types",
+        sent_by: "drivers, and whoever stands before the machine",
+        files: &["os/screen/src/stages.rs", "os/screen/src/menu.rs"],
+        seeds: screen_lines,
+        rounds: 2_000,
+        run: screen_line,
     },
     Target {
         name: "data-disk-marker",
@@ -189,6 +220,69 @@ fn hardware(bytes: &[u8]) {
     assert!(inventory.findings.len() <= 256);
     assert!(inventory.findings.iter().all(|finding| finding.len() <= 1024), "{:?}", inventory.findings);
     crate::check::json_again("inventory", &inventory);
+}
+
+fn health_pages() -> Vec<Seed> {
+    let mut page = vec![0; health::NVME_LOG_BYTES];
+    page[1..5].copy_from_slice(&[0x43, 0x01, 100, 10]);
+    page[128] = 2;
+    let mut sense = vec![0; health::SENSE_BYTES];
+    sense[..8].copy_from_slice(&[0x72, 0x01, 0x00, 0x1d, 0, 0, 0, 14]);
+    sense[8..22].copy_from_slice(&[0x09, 12, 0, 0, 0, 0, 0, 0, 0, 0x4f, 0, 0xc2, 0, 0x50]);
+    vec![("nvme".to_owned(), page), ("ata".to_owned(), sense)]
+}
+
+/// A disk is never good unless it said so, and what is told of it is short.
+fn disk_health(bytes: &[u8]) {
+    let ata = bounded("sense data", bytes.len(), || health::ata_health(bytes));
+    if ata == Health::Good {
+        assert!(bytes.windows(3).any(|w| w[0] == 0x4f && (w[1] == 0xc2 || w[2] == 0xc2)), "{bytes:?}");
+    }
+    if let Some(log) = health::NvmeLog::decode(bytes) {
+        let health = log.health();
+        assert!(health != Health::Good || log.critical_warning & 0x3f == 0);
+        assert!(health.to_string().len() <= 512);
+    }
+}
+
+fn screen_message(bytes: &[u8]) {
+    let message = bounded("a message", bytes.len(), || ToScreen::decode(bytes));
+    match message {
+        Ok(ToScreen::Status(status)) => {
+            assert_eq!((*status).clone().bounded(), *status, "bounds hold for ever")
+        }
+        Ok(ToScreen::Answer(text)) => assert_eq!(plain(&text), text),
+        Err(error) => bounded_message("a message", &error.to_string()),
+    }
+    if let Err(error) = ToAgent::decode(bytes) {
+        bounded_message("an order", &error.to_string());
+    }
+    let mut inbox = Inbox::default();
+    inbox.push(bytes);
+    while let Ok(Some(message)) = inbox.next_message() {
+        assert!(message.len() < bytes.len());
+    }
+}
+
+fn screen_lines() -> Vec<Seed> {
+    let record = b"3,812,3100211,-;croft: stage 5/11 network: failed in 9 ms: no carrier on eth0\n";
+    let keys = b"\x1b[[A21ab-1\r\x1b[A\x1bOP\x7f";
+    vec![("record".to_owned(), record.to_vec()), ("keys".to_owned(), keys.to_vec())]
+}
+
+fn screen_line(bytes: &[u8]) {
+    let mut stages = Stages::default();
+    stages.take_record(bytes);
+    let texts =
+        stages.list.iter().map(|stage| &stage.detail).chain(stages.troubles().iter().map(|line| &line.text));
+    for text in texts {
+        assert_eq!(&plain(text), text, "a line could steer the terminal");
+    }
+    let (mut menu, status) = (Menu::default(), Status::default());
+    for key in Keys::decode(bytes) {
+        let action = menu.handle(key, &status);
+        assert!(!matches!(action, Some(Action::Order(_))), "there is nothing to order");
+    }
 }
 
 fn marker(bytes: &[u8]) {
