@@ -153,6 +153,7 @@ fn show_key(key: &StateKey) -> String {
         StateKey::Port(node, port) => format!("port {port} of node {node}"),
         StateKey::Escrow(contract) => format!("the escrow of contract {contract}"),
         StateKey::Supply => "the supply".to_owned(),
+        StateKey::Trials(release) => format!("the trials of release {release}"),
     }
 }
 

@@ -8,7 +8,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::contract::{ContractId, PublishedPort};
-use crate::{Grains, Hash, Name, NodeId, PublicKey, RecordId};
+use crate::{Grains, Hash, Name, NodeId, PublicKey, RecordId, ReleaseId};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -35,6 +35,8 @@ pub enum StateKey {
     Escrow(ContractId),
     /// -> [`Grains`]: all there are, to check conservation against.
     Supply,
+    /// -> [`crate::release::Trials`] of a release that a node has told of.
+    Trials(ReleaseId),
 }
 
 impl StateKey {
