@@ -5,6 +5,7 @@ mod contradiction;
 mod fake_node;
 mod ledger;
 mod media;
+mod releases;
 mod validators;
 mod world;
 

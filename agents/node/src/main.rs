@@ -20,6 +20,7 @@ mod running;
 mod sequence;
 mod spec;
 mod time;
+mod upgrade;
 mod voice;
 mod volumes;
 mod workload;

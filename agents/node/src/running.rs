@@ -123,6 +123,7 @@ impl Running {
             Heard::Registered { session, height, reported_until_ms } => {
                 tracing::info!(session, height, "registered");
                 self.registered = true;
+                self.context.registered.send_replace(true);
                 self.coverage.reported(reported_until_ms, &[]);
             }
             Heard::NotRegistered { reason } => tracing::warn!(reason, "not registered yet"),

@@ -39,6 +39,7 @@ use crate::register::{self, Profile, Unregistered};
 use crate::running::Running;
 use crate::spec::GuestFiles;
 use crate::time::Time;
+use crate::upgrade::{self, Health, Upgrades};
 use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
 use crate::workload::{Context, InUse};
@@ -103,7 +104,8 @@ impl Start<'_> {
     /// # Errors
     /// [`Fatal`]; the failing stage has said it already.
     pub async fn run(mut self) -> Result<(), Fatal> {
-        let alive = Alive { notifier: self.notifier.take() };
+        let notifier = self.notifier.take().map(Arc::new);
+        let alive = Alive { notifier: notifier.clone() };
         alive.beat();
         let boot = alive.through(boot_config()).await?;
         let time = Arc::new(Time::default());
@@ -113,6 +115,7 @@ impl Start<'_> {
         tokio::spawn(keep);
         let inventory = self.inventory();
         let data = alive.through(self.disks(&inventory)).await?;
+        let upgrades = alive.through(upgrades(&data, notifier)).await;
         let identity = self.identity(&data)?;
         let documents = Documents::open(&data.folder("contracts"))?;
         let known = kept_contracts(&documents, &boot, &identity);
@@ -132,13 +135,10 @@ impl Start<'_> {
             addresses: addresses_seen.borrow().clone(),
             release: release(),
         };
-        let unregistered = Unregistered {
-            id: identity.id(),
-            join: boot.farm.permission()?,
-            profile,
-            ledger: ledger.clone(),
-            time: time.clone(),
-        };
+        let join = boot.farm.permission()?;
+        let farm = join.join.farm;
+        let unregistered =
+            Unregistered { id: identity.id(), join, profile, ledger: ledger.clone(), time: time.clone() };
         let (heard_sender, mut heard) = mpsc::channel(16);
         let (say, say_receiver) = mpsc::channel(16);
         tokio::spawn(voice::speak(unregistered, addresses_seen, say_receiver, heard_sender.clone()));
@@ -171,7 +171,14 @@ impl Start<'_> {
             dns: dns_seen,
             mtu_bytes: MTU_BYTES,
             news: tokio::sync::Notify::new(),
+            registered: watch::Sender::new(registered.is_some()),
         });
+        if let Some(upgrades) = upgrades {
+            let trouble = context.machines.trouble().filter(|_| !known.is_empty()).map(ToString::to_string);
+            let health = Health { registered: context.registered.subscribe(), trouble };
+            let (ledger, time) = (ledger.clone(), time.clone());
+            tokio::spawn(upgrade::follow(upgrades, ledger, time, (identity.id(), farm), health));
+        }
         let _ = std::fs::create_dir_all(&context.log_dir);
         let (known_sender, known_seen) = watch::channel(BTreeSet::new());
         tokio::spawn(voice::hear(ledger, time, identity.id(), known_seen, heard_sender));
@@ -328,7 +335,7 @@ impl Start<'_> {
 
 /// Signs of life for init, from whatever the node is at; never from a timer of their own.
 pub struct Alive {
-    notifier: Option<Notifier>,
+    notifier: Option<Arc<Notifier>>,
 }
 
 impl Alive {
@@ -477,6 +484,27 @@ fn guest_files(vmm: &str) -> GuestFiles {
         PathBuf::from(GUEST_BZIMAGE)
     };
     GuestFiles { kernel, initramfs: GUEST_INITRAMFS.into() }
+}
+
+/// What an earlier boot left to do about releases. Returns where this boot goes on; a node whose journal is of no use
+/// takes no releases.
+async fn upgrades(data: &Data, notifier: Option<Arc<Notifier>>) -> Option<Upgrades> {
+    match Upgrades::open(data, &release(), notifier) {
+        Ok(Some((mut upgrades, start))) => {
+            upgrades.begin(start).await;
+            Some(upgrades)
+        }
+        Ok(None) => {
+            tracing::info!(
+                "this node has no data disk, so it takes no releases: boot it from a newer medium"
+            );
+            None
+        }
+        Err(error) => {
+            tracing::error!(error = %chain_of(&error), "this node takes no releases");
+            None
+        }
+    }
 }
 
 fn release() -> String {

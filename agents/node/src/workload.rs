@@ -60,6 +60,8 @@ pub struct Context {
     pub mtu_bytes: u32,
     /// Wakes the main loop when a task's state changes.
     pub news: Notify,
+    /// Whether the ledger knows this boot.
+    pub registered: watch::Sender<bool>,
 }
 
 /// Which contract needs which images.
