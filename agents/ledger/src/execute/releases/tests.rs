@@ -1,8 +1,11 @@
 //! Releases: who may make them, in which order, and what stops them.
 
+use std::collections::BTreeSet;
+
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::release::{BootFile, KeyChange, Measurement, Release, StopRule, Trials, Window};
 use croft_protocol::{Command, SecretKey};
+use proptest::prelude::*;
 
 use super::*;
 use crate::memory::{Scenario, key, name};
@@ -328,4 +331,71 @@ fn a_release_altered_after_it_was_signed_or_of_another_grid_is_refused() {
     }
     assert!(world.submit(&by, Command::PublishRelease(Box::new(elsewhere))).is_err());
     world.submit(&by, Command::PublishRelease(Box::new(signed))).unwrap();
+}
+
+/// What a model knows of one release.
+#[derive(Default)]
+struct Known {
+    halted: bool,
+    trials: Trials,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+
+    /// The ledger in memory checks every invariant after each block by itself.
+    #[test]
+    fn random_histories_of_releases_are_those_of_a_model(
+        ops in prop::collection::vec((0_u8..5, 0_usize..6, 0_u8..4), 1..40),
+    ) {
+        let mut world = World::new();
+        let text = |at: usize| format!("1.{at}.0");
+        let nodes: Vec<SecretKey> = (11..15).map(|n| world.register(n, "0.1.0")).collect();
+        let mut runs: Vec<Option<usize>> = vec![None; nodes.len()];
+        let mut told = BTreeSet::new();
+        let mut model: Vec<Known> = Vec::new();
+        for (op, at, node) in ops {
+            let (exists, who) = (at < model.len(), usize::from(node));
+            let (expected, found) = match op {
+                0 => {
+                    let previous = model.len().checked_sub(1).map(text);
+                    let next = release(&text(model.len()), previous.as_deref());
+                    model.push(Known::default());
+                    (true, world.publish_by(next, &KEYS[1..]))
+                }
+                1 => {
+                    let expected = exists && !model[at].halted;
+                    if expected {
+                        model[at].halted = true;
+                    }
+                    (expected, world.halt(&key(61), &text(at)))
+                }
+                2 => {
+                    runs[who] = Some(at);
+                    world.register(11 + node, &text(at));
+                    (true, Ok(()))
+                }
+                _ => {
+                    let confirms = runs[who] == Some(at);
+                    let expected = exists && told.insert((who, at));
+                    if expected {
+                        let known = &mut model[at];
+                        *(if confirms { &mut known.trials.confirmed } else { &mut known.trials.returned }) += 1;
+                        known.halted |= release("1.0.0", None).stop.stops(known.trials);
+                    }
+                    let outcome = if confirms { Outcome::Confirmed } else { returned() };
+                    (expected, world.tell(&nodes[who], &text(at), outcome))
+                }
+            };
+            prop_assert_eq!(found.is_ok(), expected, "{} {} {}: {:?}", op, at, node, found);
+            let Some(latest) = model.len().checked_sub(1) else { continue };
+            let offered = model.iter().rposition(|known| !known.halted).map(|at| version(&text(at)));
+            let channel = world.channel();
+            prop_assert_eq!((channel.latest, channel.offered), (version(&text(latest)), offered));
+            for (at, known) in model.iter().enumerate() {
+                prop_assert_eq!(world.trials(&text(at)), known.trials);
+                prop_assert_eq!(world.state(&text(at)) != ReleaseState::Published, known.halted);
+            }
+        }
+    }
 }
