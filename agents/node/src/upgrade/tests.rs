@@ -207,7 +207,8 @@ proptest! {
         }
         // A trial always ends.
         let late = Situation { on_trial: true, up_s: 10_000, ..s };
-        prop_assert!(matches!(late.decide(), Action::Confirm | Action::GoBack { .. }));
+        let ends = matches!(late.decide(), Action::Confirm | Action::GoBack { .. });
+        prop_assert!(ends, "a trial goes on");
     }
 
     #[test]
@@ -258,7 +259,8 @@ proptest! {
                 prop_assert!(journal.trial.is_none());
                 prop_assert!(journal.has_given_up(&installed(offered).id()));
                 let told = journal.untold.last().unwrap();
-                prop_assert!(matches!(&told.outcome, Outcome::Returned { reason } if !reason.is_empty()));
+                let says_why = matches!(&told.outcome, Outcome::Returned { reason } if !reason.is_empty());
+                prop_assert!(says_why);
             }
             prop_assert_eq!(journal.floor(Some(version(running))), Some(version(best.max(running))));
             prop_assert!(journal.untold.len() <= 8 && journal.given_up.len() <= 32);
