@@ -218,7 +218,7 @@ proptest! {
         // The medium has 1. Each step: a release is offered and tried; then it boots or not, is well or not, and the
         // power may fail in between.
         let mut journal = Journal::default();
-        let (mut running, mut offered, mut best) = (1_u16, 1_u16, 1_u16);
+        let (mut offered, mut best) = (1_u16, 1_u16);
         let mut tried = Vec::new();
         for (fate, well, cut) in steps {
             offered += 1;
@@ -229,20 +229,16 @@ proptest! {
             prop_assert!(!tried.contains(&offered));
             tried.push(offered);
             journal.arm(candidate);
+            let mut running = 1;
             // Fate 0: power cut before kexec; 1: it never comes up; else it boots.
             if fate >= 2 {
                 prop_assert_eq!(journal.at_start(Some(version(offered))), Start::Trial);
-                if cut {
-                    running = 1;
-                } else if well {
+                if !cut && well {
                     journal.confirm();
                     (running, best) = (offered, offered);
-                } else {
+                } else if !cut {
                     journal.fail("not well".to_owned());
-                    running = 1;
                 }
-            } else {
-                running = 1;
             }
             // The next boot is from the medium, where the machine restarted.
             if running == 1 {
