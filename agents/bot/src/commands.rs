@@ -13,7 +13,9 @@ mod keys;
 mod ledger;
 mod logs;
 mod media;
+mod policy;
 mod ps;
+pub(crate) mod release;
 mod serve;
 mod show;
 mod stop;
@@ -204,6 +206,7 @@ pub async fn run(
         Action::FarmNew(farm) => farm::new(c, farm).await,
         Action::FarmImage(flags) => media::image(c, &flags),
         Action::FarmNodes { name, all } => farm::nodes(c, name, all).await,
+        Action::FarmPolicy(change) => policy::policy(c, change).await,
         Action::FarmServe { names } => serve::serve(c, &names).await,
         Action::ImageBuild { layout, name, scratch } => image::build(c, &layout, &name, scratch),
         Action::ImageList => image::list(c),
@@ -211,6 +214,17 @@ pub async fn run(
         Action::MediaFlash { image, device, agreed } => media::flash(c, &image, &device, agreed.as_deref()),
         Action::MediaKeys { folder } => media::make_keys(c, &folder),
         Action::MediaSign { file, keys, out } => media::sign(c, &file, &keys, &out),
+        Action::ReleaseKeysShow => release::keys_show(c).await,
+        Action::ReleaseKeysNew { file } => release::keys_new(c, &file),
+        Action::ReleaseKeysPropose { keys, threshold, out } => {
+            release::keys_propose(c, &keys, threshold, &out).await
+        }
+        Action::ReleasePrepare(flags) => release::prepare(c, flags).await,
+        Action::ReleaseSign { file, key } => release::sign(c, &file, &key).await,
+        Action::ReleasePublish(flags) => release::publish(c, &flags).await,
+        Action::ReleaseList { channel } => release::list(c, &channel).await,
+        Action::ReleaseShow(target) => release::show(c, &target).await,
+        Action::ReleaseHalt { target, reason, key } => release::halt(c, &target, reason, &key).await,
         Action::Deploy(flags) => deploy::deploy(c, &flags).await,
         Action::Ps { all } => ps::ps(c, all).await,
         Action::Logs { contract, vm, follow, tail } => logs::logs(c, &contract, vm, follow, tail).await,

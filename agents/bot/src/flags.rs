@@ -2,6 +2,7 @@
 //! touched; nothing here looks at files, the network or the clock.
 
 mod ledger;
+mod release;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -13,6 +14,10 @@ use croft_protocol::{Endorsement, Grains, Name, PublicKey, units};
 pub use ledger::{
     ContractQueryFlags, FarmQueryFlags, LedgerCommand, LogFlags, NodeQueryFlags, PageFlags, QueryCommand,
     StateFlag, ThingFlags, TrustFlag,
+};
+
+pub use release::{
+    PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
 };
 
 /// Printed below every help text of the whole program.
@@ -97,6 +102,9 @@ pub enum Command {
     /// What machines boot from: signing, sticks
     #[command(subcommand)]
     Media(MediaCommand),
+    /// Versions of the image: signing, publishing, halting them
+    #[command(subcommand)]
+    Release(ReleaseCommand),
     /// Run a workload: find a node, agree with its farmer, pay, wait until it runs
     Deploy(DeployFlags),
     /// Contracts of the bot
@@ -454,6 +462,9 @@ JSON: {nodes: [{node, id, farm, country, region, online, trust, trust_reasons, r
         #[arg(long, conflicts_with = "name")]
         all: bool,
     },
+    /// Which releases the farm's machines take, and when
+    #[command(after_help = release::POLICY_HELP)]
+    Policy(PolicyFlags),
     /// Answer users' proposals at the farm's prices, until interrupted
     #[command(after_help = "\
 Example:

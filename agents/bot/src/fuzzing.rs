@@ -70,6 +70,12 @@ pub fn image_documents(bytes: &[u8]) -> Result<usize, String> {
     }
 }
 
+/// The file in which a release, or a change of the release keys, goes from one to the next: whether it is one.
+#[must_use]
+pub fn release_file(text: &str) -> bool {
+    crate::commands::release::is_file(text)
+}
+
 /// The file in which a change of the validators goes from one to the next.
 ///
 /// # Errors

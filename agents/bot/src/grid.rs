@@ -17,10 +17,12 @@ use croft_protocol::api::{Concern, Failure as ReplicaFailure, Page, ProvedRecord
 use croft_protocol::boot::GridPin;
 use croft_protocol::contract::PublishedPort;
 use croft_protocol::record::{BotBody, FarmBody, FarmId, NodeBody};
+use croft_protocol::release::{FarmPolicy, Trials};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
     Body, BotId, ChainId, Command, ContractBody, ContractId, DecodeError, Escrow, Genesis, Name,
-    NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId, Rejection, SecretKey, StateKey, limits,
+    NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId, Rejection, ReleaseId, SecretKey, StateKey,
+    limits,
 };
 use croft_transport::ClientError;
 use croft_transport::verified::{Following, Keep, Trail, Trusted, Verified, VerifiedError};
@@ -284,6 +286,20 @@ impl Grid {
             None => Ok(None),
             Some(Record { body: Body::Farm(body), .. }) => Ok(Some(body)),
             Some(_) => Err(self.other_record(format!("farm {id}"))),
+        }
+    }
+
+    /// How many nodes tried a release.
+    pub async fn trials(&self, release: ReleaseId) -> Result<Trials, GridError> {
+        Ok(self.value("a release's trials", StateKey::Trials(release)).await?.unwrap_or_default())
+    }
+
+    /// What a farm's owner decided about upgrades.
+    pub async fn farm_policy(&self, farm: FarmId) -> Result<Option<FarmPolicy>, GridError> {
+        match self.record(RecordId::farm_policy(&farm)).await? {
+            None => Ok(None),
+            Some(Record { body: Body::FarmPolicy(policy), .. }) => Ok(Some(policy)),
+            Some(_) => Err(self.other_record(format!("the policy of farm {farm}"))),
         }
     }
 

@@ -12,8 +12,8 @@ use croft_protocol::{Name, PriceList, PublicKey, RecordId};
 use crate::exit::Failure;
 use crate::flags::{
     BotCommand, Command, Common, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, Flags, GridCommand,
-    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, NewPower, ValidatorsCommand,
-    WalletCommand,
+    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, NewPower, PolicyFlags, PrepareFlags,
+    PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -113,6 +113,7 @@ pub enum Action {
     FarmNew(FarmNew),
     FarmImage(FarmImageFlags),
     FarmNodes { name: Option<Name>, all: bool },
+    FarmPolicy(PolicyFlags),
     FarmServe { names: Vec<Name> },
     ImageBuild { layout: LayoutRef, name: Name, scratch: Option<PathBuf> },
     ImageList,
@@ -120,6 +121,15 @@ pub enum Action {
     MediaFlash { image: PathBuf, device: PathBuf, agreed: Option<String> },
     MediaKeys { folder: PathBuf },
     MediaSign { file: PathBuf, keys: PathBuf, out: PathBuf },
+    ReleaseKeysShow,
+    ReleaseKeysNew { file: PathBuf },
+    ReleaseKeysPropose { keys: Vec<PublicKey>, threshold: u8, out: PathBuf },
+    ReleasePrepare(PrepareFlags),
+    ReleaseSign { file: PathBuf, key: PathBuf },
+    ReleasePublish(PublishFlags),
+    ReleaseList { channel: Name },
+    ReleaseShow(ReleaseTarget),
+    ReleaseHalt { target: ReleaseTarget, reason: String, key: PathBuf },
     Deploy(DeployFlags),
     Ps { all: bool },
     Logs { contract: Name, vm: Option<Name>, follow: bool, tail: u32 },
@@ -167,6 +177,7 @@ impl Action {
                 | Self::MediaFlash { .. }
                 | Self::MediaKeys { .. }
                 | Self::MediaSign { .. }
+                | Self::ReleaseKeysNew { .. }
                 | Self::GridInit(_)
                 | Self::GridJoin { .. }
                 | Self::Ledger(LedgerAction::Verify { .. })
@@ -333,6 +344,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Farm(FarmCommand::New(flags)) => Action::FarmNew(farm_new(flags)?),
         Command::Farm(FarmCommand::Image(flags)) => Action::FarmImage(flags),
         Command::Farm(FarmCommand::Nodes { name, all }) => Action::FarmNodes { name, all },
+        Command::Farm(FarmCommand::Policy(flags)) => Action::FarmPolicy(flags),
         Command::Farm(FarmCommand::Serve { names }) => Action::FarmServe { names },
         Command::Image(ImageCommand::Build(flags)) => Action::ImageBuild {
             layout: LayoutRef::parse(&flags.layout),
@@ -346,6 +358,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
         }
         Command::Media(MediaCommand::Keys { folder }) => Action::MediaKeys { folder },
         Command::Media(MediaCommand::Sign { file, keys, out }) => Action::MediaSign { file, keys, out },
+        Command::Release(command) => release(command),
         Command::Deploy(flags) => Action::Deploy(flags),
         Command::Ps(flags) => Action::Ps { all: flags.all },
         Command::Logs(flags) => {
@@ -362,6 +375,22 @@ fn action(command: Command) -> Result<Action, PlanError> {
         }
         Command::Ledger(command) => Action::Ledger(ledger::action(command)?),
     })
+}
+
+fn release(command: ReleaseCommand) -> Action {
+    match command {
+        ReleaseCommand::Keys(ReleaseKeysCommand::Show) => Action::ReleaseKeysShow,
+        ReleaseCommand::Keys(ReleaseKeysCommand::New { file }) => Action::ReleaseKeysNew { file },
+        ReleaseCommand::Keys(ReleaseKeysCommand::Propose { keys, threshold, out }) => {
+            Action::ReleaseKeysPropose { keys, threshold, out }
+        }
+        ReleaseCommand::Prepare(flags) => Action::ReleasePrepare(flags),
+        ReleaseCommand::Sign { file, key } => Action::ReleaseSign { file, key },
+        ReleaseCommand::Publish(flags) => Action::ReleasePublish(flags),
+        ReleaseCommand::List { channel } => Action::ReleaseList { channel },
+        ReleaseCommand::Show(target) => Action::ReleaseShow(target),
+        ReleaseCommand::Halt { target, reason, key } => Action::ReleaseHalt { target, reason, key },
+    }
 }
 
 fn name(text: &str) -> Result<Name, PlanError> {

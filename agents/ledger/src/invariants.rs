@@ -9,6 +9,8 @@
 //! - there is one valid set of validators;
 //! - a node's class is what is known of its TPM, or `plain`; one TPM speaks for one node;
 //! - headers that quotes may name are few, in order and apart;
+//! - a channel's versions grow along a chain without gaps; it offers the newest that is not halted; the trials of a
+//!   release are its nodes' outcomes, and it is halted where its stop rule says so;
 //! - every record stands under its own id.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,12 +18,15 @@ use std::fmt;
 
 use borsh::BorshDeserialize;
 use croft_protocol::record::{FarmBody, NodeBody, TrustClass};
+use croft_protocol::release::{ChannelBody, Outcome, ReleaseBody, ReleaseState, Trials};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
 use croft_protocol::{
-    Body, BotId, Capacity, ContractBody, ContractId, ContractState, Escrow, FarmId, Grains, Hash,
-    NodeCapacity, NodeId, Record, RecordId, StateKey, limits,
+    Body, BotId, Capacity, ContractBody, ContractId, ContractState, Escrow, FarmId, Grains, Hash, Name,
+    NodeCapacity, NodeId, Record, RecordId, ReleaseId, StateKey, limits,
 };
+
+use crate::execute::releases::LOOK_BACK;
 
 /// An invariant that a state breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +54,7 @@ pub fn check_invariants<'a>(state: impl IntoIterator<Item = (&'a StateKey, &'a [
     whole.check_contracts()?;
     whole.check_nodes()?;
     whole.check_trust()?;
+    whole.check_releases()?;
     whole.check_names()
 }
 
@@ -78,6 +84,12 @@ struct Whole {
     addressed: BTreeMap<NodeId, NodeContracts>,
     trusts: BTreeMap<NodeId, NodeTrust>,
     tpms: BTreeMap<Hash, NodeId>,
+    releases: BTreeMap<ReleaseId, ReleaseBody>,
+    channels: BTreeMap<Name, ChannelBody>,
+    policies: BTreeSet<FarmId>,
+    /// As the outcomes add up.
+    outcomes: BTreeMap<ReleaseId, Trials>,
+    trials: BTreeMap<ReleaseId, Trials>,
     /// Names and ports, each with its holder.
     claims: BTreeMap<StateKey, Vec<u8>>,
 }
@@ -98,6 +110,7 @@ impl Whole {
                 StateKey::TpmKey(tpm) => drop(whole.tpms.insert(*tpm, decode(key, bytes)?)),
                 StateKey::TrustPolicy => decode::<TrustPolicy>(key, bytes)?.check().map_err(broken)?,
                 StateKey::RecentHeaders => check_recent(&decode(key, bytes)?)?,
+                StateKey::Trials(id) => drop(whole.trials.insert(*id, decode(key, bytes)?)),
                 StateKey::Escrow(id) => drop(whole.escrows.insert(*id, decode(key, bytes)?)),
                 StateKey::BotName(_)
                 | StateKey::FarmName(_)
@@ -136,9 +149,98 @@ impl Whole {
                 set.check().map_err(|e| broken(format_args!("the validators are no set: {e}")))?;
                 self.has_validators = true;
             }
+            Body::Release(_)
+            | Body::ReleaseKeys(_)
+            | Body::Channel(_)
+            | Body::FarmPolicy(_)
+            | Body::Outcome(_) => self.insert_of_releases(record)?,
             Body::Approval(_) | Body::Report(_) | Body::Transfer(_) => {}
         }
         Ok(())
+    }
+
+    fn insert_of_releases(&mut self, record: Record) -> Check {
+        let under = record.id;
+        let own = |id: RecordId| ensure(under == id, || format!("a record of {id:?} stands under {under:?}"));
+        match record.body {
+            Body::Release(body) => {
+                let id = body.signed.release.id();
+                own(RecordId::release(&id))?;
+                self.releases.insert(id, *body);
+            }
+            Body::ReleaseKeys(keys) => {
+                own(RecordId::release_keys())?;
+                keys.check().map_err(|e| broken(format_args!("the release keys are none: {e}")))?;
+            }
+            Body::Channel(channel) => {
+                own(RecordId::channel(&channel.name))?;
+                self.channels.insert(channel.name.clone(), channel);
+            }
+            Body::FarmPolicy(policy) => {
+                policy.check().map_err(|e| broken(format_args!("policy {under:?} is none: {e}")))?;
+                self.policies.insert(FarmId(under.id));
+            }
+            Body::Outcome(told) => {
+                let id = ReleaseId::new(&told.channel, told.version);
+                own(RecordId::outcome(&id, &told.node))?;
+                ensure(record.version == 1, || format!("outcome {under:?} was told twice"))?;
+                let trials = self.outcomes.entry(id).or_default();
+                match told.outcome {
+                    Outcome::Confirmed => trials.confirmed += 1,
+                    Outcome::Returned { .. } => trials.returned += 1,
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check_releases(&self) -> Check {
+        let farms = self.policies.iter().all(|farm| self.farms.contains_key(farm));
+        ensure(farms, || "policies are of farms that exist".to_owned())?;
+        ensure(self.trials == self.outcomes, || {
+            format!("the trials are {:?}, the outcomes {:?}", self.trials, self.outcomes)
+        })?;
+        let mut chained = BTreeSet::new();
+        for (name, channel) in &self.channels {
+            let (mut next, mut newest_good, mut minimum) = (Some(channel.latest), None, channel.minimum);
+            let mut looked_at = 0;
+            while let Some(version) = next {
+                looked_at += 1;
+                let id = ReleaseId::new(name, version);
+                let body = self.releases.get(&id).ok_or_else(|| {
+                    broken(format_args!("channel '{name}' names release {version}, which is not there"))
+                })?;
+                let release = &body.signed.release;
+                ensure(release.previous.is_none_or(|previous| previous < version), || {
+                    format!("release {version} of '{name}' follows {:?}", release.previous)
+                })?;
+                ensure(release.minimum <= minimum && release.minimum <= version, || {
+                    format!("the minimum of channel '{name}' fell with release {version}")
+                })?;
+                let good = body.state == ReleaseState::Published;
+                if good && newest_good.is_none() && looked_at <= LOOK_BACK {
+                    newest_good = Some(version);
+                }
+                let stops = release.stop.stops(self.trials.get(&id).copied().unwrap_or_default());
+                ensure(!stops || body.state != ReleaseState::Published, || {
+                    format!("release {version} of '{name}' should be halted by its stop rule")
+                })?;
+                chained.insert(id);
+                (next, minimum) = (release.previous, release.minimum);
+            }
+            let offered = newest_good.filter(|version| *version >= channel.minimum);
+            ensure(offered == channel.offered, || {
+                format!(
+                    "channel '{name}' offers {:?}, its newest good release is {offered:?}",
+                    channel.offered
+                )
+            })?;
+        }
+        ensure(chained.iter().eq(self.releases.keys()), || "every release is in its channel".to_owned())?;
+        ensure(self.trials.keys().all(|id| self.releases.contains_key(id)), || {
+            "trials are of releases that exist".to_owned()
+        })
     }
 
     fn running(&self) -> impl Iterator<Item = (&ContractId, &ContractBody)> {

@@ -5,9 +5,11 @@ use std::fmt;
 use borsh::BorshDeserialize;
 use croft_protocol::contract::{ContractBody, ContractId};
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
+use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody, ReleaseKeys, Trials};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
-    Body, BotId, Escrow, FarmId, Hash, NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId,
+    Body, BotId, Escrow, FarmId, Hash, Name, NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId,
+    ReleaseId,
     SignedCommand, StateKey, ValidatorSet,
 };
 
@@ -121,6 +123,40 @@ pub trait StateReadExt: StateRead {
             Body::Contract(contract) => Some(*contract),
             _ => None,
         })
+    }
+
+    fn release(&self, id: &ReleaseId) -> Result<Option<ReleaseBody>, StateError> {
+        body(self, RecordId::release(id), |body| match body {
+            Body::Release(release) => Some(*release),
+            _ => None,
+        })
+    }
+
+    fn release_keys(&self) -> Result<Option<ReleaseKeys>, StateError> {
+        body(self, RecordId::release_keys(), |body| match body {
+            Body::ReleaseKeys(keys) => Some(keys),
+            _ => None,
+        })
+    }
+
+    fn channel(&self, name: &Name) -> Result<Option<ChannelBody>, StateError> {
+        body(self, RecordId::channel(name), |body| match body {
+            Body::Channel(channel) => Some(channel),
+            _ => None,
+        })
+    }
+
+    /// What the farm's owner decided about upgrades.
+    fn farm_policy(&self, farm: &FarmId) -> Result<Option<FarmPolicy>, StateError> {
+        body(self, RecordId::farm_policy(farm), |body| match body {
+            Body::FarmPolicy(policy) => Some(policy),
+            _ => None,
+        })
+    }
+
+    /// How many nodes tried a release.
+    fn trials(&self, release: &ReleaseId) -> Result<Trials, StateError> {
+        Ok(self.read(&StateKey::Trials(*release))?.unwrap_or_default())
     }
 
     /// Who certifies the next block.

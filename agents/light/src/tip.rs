@@ -157,6 +157,7 @@ fn show_key(key: &StateKey) -> String {
         StateKey::RecentHeaders => "the recent headers".to_owned(),
         StateKey::NodeTrust(node) => format!("the trust in node {node}"),
         StateKey::TpmKey(key) => format!("the node of the TPM {key}"),
+        StateKey::Trials(release) => format!("the trials of release {release}"),
     }
 }
 

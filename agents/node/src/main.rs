@@ -22,6 +22,7 @@ mod screen;
 mod sequence;
 mod spec;
 mod time;
+mod upgrade;
 mod voice;
 mod volumes;
 mod witness;

@@ -128,6 +128,7 @@ impl Running {
                     status.trust = standing.to_string();
                 });
                 self.registered = true;
+                self.context.registered.send_replace(true);
                 self.coverage.reported(reported_until_ms, &[]);
             }
             Heard::NotRegistered { reason } => {

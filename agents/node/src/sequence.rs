@@ -42,6 +42,7 @@ use crate::running::Running;
 use crate::screen::{self, Board};
 use crate::spec::GuestFiles;
 use crate::time::Time;
+use crate::upgrade::{self, Health, Upgrades};
 use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
 use crate::witness::{self, Identified, Places};
@@ -107,7 +108,8 @@ impl Start<'_> {
     /// # Errors
     /// [`Fatal`]; the failing stage has said it already.
     pub async fn run(mut self) -> Result<(), Fatal> {
-        let alive = Alive { notifier: self.notifier.take() };
+        let notifier = self.notifier.take().map(Arc::new);
+        let alive = Alive { notifier: notifier.clone() };
         alive.beat();
         let (board, orders) = Board::start(Status { version: release(), ..Status::default() });
         let (boot, medium) = alive.through(boot_config()).await?;
@@ -128,6 +130,7 @@ impl Start<'_> {
             board.clone(),
         )?;
         tokio::spawn(attendant.serve(orders));
+        let upgrades = alive.through(upgrades(&data, notifier)).await;
         let Identified { identity, witness, .. } = alive.through(self.identity(&data)).await?;
         let name = register::name(&boot, &identity.id());
         board.change(|status| {
@@ -155,9 +158,11 @@ impl Start<'_> {
             addresses: addresses_seen.borrow().clone(),
             release: release(),
         };
+        let join = boot.farm.permission()?;
+        let farm = join.join.farm;
         let unregistered = Unregistered {
             id: identity.id(),
-            join: boot.farm.permission()?,
+            join,
             profile,
             ledger: ledger.clone(),
             time: time.clone(),
@@ -196,7 +201,14 @@ impl Start<'_> {
             mtu_bytes: MTU_BYTES,
             news: tokio::sync::Notify::new(),
             board,
+            registered: watch::Sender::new(registered.is_some()),
         });
+        if let Some(upgrades) = upgrades {
+            let trouble = context.machines.trouble().filter(|_| !known.is_empty()).map(ToString::to_string);
+            let health = Health { registered: context.registered.subscribe(), trouble };
+            let (ledger, time) = (ledger.clone(), time.clone());
+            tokio::spawn(upgrade::follow(upgrades, ledger, time, (identity.id(), farm), health));
+        }
         let _ = std::fs::create_dir_all(&context.log_dir);
         let (known_sender, known_seen) = watch::channel(BTreeSet::new());
         tokio::spawn(voice::hear(ledger, time, identity.id(), known_seen, heard_sender));
@@ -383,7 +395,7 @@ impl Start<'_> {
 
 /// Signs of life for init, from whatever the node is at; never from a timer of their own.
 pub struct Alive {
-    notifier: Option<Notifier>,
+    notifier: Option<Arc<Notifier>>,
 }
 
 impl Alive {
@@ -562,6 +574,27 @@ fn guest_files(vmm: &str) -> GuestFiles {
         PathBuf::from(GUEST_BZIMAGE)
     };
     GuestFiles { kernel, initramfs: GUEST_INITRAMFS.into() }
+}
+
+/// What an earlier boot left to do about releases. Returns where this boot goes on; a node whose journal is of no use
+/// takes no releases.
+async fn upgrades(data: &Data, notifier: Option<Arc<Notifier>>) -> Option<Upgrades> {
+    match Upgrades::open(data, &release(), notifier) {
+        Ok(Some((mut upgrades, start))) => {
+            upgrades.begin(start).await;
+            Some(upgrades)
+        }
+        Ok(None) => {
+            tracing::info!(
+                "this node has no data disk, so it takes no releases: boot it from a newer medium"
+            );
+            None
+        }
+        Err(error) => {
+            tracing::error!(error = %chain_of(&error), "this node takes no releases");
+            None
+        }
+    }
 }
 
 fn release() -> String {

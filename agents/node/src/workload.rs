@@ -63,6 +63,8 @@ pub struct Context {
     pub news: Notify,
     /// What the monitor shows.
     pub board: Board,
+    /// Whether the ledger knows this boot.
+    pub registered: watch::Sender<bool>,
 }
 
 /// Which contract needs which images.

@@ -9,6 +9,7 @@ use crate::contract::{ContractId, PublishedPort, SignedTerms};
 use crate::header::ChainId;
 use crate::keys::{BadSignature, Domain};
 use crate::record::{BotBody, FarmId, NodeBody, ReportBody};
+use crate::release::{FarmPolicy, InvalidRelease, Outcome, ReleaseVersion, SignedKeyChange, SignedRelease};
 use crate::trust::RefusedQuote;
 use crate::validators::{InvalidChange, SignedValidatorChange};
 use crate::{BotId, Grains, Hash, Name, NodeId, PriceList, PublicKey, SecretKey, Signature};
@@ -44,6 +45,16 @@ pub enum Command {
     /// Anyone brings other validators, whom more than two thirds of the present ones' power signed for. They
     /// certify from the next block on.
     SetValidators(Box<SignedValidatorChange>),
+    /// Anyone brings other release keys, which the present ones signed for; the first ones the validators.
+    SetReleaseKeys(Box<SignedKeyChange>),
+    /// Anyone brings a release that enough release keys signed.
+    PublishRelease(Box<SignedRelease>),
+    /// The author, a release key, stops a release.
+    HaltRelease { channel: Name, version: ReleaseVersion, reason: String },
+    /// The farm's owner decides which releases its nodes take, and when.
+    SetFarmPolicy { farm: FarmId, policy: FarmPolicy },
+    /// The author, a node, says what became of a release on it.
+    ReleaseOutcome { channel: Name, version: ReleaseVersion, outcome: Outcome },
 }
 
 /// A farm owner's permission for nodes to join.
@@ -187,6 +198,8 @@ pub enum Rejection {
     RateLimited { author: PublicKey, per_minute: u64, retry_ms: u64 },
     #[error("the attestation of node {node} is refused: {reason}")]
     Attestation { node: NodeId, reason: RefusedQuote },
+    #[error("the release, its keys, the policy or the outcome is no good: {0}")]
+    Release(InvalidRelease),
 }
 
 /// A version that never was is stale too, whatever fits.

@@ -7,7 +7,8 @@
 //! Where to look: [`command`] says what can be asked of the ledger and why it may be refused, [`record`]
 //! what the ledger keeps, [`header`] what validators sign, [`validators`] how they are replaced, [`state`] what can
 //! be proved, [`api`] what a replica answers, [`addition`] what a farm tells its machines before they boot, [`peer`]
-//! what nodes and bots say to each other, [`market`] how they negotiate, [`workload`] and [`image`] what runs.
+//! what nodes and bots say to each other, [`market`] how they negotiate, [`release`] what boot files there are and who
+//! takes them, [`workload`] and [`image`] what runs.
 
 pub mod addition;
 pub mod api;
@@ -27,6 +28,7 @@ pub mod name;
 pub mod peer;
 pub mod query;
 pub mod record;
+pub mod release;
 pub mod seal;
 pub mod state;
 pub mod trust;
@@ -44,6 +46,7 @@ pub use keys::{BotId, NodeId, PublicKey, SecretKey, Signature};
 pub use money::{Grains, PriceList, Rate};
 pub use name::Name;
 pub use record::{Body, FarmId, Kind, Record, RecordId};
+pub use release::{InvalidRelease, ReleaseId, ReleaseVersion};
 pub use state::StateKey;
 pub use trust::{Endorsement, NodeTrust, TrustPolicy};
 pub use validators::{InvalidChange, SignedValidatorChange, ValidatorChange};

@@ -73,6 +73,12 @@ pub const LINKS: usize = 32;
 pub const BOND_MEMBERS: usize = 8;
 /// A host name (RFC 1035, section 2.3.4).
 pub const HOST_BYTES: usize = 253;
+/// A release's boot file. The budget is a quarter of it; a node keeps one in memory while it checks it.
+pub const BOOT_FILE_BYTES: u64 = 128 << 20;
+/// Release keys of a grid: a small group of people.
+pub const RELEASE_KEYS: usize = 16;
+/// Digests that one release predicts.
+pub const RELEASE_MEASUREMENTS: usize = 64;
 /// A TPM key in the TPM's encoding. One of P-256 has some 120 bytes.
 pub const TPM_KEY_BYTES: usize = 256;
 /// One certificate of a TPM's maker: some 1 KiB.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::{ContractBody, ContractId};
 use crate::header::ValidatorSet;
+use crate::release::{ChannelBody, FarmPolicy, OutcomeBody, ReleaseBody, ReleaseId, ReleaseKeys};
 use crate::{BotId, Capacity, Grains, Hash, Name, NodeId, PriceList, PublicKey};
 
 #[derive(
@@ -34,6 +35,10 @@ pub enum Kind {
     Release,
     Transfer,
     Validators,
+    ReleaseKeys,
+    Channel,
+    FarmPolicy,
+    Outcome,
 }
 
 /// A farm: hash of its owner and first name.
@@ -125,6 +130,30 @@ impl RecordId {
     pub fn validators() -> Self {
         Self { kind: Kind::Validators, id: Hash::ZERO }
     }
+    #[must_use]
+    pub fn release(id: &ReleaseId) -> Self {
+        Self { kind: Kind::Release, id: id.0 }
+    }
+    /// The one set of release keys of the grid.
+    #[must_use]
+    pub fn release_keys() -> Self {
+        Self { kind: Kind::ReleaseKeys, id: Hash::ZERO }
+    }
+    /// A line of releases, by its name.
+    #[must_use]
+    pub fn channel(name: &Name) -> Self {
+        Self { kind: Kind::Channel, id: Hash::of("croft/channel/1", name) }
+    }
+    /// What a farm's owner decided about upgrades.
+    #[must_use]
+    pub fn farm_policy(farm: &FarmId) -> Self {
+        Self { kind: Kind::FarmPolicy, id: farm.0 }
+    }
+    /// What became of one release on one node.
+    #[must_use]
+    pub fn outcome(release: &ReleaseId, node: &NodeId) -> Self {
+        Self { kind: Kind::Outcome, id: Hash::of("croft/release-outcome/1", &(release, node)) }
+    }
 }
 
 /// One immutable version of one thing. Its hash is SHA-256 of its encoding.
@@ -163,6 +192,11 @@ pub enum Body {
     Report(ReportBody),
     Transfer(TransferBody),
     Validators(ValidatorSet),
+    Release(Box<ReleaseBody>),
+    ReleaseKeys(ReleaseKeys),
+    Channel(ChannelBody),
+    FarmPolicy(FarmPolicy),
+    Outcome(OutcomeBody),
 }
 
 impl Body {
@@ -177,6 +211,11 @@ impl Body {
             Self::Report(_) => Kind::Report,
             Self::Transfer(_) => Kind::Transfer,
             Self::Validators(_) => Kind::Validators,
+            Self::Release(_) => Kind::Release,
+            Self::ReleaseKeys(_) => Kind::ReleaseKeys,
+            Self::Channel(_) => Kind::Channel,
+            Self::FarmPolicy(_) => Kind::FarmPolicy,
+            Self::Outcome(_) => Kind::Outcome,
         }
     }
 }

@@ -8,7 +8,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::contract::{ContractId, PublishedPort};
-use crate::{Grains, Hash, Name, NodeId, PublicKey, RecordId};
+use crate::{Grains, Hash, Name, NodeId, PublicKey, RecordId, ReleaseId};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -43,6 +43,8 @@ pub enum StateKey {
     NodeTrust(NodeId),
     /// -> [`NodeId`] for which the TPM with this attestation key speaks.
     TpmKey(Hash),
+    /// -> [`crate::release::Trials`] of a release that a node has told of.
+    Trials(ReleaseId),
 }
 
 impl StateKey {

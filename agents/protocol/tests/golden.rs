@@ -19,6 +19,11 @@ use croft_protocol::record::{
     ApprovalBody, BotBody, ContractReport, FarmBody, HardwareSummary, NodeBody, ReportBody, TransferBody,
     TrustClass, WorkloadState,
 };
+use croft_protocol::release::{
+    BootFile, BootManifest, ChannelBody, FarmPolicy, Halt, KeyChange, Measurement, Outcome, OutcomeBody,
+    Release, ReleaseBody, ReleaseKeys, ReleaseState, ReleaseVersion, SignedKeyChange, SignedRelease,
+    StopRule, Trials, Window,
+};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::trust::{Endorsement, NodeTrust, RecentHeader, RecentHeaders, TrustPolicy};
 use croft_protocol::{
@@ -127,7 +132,7 @@ fn report() -> ReportBody {
     }
 }
 
-fn commands() -> [(&'static str, Command); 12] {
+fn commands() -> [(&'static str, Command); 17] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let (country, region) = ("be".to_owned(), Some(name("flanders")));
@@ -153,7 +158,64 @@ fn commands() -> [(&'static str, Command); 12] {
             Command::Transfer { to: public(1), amount: Grains(5), memo: "thanks".to_owned() },
         ),
         ("command/set-validators", Command::SetValidators(Box::new(validator_change()))),
+        ("command/set-release-keys", Command::SetReleaseKeys(Box::new(key_change()))),
+        ("command/publish-release", Command::PublishRelease(Box::new(signed_release()))),
+        (
+            "command/halt-release",
+            Command::HaltRelease { channel: name("stable"), version: version(3), reason: "bad".to_owned() },
+        ),
+        ("command/set-farm-policy", Command::SetFarmPolicy { farm, policy: policy() }),
+        (
+            "command/release-outcome",
+            Command::ReleaseOutcome {
+                channel: name("stable"),
+                version: version(3),
+                outcome: Outcome::Returned { reason: "late".to_owned() },
+            },
+        ),
     ]
+}
+
+fn version(patch: u32) -> ReleaseVersion {
+    ReleaseVersion { major: 1, minor: 2, patch }
+}
+
+fn release_keys() -> ReleaseKeys {
+    ReleaseKeys::new(1, vec![public(31), public(32)])
+}
+
+fn key_change() -> SignedKeyChange {
+    let change = KeyChange { prev: Some(Hash([5; 32])), keys: release_keys() };
+    SignedKeyChange { signatures: vec![change.sign(&key(31), &CHAIN)], change }
+}
+
+fn boot_manifest() -> BootManifest {
+    let chunks = vec![Chunk { hash: Hash([3; 32]), compressed_bytes: 100 }];
+    BootManifest { version: 1, size_bytes: 4096, chunks }
+}
+
+fn signed_release() -> SignedRelease {
+    let release = Release {
+        channel: name("stable"),
+        version: version(3),
+        previous: Some(version(2)),
+        minimum: version(1),
+        boot_file: BootFile {
+            sha256: Hash([1; 32]),
+            size_bytes: 4096,
+            authenticode: Hash([2; 32]),
+            manifest: boot_manifest().hash(),
+        },
+        measurements: vec![Measurement { pcr: 9, digest: Hash([4; 32]) }],
+        stop: StopRule { returns: 3, per_mille: 100 },
+        notes: "notes".to_owned(),
+    };
+    SignedRelease { signatures: vec![release.sign(&key(31), &CHAIN)], release }
+}
+
+fn policy() -> FarmPolicy {
+    let window = Some(Window { start_minute: 60, duration_minutes: 120 });
+    FarmPolicy { channel: name("stable"), share_per_mille: 250, window, hold: true }
 }
 
 fn signed_command() -> SignedCommand {
@@ -253,6 +315,20 @@ fn node_trust() -> NodeTrust {
 }
 
 fn records() -> Vec<(&'static str, Record)> {
+    let (release, trials) = (signed_release().release.id(), Trials { confirmed: 4, returned: 5 });
+    let channel = ChannelBody {
+        name: name("stable"),
+        latest: version(3),
+        offered: Some(version(2)),
+        minimum: version(1),
+    };
+    let told = OutcomeBody {
+        node: public(3),
+        farm: FarmId::new(&public(2), &name("green")),
+        channel: name("stable"),
+        version: version(3),
+        outcome: Outcome::Confirmed,
+    };
     let contract = ContractBody {
         signed: signed_terms(),
         state: ContractState::Ended(EndReason::Expired),
@@ -281,6 +357,18 @@ fn records() -> Vec<(&'static str, Record)> {
         ("record/report", RecordId::report(&public(3)), Body::Report(report())),
         ("record/transfer", RecordId::transfer(&public(1), 3), Body::Transfer(transfer)),
         ("record/validators", RecordId::validators(), Body::Validators(validators())),
+        (
+            "record/release",
+            RecordId::release(&release),
+            Body::Release(Box::new(ReleaseBody {
+                signed: signed_release(),
+                state: ReleaseState::Halted(Halt::Returns { trials }),
+            })),
+        ),
+        ("record/release-keys", RecordId::release_keys(), Body::ReleaseKeys(release_keys())),
+        ("record/channel", RecordId::channel(&channel.name), Body::Channel(channel)),
+        ("record/farm-policy", RecordId::farm_policy(&told.farm), Body::FarmPolicy(policy())),
+        ("record/outcome", RecordId::outcome(&release, &public(3)), Body::Outcome(told)),
     ]
     .map(|(what, id, body)| {
         let prev = Some(Hash([5; 32]));
@@ -308,7 +396,7 @@ fn manifest() -> ImageManifest {
     }
 }
 
-fn state_keys() -> [(&'static str, StateKey); 15] {
+fn state_keys() -> [(&'static str, StateKey); 16] {
     let contract = ContractId(Hash([8; 32]));
     let port = PublishedPort { transport: Transport::Udp, port: 53 };
     [
@@ -327,6 +415,7 @@ fn state_keys() -> [(&'static str, StateKey); 15] {
         ("state-key/recent-headers", StateKey::RecentHeaders),
         ("state-key/node-trust", StateKey::NodeTrust(public(3))),
         ("state-key/tpm-key", StateKey::TpmKey(Hash([9; 32]))),
+        ("state-key/trials", StateKey::Trials(signed_release().release.id())),
     ]
 }
 
@@ -380,6 +469,10 @@ fn vectors() -> BTreeMap<String, String> {
         "attestation/nonce",
         &Attestation::nonce(&chain, 5, &header().header.hash(), &node, &statement, &key_hash),
     );
+    add(into, "release/id", &signed_release().release.id().0);
+    add(into, "release/stage", &signed_release().release.id().stage_of(&public(3)));
+    add(into, "boot-manifest", &boot_manifest());
+    add(into, "value/trials", &Trials { confirmed: 1, returned: 2 });
     add(into, "manifest", &manifest());
     add(into, "manifest/hash", &manifest().hash());
     add(into, "value/account", &Account { balance: Grains(5), next_sequence: 3 });
@@ -478,6 +571,9 @@ fn the_golden_signatures_are_good() {
     let opened = Validated::open(&file, &Expectation { chain: Some(CHAIN), owner: Some(public(2)) }).unwrap();
     assert_eq!(opened.get(), &addition());
     attestation().vouchers[0].verify(&CHAIN).unwrap();
+    let keys = ReleaseKeys::new(1, vec![public(31)]);
+    key_change().check(&CHAIN, Hash([5; 32]), &keys).unwrap();
+    signed_release().check(&CHAIN, &release_keys()).unwrap();
     validator_change().check(&CHAIN, Hash([5; 32]), &validators()).unwrap();
     let certificate = header().certificate;
     for (key, signature) in &certificate.signatures {

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod devices;
 pub mod emergency;
 pub mod entropy;
+pub mod kexec;
 pub mod linux;
 pub mod log;
 pub mod mountinfo;

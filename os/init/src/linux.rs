@@ -3,7 +3,8 @@
 //! This is the only place of the process that reaps children, on one thread, so that no exit status is lost and no
 //! process id is used after its process is gone.
 
-use crate::log::{Kmsg, Level, Log};
+use crate::kexec;
+use crate::log::{Kmsg, Level, Log, chain};
 use crate::mountinfo;
 use crate::notify::{self, Listener, NOTIFY_ENV, Received};
 use crate::output::{self, Output};
@@ -361,6 +362,17 @@ impl Machine for Linux {
         }
     }
 
+    fn begin_load(&mut self, kernel: PathBuf) {
+        self.beside(|| {
+            let refused = kexec::load(&kernel).err().map(|error| chain(&error));
+            if let Some(reason) = &refused {
+                // Node waits for this file, and gives up by itself where even this fails.
+                let _ = fs::write(notify::refusal_of(&kernel), reason);
+            }
+            Input::Loaded { kernel, refused }
+        });
+    }
+
     fn begin_sync(&mut self) {
         self.beside(|| {
             rustix::fs::sync();
@@ -386,6 +398,8 @@ impl Machine for Linux {
                 }
                 RebootCommand::PowerOff
             }
+            // The watchdog goes on counting: it guards the other kernel until that feeds it.
+            Ending::Kexec => RebootCommand::Kexec,
         };
         let refused = rustix::system::reboot(command);
         crate::emergency::restart(&format!("the kernel refuses to end: {refused:?}"));

@@ -2,13 +2,14 @@
 //!
 //! Init hands one end to node as the file descriptor named by `CROFT_NOTIFY_FD`. Node says `alive` at least every
 //! five seconds from its main loop, `ready` when its stages are done, `reboot <reason>` or `poweroff <reason>` to
-//! ask for an ordered end. The hardware watchdog is fed only while these messages come: they must never be sent
+//! ask for an ordered end, `kexec <path>` for one that goes on with the kernel in that file. The hardware watchdog is fed only while these messages come: they must never be sent
 //! from a timer or a thread of their own, which would keep a hung node alive.
 
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::fmt;
+use std::path::{Component, Path, PathBuf};
 
 /// Name of the environment variable that carries the number of node's end.
 pub const NOTIFY_ENV: &str = "CROFT_NOTIFY_FD";
@@ -27,6 +28,18 @@ pub enum Message {
     Reboot(String),
     /// Switch the machine off in order, for the reason given.
     Poweroff(String),
+    /// Load the kernel in this file, then end in order and go on with it. Where the file is refused, nothing ends,
+    /// and the reason is in [`refusal_of`] it.
+    Kexec(PathBuf),
+}
+
+/// Kernels are taken from this folder only, which holds what node has checked.
+pub const KERNEL_FOLDER: &str = "/run/croft/kernel";
+
+/// Where init says why a kernel was refused.
+#[must_use]
+pub fn refusal_of(kernel: &Path) -> PathBuf {
+    kernel.with_extension("refused")
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,10 +48,14 @@ pub enum ParseMessageError {
     TooLong(usize),
     #[error("message from node is not UTF-8")]
     NotUtf8,
-    #[error("unknown message {0:?} from node; alive, ready, reboot <reason> and poweroff <reason> are known")]
+    #[error(
+        "unknown message {0:?} from node; alive, ready, reboot <reason>, poweroff <reason> and kexec <path> are known"
+    )]
     Unknown(String),
     #[error("message {0:?} from node lacks its reason")]
     NoReason(&'static str),
+    #[error("kernel {0:?} is not directly in {KERNEL_FOLDER}")]
+    ElsewhereKernel(String),
 }
 
 impl Message {
@@ -54,9 +71,20 @@ impl Message {
             ("ready", "") => Ok(Self::Ready),
             ("reboot", "") => Err(ParseMessageError::NoReason("reboot")),
             ("poweroff", "") => Err(ParseMessageError::NoReason("poweroff")),
+            ("kexec", path) => Self::kexec(path),
             ("reboot", reason) => Ok(Self::Reboot(reason.to_owned())),
             ("poweroff", reason) => Ok(Self::Poweroff(reason.to_owned())),
             _ => Err(ParseMessageError::Unknown(text.chars().take(40).collect())),
+        }
+    }
+
+    fn kexec(path: &str) -> Result<Self, ParseMessageError> {
+        let file = Path::new(path);
+        let is_plain = matches!(file.components().next_back(), Some(Component::Normal(_)));
+        if file.parent() == Some(Path::new(KERNEL_FOLDER)) && is_plain {
+            Ok(Self::Kexec(file.to_owned()))
+        } else {
+            Err(ParseMessageError::ElsewhereKernel(path.chars().take(80).collect()))
         }
     }
 }
@@ -68,6 +96,7 @@ impl fmt::Display for Message {
             Self::Ready => f.write_str("ready"),
             Self::Reboot(reason) => write!(f, "reboot {reason}"),
             Self::Poweroff(reason) => write!(f, "poweroff {reason}"),
+            Self::Kexec(path) => write!(f, "kexec {}", path.display()),
         }
     }
 }
@@ -208,6 +237,7 @@ mod tests {
             Message::Ready,
             Message::Reboot("release 7 is installed".into()),
             Message::Poweroff("the farmer asked".into()),
+            Message::Kexec("/run/croft/kernel/release.efi".into()),
         ] {
             assert_eq!(Message::parse(message.to_string().as_bytes()), Ok(message));
         }
@@ -220,6 +250,15 @@ mod tests {
             "message \"reboot\" from node lacks its reason"
         );
         assert!(Message::parse(b"poweroff  ").is_err());
+    }
+
+    #[test]
+    fn a_kernel_from_elsewhere_is_refused_by_its_path() {
+        for path in ["/tmp/k", "/run/croft/kernel", "/run/croft/kernel/..", "/run/croft/kernel/../x", "k", ""]
+        {
+            let error = Message::parse(format!("kexec {path}").as_bytes()).unwrap_err().to_string();
+            assert_eq!(error, format!("kernel {path:?} is not directly in /run/croft/kernel"));
+        }
     }
 
     #[test]

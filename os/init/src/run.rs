@@ -5,6 +5,7 @@
 
 use crate::log::Level;
 use crate::supervisor::{Action, Ending, Input, Signal, Supervisor, Time};
+use std::path::PathBuf;
 
 /// The system calls that the loop needs. Linux implements it for real, tests in virtual time.
 pub trait Machine {
@@ -18,6 +19,8 @@ pub trait Machine {
     /// Signals every process but PID 1; `wait` reports when none is left.
     fn signal_everyone(&mut self, signal: Signal);
     fn feed_watchdog(&mut self);
+    /// Begins to load a kernel; `wait` reports the end.
+    fn begin_load(&mut self, kernel: PathBuf);
     /// Begins to flush all filesystems; `wait` reports the end.
     fn begin_sync(&mut self);
     /// Begins to unmount everything that is on a disk; `wait` reports the end.
@@ -54,6 +57,7 @@ fn give(supervisor: &mut Supervisor, machine: &mut impl Machine, input: Input) {
                 Action::SignalNode { pid, signal } => machine.signal_node(pid, signal),
                 Action::SignalEveryone(signal) => machine.signal_everyone(signal),
                 Action::FeedWatchdog => machine.feed_watchdog(),
+                Action::LoadKernel(kernel) => machine.begin_load(kernel),
                 Action::Sync => machine.begin_sync(),
                 Action::Unmount => machine.begin_unmount(),
                 Action::Log { level, text } => machine.log(level, &text),
@@ -117,6 +121,9 @@ mod tests {
             self.next.entry(self.now).or_default().push(Input::NoProcessLeft);
         }
         fn feed_watchdog(&mut self) {}
+        fn begin_load(&mut self, kernel: PathBuf) {
+            self.diary.push(format!("load {}", kernel.display()));
+        }
         fn begin_sync(&mut self) {
             self.diary.push("sync".into());
             self.next.entry(self.now).or_default().push(Input::Synced);

@@ -18,6 +18,7 @@
 use crate::log::Level;
 use crate::notify::Message;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Time since boot, monotonic.
@@ -81,6 +82,8 @@ impl Default for Policy {
 pub enum Ending {
     Reboot,
     Poweroff,
+    /// On with the kernel that is loaded.
+    Kexec,
 }
 
 impl fmt::Display for Ending {
@@ -88,6 +91,7 @@ impl fmt::Display for Ending {
         f.write_str(match self {
             Self::Reboot => "restarting",
             Self::Poweroff => "switching off",
+            Self::Kexec => "going on with another release",
         })
     }
 }
@@ -146,6 +150,11 @@ pub enum Input {
         ending: Ending,
         by: String,
     },
+    /// Answer to [`Action::LoadKernel`]: the file that is loaded, or why it is not.
+    Loaded {
+        kernel: PathBuf,
+        refused: Option<String>,
+    },
     Synced,
     /// Mount points that could not be unmounted or made read-only.
     Unmounted {
@@ -165,6 +174,8 @@ pub enum Action {
     },
     SignalEveryone(Signal),
     FeedWatchdog,
+    /// Start loading a kernel; `Input::Loaded` answers. A refusal is left where node finds it.
+    LoadKernel(PathBuf),
     /// Start flushing all filesystems; `Input::Synced` answers.
     Sync,
     /// Start unmounting; `Input::Unmounted` answers.
@@ -329,6 +340,12 @@ impl Supervisor {
             }
             Input::Message(message) => self.heard(now, message),
             Input::Asked { ending, by } => self.end(now, ending, &by, false),
+            Input::Loaded { kernel, refused: None } => {
+                self.end(now, Ending::Kexec, &format!("{} is loaded", kernel.display()), false);
+            }
+            Input::Loaded { kernel, refused: Some(reason) } => {
+                self.log(Level::Error, format!("{} can't be booted: {reason}", kernel.display()));
+            }
             Input::Synced => {
                 if let Phase::Syncing { .. } = self.phase {
                     self.unmount(now);
@@ -427,6 +444,7 @@ impl Supervisor {
             Message::Poweroff(reason) => {
                 self.end(now, Ending::Poweroff, &format!("node asks: {reason}"), false);
             }
+            Message::Kexec(kernel) => self.actions.push(Action::LoadKernel(kernel)),
         }
     }
 

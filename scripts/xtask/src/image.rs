@@ -47,6 +47,9 @@ pub(crate) struct Arguments {
     /// Another argument on the boot file's command line: for machines under test.
     #[arg(long = "append", value_name = "ARGUMENT", requires = "boot_file")]
     append: Vec<String>,
+    /// The version in /etc/croft/release, by which the ledger knows the image [default: that of this source].
+    #[arg(long, value_name = "VERSION", value_parser = parse_release)]
+    release: Option<String>,
     /// Print where this image is or would be, and build nothing.
     #[arg(long)]
     print_path: bool,
@@ -65,7 +68,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         (Some(node), Some(guest)) => Kernels { node: node.clone(), guest: guest.clone() },
         _ => Kernels::built()?,
     };
-    let image = make(&choice, &kernels, &cache, &out)?;
+    let release = arguments.release.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"));
+    let image = make(&choice, &kernels, &cache, &out, release)?;
     println!("{}", image.sizes.table());
     if arguments.boot_file {
         let file = step("boot file", || boot_file(&image.initramfs, &arguments.append, &out))?;
@@ -76,6 +80,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         bail!("the image is larger than its budget; the table above says what takes the space");
     }
     Ok(())
+}
+
+/// As nodes read it: three numbers, without leading zeros.
+fn parse_release(text: &str) -> Result<String, String> {
+    let numbers: Vec<u32> = text.split('.').filter_map(|part| part.parse().ok()).collect();
+    let shown: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+    if numbers.len() == 3 && shown.join(".") == text {
+        Ok(text.to_owned())
+    } else {
+        Err("write three numbers, such as 1.4.20".to_owned())
+    }
 }
 
 /// Links the boot file and puts it beside what it was made of.
@@ -115,7 +130,7 @@ pub(crate) fn existing() -> Result<PathBuf> {
 }
 
 /// Builds what is missing and assembles the image in `out`.
-fn make(choice: &Choice, kernels: &Kernels, cache: &Path, out: &Path) -> Result<Image> {
+fn make(choice: &Choice, kernels: &Kernels, cache: &Path, out: &Path, version: &str) -> Result<Image> {
     let mut inputs = BTreeMap::new();
     inputs.insert("guest-vmlinux".to_owned(), kernels.guest.join("vmlinux"));
     inputs.insert("guest-bzimage".to_owned(), kernels.guest.join("bzImage"));
@@ -140,7 +155,7 @@ fn make(choice: &Choice, kernels: &Kernels, cache: &Path, out: &Path) -> Result<
 
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let release = out.join("release");
-    fs::write(&release, concat!(env!("CARGO_PKG_VERSION"), "\n"))
+    fs::write(&release, format!("{version}\n"))
         .with_context(|| format!("cannot write {}", release.display()))?;
     inputs.insert("release".to_owned(), release);
 

@@ -227,3 +227,76 @@ async fn a_known_boot_file_is_attested_and_an_altered_one_only_sealed() {
     }
     grid.stop().await.unwrap();
 }
+
+/// A grid whose release keys are one, made here.
+async fn release_key(grid: &Grid) -> String {
+    let path = |name: &str| grid.dir().join(name).to_str().unwrap().to_owned();
+    let (key, change) = (path("release.key"), path("release-keys.json"));
+    let made = grid.json(["release", "keys", "new", &key]).await.unwrap();
+    let public = made["key"].as_str().unwrap();
+    let propose = ["release", "keys", "propose", "--key", public, "--threshold", "1", "--out", &change];
+    grid.croft(propose).await.unwrap();
+    let validator = path("home/grids/demo/ledger/validator.key");
+    grid.croft(["release", "sign", &change, "--key", &validator]).await.unwrap();
+    grid.croft(["--bot", "farmer", "release", "publish", &change]).await.unwrap();
+    key
+}
+
+/// Publishes a boot file; one return stops it.
+async fn publish(grid: &Grid, key: &str, boot_file: &std::path::Path, version: &str) {
+    let out = grid.dir().join(format!("{version}.json")).to_str().unwrap().to_owned();
+    let boot_file = boot_file.to_str().unwrap();
+    let what = ["--channel", "stable", "--version", version, "--stop-returns", "1", "--out", &out];
+    let prepare = ["release", "prepare", "--boot-file", boot_file].into_iter().chain(what);
+    grid.croft(prepare).await.unwrap();
+    grid.croft(["release", "sign", &out, "--key", key]).await.unwrap();
+    grid.croft(["--bot", "farmer", "release", "publish", &out, "--boot-file", boot_file]).await.unwrap();
+}
+
+/// Boot files of three versions: 0.1.0; 0.2.0 that is good; 0.3.0 whose kernel finds no init. `cargo xtask image
+/// --boot-file --release VERSION --out DIR` makes them, the last with `--append rdinit=/nothing`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_keeps_a_good_release_and_returns_from_a_broken_one_which_then_stops() {
+    let files = ["CROFT_BOOT_FILE", "CROFT_NEXT_BOOT_FILE", "CROFT_BROKEN_BOOT_FILE"];
+    let files = files.map(|name| std::env::var_os(name).map(PathBuf::from));
+    let [Some(first), Some(next), Some(broken)] = files else {
+        eprintln!(
+            "skipped: CROFT_BOOT_FILE, CROFT_NEXT_BOOT_FILE and CROFT_BROKEN_BOOT_FILE name no boot files"
+        );
+        return;
+    };
+    let _alone = one_machine().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut grid = Grid::start(dir.path(), 1).await.unwrap();
+    grid.farm().await.unwrap();
+    let key = release_key(&grid).await;
+    grid.croft(["--bot", "farmer", "farm", "policy", "alpha", "--channel", "stable"]).await.unwrap();
+    let mut node = grid.boot_medium(&first, false).await.unwrap();
+    scene::registered(&mut node).await.unwrap();
+
+    let limit = Duration::from_secs(600);
+    publish(&grid, &key, &next, "0.2.0").await;
+    node.serial().wait_for("booting a release on trial", limit).await.unwrap();
+    node.serial().wait_for("this release is on trial", limit).await.unwrap();
+    node.serial().wait_for("the release is confirmed", limit).await.unwrap();
+    node.serial().wait_for("the ledger knows the outcome", limit).await.unwrap();
+    let nodes = grid.json(["--bot", "farmer", "farm", "nodes"]).await.unwrap();
+    assert_eq!(nodes["nodes"][0]["release"], "0.2.0", "{nodes}");
+    let shown = grid.json(["release", "show", "stable", "0.2.0"]).await.unwrap();
+    assert_eq!((&shown["trials"]["confirmed"], &shown["state"]), (&1.into(), &"published".into()), "{shown}");
+
+    publish(&grid, &key, &broken, "0.3.0").await;
+    node.serial().wait_for("booting a release on trial", limit).await.unwrap();
+    // The kernel panics and restarts; firmware boots 0.1.0, which goes on with what was confirmed.
+    node.serial().wait_for("going on with the release that was confirmed here", limit).await.unwrap();
+    scene::registered(&mut node).await.unwrap();
+    node.serial().wait_for("the ledger knows the outcome", limit).await.unwrap();
+    let shown = grid.json(["release", "show", "stable", "0.3.0"]).await.unwrap();
+    assert_eq!(shown["state"]["halted"]["returns"]["trials"]["returned"], 1, "{shown}");
+    let nodes = grid.json(["--bot", "farmer", "farm", "nodes"]).await.unwrap();
+    assert_eq!(nodes["nodes"][0]["release"], "0.2.0", "{nodes}");
+    let listed = grid.json(["release", "list", "stable"]).await.unwrap();
+    assert_eq!(listed["offered"], "0.2.0", "{listed}");
+    node.kill().await.unwrap();
+    grid.stop().await.unwrap();
+}

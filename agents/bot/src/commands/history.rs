@@ -1,5 +1,6 @@
 //! `croft history`: every version of a record, each proved to be in the log and to follow the one before it.
 
+use croft_protocol::release::{Outcome, ReleaseState};
 use croft_protocol::{Body, Hash, Kind, Name, PublicKey, Record, RecordId};
 use serde::Serialize;
 
@@ -139,6 +140,42 @@ pub(super) fn what(body: &Body, before: Option<&Body>) -> String {
         }
         Body::Transfer(transfer) => transfer.amount.to_string(),
         Body::Validators(set) => format!("{} validators", set.validators.len()),
+        Body::Release(_)
+        | Body::ReleaseKeys(_)
+        | Body::Channel(_)
+        | Body::FarmPolicy(_)
+        | Body::Outcome(_) => what_of_releases(body),
+    }
+}
+
+fn what_of_releases(body: &Body) -> String {
+    match body {
+        Body::Release(body) => {
+            let release = &body.signed.release;
+            let state = match &body.state {
+                ReleaseState::Published => "published".to_owned(),
+                ReleaseState::Halted(halt) => printable(&halt.to_string()),
+            };
+            format!("release {} of channel '{}', {state}", release.version, release.channel)
+        }
+        Body::ReleaseKeys(keys) => format!("{} of {} release keys sign", keys.threshold, keys.keys.len()),
+        Body::Channel(channel) => match channel.offered {
+            Some(version) => format!("channel '{}' offers {version}", channel.name),
+            None => format!("channel '{}' offers nothing", channel.name),
+        },
+        Body::FarmPolicy(policy) => format!(
+            "follows channel '{}' with {} of 1000 nodes{}",
+            policy.channel,
+            policy.share_per_mille,
+            if policy.hold { ", on hold" } else { "" }
+        ),
+        Body::Outcome(told) => match &told.outcome {
+            Outcome::Confirmed => format!("confirmed release {}", told.version),
+            Outcome::Returned { reason } => {
+                format!("returned from release {}: {}", told.version, printable(reason))
+            }
+        },
+        other => format!("{:?}", other.kind()),
     }
 }
 

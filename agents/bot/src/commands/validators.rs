@@ -141,6 +141,11 @@ async fn present(grid: &Grid) -> Result<Present, Failure> {
     Ok(Present { record: hash, version: record.version, height: record.height, set })
 }
 
+/// The present validators, proved.
+pub(super) async fn present_set(grid: &Grid) -> Result<ValidatorSet, Failure> {
+    Ok(present(grid).await?.set)
+}
+
 #[derive(Serialize)]
 struct PresentView {
     grid: Name,

@@ -11,7 +11,7 @@ use crate::flags::{
     StateFlag, TrustFlag,
 };
 
-const KINDS: [(&str, Kind); 11] = [
+const KINDS: [(&str, Kind); 15] = [
     ("bot", Kind::Bot),
     ("farm", Kind::Farm),
     ("node", Kind::Node),
@@ -23,6 +23,10 @@ const KINDS: [(&str, Kind); 11] = [
     ("release", Kind::Release),
     ("transfer", Kind::Transfer),
     ("validators", Kind::Validators),
+    ("release-keys", Kind::ReleaseKeys),
+    ("channel", Kind::Channel),
+    ("farm-policy", Kind::FarmPolicy),
+    ("outcome", Kind::Outcome),
 ];
 
 pub(super) fn action(command: LedgerCommand) -> Result<LedgerAction, PlanError> {

@@ -2,6 +2,7 @@
 
 mod contracts;
 mod identities;
+pub(crate) mod releases;
 mod reports;
 mod trust;
 mod validators;
@@ -35,6 +36,15 @@ pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCo
             transfer(work, author, to, *amount, memo, signed.body.sequence)
         }
         Command::SetValidators(change) => validators::set_validators(work, author, change),
+        Command::SetReleaseKeys(change) => releases::set_keys(work, author, change),
+        Command::PublishRelease(release) => releases::publish(work, author, release),
+        Command::HaltRelease { channel, version, reason } => {
+            releases::halt(work, author, channel, *version, reason)
+        }
+        Command::SetFarmPolicy { farm, policy } => releases::set_policy(work, author, farm, policy),
+        Command::ReleaseOutcome { channel, version, outcome } => {
+            releases::outcome(work, author, channel, *version, outcome)
+        }
     }
 }
 

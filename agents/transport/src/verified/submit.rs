@@ -14,10 +14,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use croft_protocol::release::ReleaseState;
 use croft_protocol::state::Account;
 use croft_protocol::{
-    Body, Command, CommandBody, ContractState, FarmId, PublicKey, Record, RecordId, Rejection, SecretKey,
-    SignedCommand, StateKey, limits,
+    Body, Command, CommandBody, ContractState, FarmId, PublicKey, Record, RecordId, Rejection, ReleaseId,
+    SecretKey, SignedCommand, StateKey, limits,
 };
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{Instant, sleep};
@@ -293,6 +294,15 @@ fn touched(command: &Command, author: &PublicKey, sequence: u64) -> Option<Recor
         Command::Report(_) => RecordId::report(author),
         Command::Transfer { .. } => RecordId::transfer(author, sequence),
         Command::SetValidators(_) => RecordId::validators(),
+        Command::SetReleaseKeys(_) => RecordId::release_keys(),
+        Command::PublishRelease(signed) => RecordId::release(&signed.release.id()),
+        Command::HaltRelease { channel, version, .. } => {
+            RecordId::release(&ReleaseId::new(channel, *version))
+        }
+        Command::SetFarmPolicy { farm, .. } => RecordId::farm_policy(farm),
+        Command::ReleaseOutcome { channel, version, .. } => {
+            RecordId::outcome(&ReleaseId::new(channel, *version), author)
+        }
     })
 }
 
@@ -316,6 +326,11 @@ fn effect(command: &Command, author: &PublicKey, record: &Record) -> bool {
             (is.to, is.amount, &is.memo) == (*to, *amount, memo)
         }
         (Command::SetValidators(change), Body::Validators(is)) => change.change.validators == *is,
+        (Command::SetReleaseKeys(change), Body::ReleaseKeys(is)) => change.change.keys == *is,
+        (Command::PublishRelease(signed), Body::Release(is)) => signed.release == is.signed.release,
+        (Command::HaltRelease { .. }, Body::Release(is)) => is.state != ReleaseState::Published,
+        (Command::SetFarmPolicy { policy, .. }, Body::FarmPolicy(is)) => policy == is,
+        (Command::ReleaseOutcome { outcome, .. }, Body::Outcome(is)) => *outcome == is.outcome,
         _ => false,
     }
 }

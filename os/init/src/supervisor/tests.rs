@@ -320,3 +320,34 @@ fn late_messages_of_a_node_that_stops_change_nothing() {
         assert_eq!(bench.give(late.clone()), [], "{late:?}");
     }
 }
+
+#[test]
+fn a_kernel_that_node_asks_for_is_loaded_first_and_then_the_machine_ends_in_order() {
+    let (mut bench, pid) = Bench::running();
+    let kernel: PathBuf = "/run/croft/kernel/release.efi".into();
+    let actions = bench.give(Input::Message(Message::Kexec(kernel.clone())));
+    assert!(actions.contains(&Action::LoadKernel(kernel.clone())), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::SignalNode { .. })), "nothing ends yet");
+    let actions = bench.give(Input::Loaded { kernel, refused: None });
+    assert!(actions.contains(&Action::SignalNode { pid, signal: Signal::Terminate }), "{actions:?}");
+    bench.give(Input::Ended { pid, end: End::Exited(0) });
+    bench.give(Input::NoProcessLeft);
+    bench.give(Input::Synced);
+    let actions = bench.give(Input::Unmounted { left: vec![] });
+    assert!(actions.contains(&Action::Finish(Ending::Kexec)), "{actions:?}");
+}
+
+#[test]
+fn a_kernel_that_is_refused_ends_nothing() {
+    let (mut bench, _) = Bench::running();
+    let kernel: PathBuf = "/run/croft/kernel/release.efi".into();
+    bench.give(Input::Message(Message::Kexec(kernel.clone())));
+    let actions = bench.give(Input::Loaded { kernel, refused: Some("it is no bootable kernel".into()) });
+    let said = actions.iter().any(|action| {
+        matches!(action, Action::Log { level: Level::Error, text }
+            if text == "croft: /run/croft/kernel/release.efi can't be booted: it is no bootable kernel")
+    });
+    assert!(said, "{actions:?}");
+    assert!(bench.supervisor.healthy(bench.now));
+    assert!(!actions.iter().any(|action| matches!(action, Action::SignalNode { .. } | Action::Finish(_))));
+}

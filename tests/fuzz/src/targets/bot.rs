@@ -34,6 +34,15 @@ pub const TARGETS: &[Target] = &[
         run: change,
     },
     Target {
+        name: "release-file",
+        decodes: "a release, or a change of the release keys, on its way to be signed",
+        sent_by: "owners of release keys",
+        files: &["agents/bot/src/commands/release.rs"],
+        seeds: || vec![written("keys.json", KEYS_FILE)],
+        rounds: 800,
+        run: release_file,
+    },
+    Target {
         name: "key-file",
         decodes: "a bot's key, open or behind a passphrase, and the words of a recovery phrase",
         sent_by: "a disk, another machine",
@@ -134,6 +143,14 @@ fn deploy_file(bytes: &[u8]) {
             assert!(message.len() <= 4 * 1024 + 8 * bytes.len(), "{message}");
         }
     }
+}
+
+const KEYS_FILE: &str = include_str!("../../corpus/release-file/keys.json");
+
+fn release_file(bytes: &[u8]) {
+    let Some(text) = text(bytes) else { return };
+    let is_one = bounded("file of a release", bytes.len(), || fuzzing::release_file(text));
+    assert!(is_one || text != KEYS_FILE);
 }
 
 fn key_file(bytes: &[u8]) {

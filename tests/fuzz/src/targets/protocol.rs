@@ -9,11 +9,12 @@ use croft_protocol::api::{
 };
 use croft_protocol::attestation::{Credential, SignedVoucher, Voucher};
 use croft_protocol::command::SignedJoin;
-use croft_protocol::image::ImageManifest;
+use croft_protocol::image::{Chunk, ImageManifest};
 use croft_protocol::peer::{
     Explanation, FarmRequest, FarmResponse, LogLine, NodeRequest, NodeResponse, Step, VmExplanation,
 };
 use croft_protocol::record::WorkloadState;
+use croft_protocol::release::{BootFile, BootManifest};
 use croft_protocol::seal::{SealingKey, seal};
 use croft_protocol::state::NodeContracts;
 use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
@@ -212,6 +213,15 @@ pub const TARGETS: &[Target] = &[
         run: sealed,
     },
     Target {
+        name: "boot-manifest",
+        decodes: "the list of a boot file's pieces",
+        sent_by: "a replica",
+        files: &["agents/protocol/src/release.rs", "agents/node/src/upgrade/files.rs"],
+        seeds: || vec![encoded("two-chunks", &boot_manifest())],
+        rounds: 1_500,
+        run: checked_boot_manifest,
+    },
+    Target {
         name: "image-manifest",
         decodes: "the manifest of a workload image",
         sent_by: "a replica",
@@ -225,6 +235,28 @@ pub const TARGETS: &[Target] = &[
         run: image_manifest,
     },
 ];
+
+fn boot_manifest() -> BootManifest {
+    let chunk = |n| Chunk { hash: Hash([n; 32]), compressed_bytes: 100 };
+    BootManifest { version: 1, size_bytes: (1 << 20) + 1, chunks: vec![chunk(1), chunk(2)] }
+}
+
+fn checked_boot_manifest(bytes: &[u8]) {
+    let size_bytes = boot_manifest().size_bytes;
+    let file = BootFile {
+        sha256: Hash::ZERO,
+        size_bytes,
+        authenticode: Hash::ZERO,
+        manifest: Hash::of_bytes(bytes),
+    };
+    match bounded("boot manifest", bytes.len(), || BootManifest::check(bytes, &file)) {
+        Ok(manifest) => {
+            let sum: usize = (0..manifest.chunks.len()).map(|n| manifest.chunk_len(n)).sum();
+            assert_eq!(sum as u64, size_bytes, "pieces of another file");
+        }
+        Err(error) => bounded_message("boot manifest", &error.to_string()),
+    }
+}
 
 fn signed_command(bytes: &[u8]) {
     let Some(command) = canonical::<SignedCommand>("command", limits::COMMAND_BYTES, bytes) else { return };

@@ -26,6 +26,7 @@ pub const TARGETS: &[Target] = &[
             "agents/protocol/src/keys.rs",
             "agents/protocol/src/header.rs",
             "agents/protocol/src/contract.rs",
+            "agents/protocol/src/release.rs",
         ],
         seeds: names,
         rounds: 3_000,
@@ -94,6 +95,9 @@ fn names_and_ids(bytes: &[u8]) {
     assert_eq!(shown::<ContractId>("contract id", text).map(|contract| contract.0), hash);
     assert_eq!(shown::<PublicKey>("public key", text).map(|key| key.0), hash.map(|hash| hash.0));
     let _ = croft_protocol::name::is_country(text);
+    if let Some(version) = shown::<croft_protocol::ReleaseVersion>("version", text) {
+        assert_eq!(version.to_string(), text, "a version has two texts");
+    }
 }
 
 fn amount(bytes: &[u8]) {
@@ -150,7 +154,7 @@ fn genesis(bytes: &[u8]) {
 
 fn names() -> Vec<Seed> {
     let hash = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
-    let words = ["web", "a-1", "be", hash, &hash.to_uppercase()].map(str::to_owned);
+    let words = ["web", "a-1", "be", hash, &hash.to_uppercase(), "1.4.20"].map(str::to_owned);
     words.iter().enumerate().map(|(n, word)| written(&format!("word-{n}"), word)).collect()
 }
 

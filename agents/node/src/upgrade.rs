@@ -1,0 +1,356 @@
+//! Upgrades: the release that the farm's policy names, tried, and kept or left.
+//!
+//! ```text
+//!   ledger: policy, channel, release ─┐
+//!   journal on the data disk ─────────┼─> decide ─> fetch ─> journal: armed ─> init: load, end in order, kexec
+//!   registered, able to run VMs ──────┘                                              │
+//!        ┌───────────────────────────────────────────────────────────────────────────┘
+//!        └─> journal: running ─> well in time: confirmed ── the medium's release starts it by kexec from now on
+//!                             └> not well, or no sign of life: restart, the medium's own release says why
+//! ```
+//! [`journal`] remembers, [`decide`] decides, [`files`] keeps boot files; here is what does it. It must never boot what
+//! is not exactly the file that the release keys signed for, and never before the journal says so durably.
+
+pub mod decide;
+pub mod files;
+pub mod journal;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_init::notify::{KERNEL_FOLDER, Message, Notifier, refusal_of};
+use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody};
+use croft_protocol::{
+    Body, Command, FarmId, NodeId, Record, RecordId, Rejection, ReleaseId, ReleaseVersion, StateKey, limits,
+};
+use croft_storage::data::Data;
+use croft_storage::documents::Documents;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::ledger::{Ledger, chain_of};
+use crate::time::Time;
+use decide::{Action, Facts, Why, decide};
+use files::BootFiles;
+use journal::{Installed, Journal, Start};
+
+/// Between two looks at the ledger; all nodes of a rack look at their own times.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// Between two decisions while a release is on trial.
+const TRIAL_LOOK: Duration = Duration::from_secs(2);
+/// For init to load a kernel and begin to end this process.
+const KEXEC_WAIT: Duration = Duration::from_secs(60);
+const DOCUMENT: &str = "journal";
+/// The journal is small; a damaged one is not worth more memory.
+const JOURNAL_BYTES: usize = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    #[error("the upgrade journal can't be opened")]
+    Open(#[from] croft_storage::documents::OpenDocumentsError),
+    #[error("the upgrade journal can't be read")]
+    Read(#[from] croft_storage::documents::GetDocumentError),
+    #[error("the upgrade journal is of another release: {0}")]
+    Decode(#[from] croft_protocol::DecodeError),
+    #[error("the upgrade journal can't be written")]
+    Write(#[from] croft_storage::documents::PutDocumentError),
+    #[error(transparent)]
+    Files(#[from] files::BootFileError),
+    #[error("init can't be asked")]
+    Notify(#[from] croft_init::notify::NotifyError),
+    #[error("this node was not started by init, so nobody boots a release")]
+    NoInit,
+    #[error("the release can't be booted: {0}")]
+    Refused(String),
+}
+
+/// The journal and the boot files of this machine, with what this boot is.
+pub struct Upgrades {
+    documents: Documents,
+    journal: Journal,
+    files: BootFiles,
+    running: Option<ReleaseVersion>,
+    notifier: Option<Arc<Notifier>>,
+    kernels: PathBuf,
+    started: Instant,
+}
+
+impl Upgrades {
+    /// Takes up what an earlier boot left, and says what this one begins with. `None` where nothing outlives a boot.
+    ///
+    /// # Errors
+    /// [`UpgradeError`]; then this node takes no releases, and runs on.
+    pub fn open(
+        data: &Data,
+        release: &str,
+        notifier: Option<Arc<Notifier>>,
+    ) -> Result<Option<(Self, Start)>, UpgradeError> {
+        if data.ephemeral() {
+            return Ok(None);
+        }
+        let folder = data.folder("upgrade");
+        let documents = Documents::open(&folder.join("journal"))?;
+        Self::open_on(documents, &folder.join("files"), release, notifier).map(Some)
+    }
+
+    fn open_on(
+        documents: Documents,
+        files: &Path,
+        release: &str,
+        notifier: Option<Arc<Notifier>>,
+    ) -> Result<(Self, Start), UpgradeError> {
+        let running = release.parse().ok();
+        let before = read(&documents)?;
+        let mut journal = before.clone();
+        let start = journal.at_start(running);
+        let files = BootFiles::open(files)?;
+        let (kernels, started) = (PathBuf::from(KERNEL_FOLDER), Instant::now());
+        let mut upgrades = Self { documents, journal: before, files, running, notifier, kernels, started };
+        upgrades.set(journal)?;
+        Ok((upgrades, start))
+    }
+
+    /// Makes a journal durable, and only then counts on it.
+    fn set(&mut self, journal: Journal) -> Result<(), UpgradeError> {
+        if journal != self.journal {
+            self.documents.put(DOCUMENT, &croft_protocol::encode(&journal))?;
+            self.journal = journal;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Journal)) -> Result<(), UpgradeError> {
+        let mut journal = self.journal.clone();
+        change(&mut journal);
+        self.set(journal)
+    }
+
+    /// Goes on with a boot file; comes back only where that did not work.
+    async fn kexec(&self, of: &Installed) -> UpgradeError {
+        let asked = self.files.stage(&of.boot_file, &self.kernels).map_err(UpgradeError::from);
+        let asked = asked.and_then(|kernel| self.tell_init(&Message::Kexec(kernel.clone())).map(|()| kernel));
+        let kernel = match asked {
+            Ok(kernel) => kernel,
+            Err(error) => return error,
+        };
+        let deadline = Instant::now() + KEXEC_WAIT;
+        // Init ends this process when the kernel is loaded.
+        while Instant::now() < deadline {
+            if let Ok(reason) = std::fs::read_to_string(refusal_of(&kernel)) {
+                let _ = std::fs::remove_file(refusal_of(&kernel));
+                return UpgradeError::Refused(reason.chars().take(300).collect());
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        UpgradeError::Refused(format!("init did not go on within {} s", KEXEC_WAIT.as_secs()))
+    }
+
+    fn tell_init(&self, message: &Message) -> Result<(), UpgradeError> {
+        let notifier = self.notifier.as_ref().ok_or(UpgradeError::NoInit)?;
+        Ok(notifier.send(message)?)
+    }
+
+    /// What the start asks for, before anything else of the node begins. Comes back where the boot goes on.
+    pub async fn begin(&mut self, start: Start) {
+        match start {
+            Start::Normal => {}
+            Start::Trial => tracing::warn!(
+                release = ?self.running,
+                "this release is on trial: it is confirmed when the node is registered and well"
+            ),
+            Start::GoBack { reason } => self.go_back(&reason).await,
+            Start::Resume(of) => {
+                tracing::info!(release = %of.version, "going on with the release that was confirmed here");
+                let error = self.kexec(&of).await;
+                tracing::error!(error = %chain_of(&error), "the confirmed release can't be reached; this one goes on");
+            }
+        }
+    }
+
+    /// Restarts the machine, which boots what its medium has.
+    async fn go_back(&self, reason: &str) {
+        tracing::error!(reason, "the release on trial failed: back to the one before");
+        if let Err(error) = self.tell_init(&Message::Reboot(format!("the release on trial failed: {reason}")))
+        {
+            tracing::error!(error = %chain_of(&error), "init was not told");
+        }
+        sleep(KEXEC_WAIT).await;
+    }
+}
+
+fn read(documents: &Documents) -> Result<Journal, UpgradeError> {
+    let Some(bytes) = documents.get(DOCUMENT)? else { return Ok(Journal::default()) };
+    Ok(croft_protocol::decode("upgrade journal", &bytes, JOURNAL_BYTES)?)
+}
+
+/// How the node is, as far as upgrades care.
+#[derive(Debug, Clone)]
+pub struct Health {
+    pub registered: watch::Receiver<bool>,
+    /// What keeps it from running the workloads that it has.
+    pub trouble: Option<String>,
+}
+
+/// What the ledger proves of upgrades of one node.
+#[derive(Debug, Default)]
+struct Offer {
+    policy: Option<FarmPolicy>,
+    channel: Option<ChannelBody>,
+    release: Option<ReleaseBody>,
+}
+
+impl Offer {
+    async fn read(ledger: &Ledger, farm: &FarmId) -> Result<Self, String> {
+        let mut offer = Self::default();
+        let Some(Body::FarmPolicy(policy)) = body(ledger, RecordId::farm_policy(farm)).await? else {
+            return Ok(offer);
+        };
+        let channel = match body(ledger, RecordId::channel(&policy.channel)).await? {
+            Some(Body::Channel(channel)) if channel.name == policy.channel => Some(channel),
+            _ => None,
+        };
+        offer.policy = Some(policy);
+        let Some(channel) = channel else { return Ok(offer) };
+        if let Some(version) = channel.offered {
+            let id = ReleaseId::new(&channel.name, version);
+            if let Some(Body::Release(release)) = body(ledger, RecordId::release(&id)).await?
+                && release.signed.release.id() == id
+            {
+                offer.release = Some(*release);
+            }
+        }
+        offer.channel = Some(channel);
+        Ok(offer)
+    }
+}
+
+/// The latest version of a thing, proved.
+async fn body(ledger: &Ledger, id: RecordId) -> Result<Option<Body>, String> {
+    let (_, values) = ledger.read(vec![StateKey::Record(id)]).await.map_err(|e| chain_of(&e))?;
+    let Some(bytes) = values.into_iter().next().flatten() else { return Ok(None) };
+    let record: Record =
+        croft_protocol::decode("record", &bytes, limits::RECORD_BYTES).map_err(|e| chain_of(&e))?;
+    Ok((record.id == id).then_some(record.body))
+}
+
+/// Follows the farm's policy for as long as the node runs.
+pub async fn follow(
+    mut upgrades: Upgrades,
+    ledger: Arc<Ledger>,
+    time: Arc<Time>,
+    (node, farm): (NodeId, FarmId),
+    health: Health,
+) {
+    let mut well_since = None;
+    let mut said: Option<Why> = None;
+    let mut offer = Offer::default();
+    let mut resumed = false;
+    loop {
+        let on_trial = upgrades.journal.trial.is_some();
+        sleep(if on_trial { TRIAL_LOOK } else { LOOK_EVERY }).await;
+        let up = upgrades.started.elapsed();
+        let is_well = *health.registered.borrow() && health.trouble.is_none();
+        well_since = if is_well { well_since.or(Some(up)) } else { None };
+        if is_well && !on_trial {
+            match Offer::read(&ledger, &farm).await {
+                Ok(read) => offer = read,
+                Err(reason) => tracing::debug!(reason, "no news of releases"),
+            }
+        }
+        let trouble = health.trouble.as_deref().unwrap_or("not registered on the ledger");
+        let action = decide(&Facts {
+            node,
+            running: upgrades.running,
+            now_ms: time.now_ms(),
+            up,
+            well_since,
+            trouble,
+            policy: offer.policy.as_ref(),
+            channel: offer.channel.as_ref(),
+            offered: offer.release.as_ref(),
+            journal: &upgrades.journal,
+            fetched: offer
+                .release
+                .as_ref()
+                .is_some_and(|release| upgrades.files.has(&release.signed.release.boot_file)),
+        });
+        if let Action::Stay(why) = action
+            && said.replace(why) != Some(why)
+        {
+            tracing::info!("upgrades: {why}");
+        }
+        if is_well && !on_trial && !resumed && upgrades.runs_confirmed() {
+            resumed = upgrades.change(Journal::resumed).is_ok();
+        }
+        if let Err(error) = upgrades.act(action, &ledger).await {
+            tracing::error!(error = %chain_of(&error), "the upgrade does not go on");
+        }
+    }
+}
+
+impl Upgrades {
+    fn runs_confirmed(&self) -> bool {
+        self.journal.confirmed.as_ref().is_some_and(|confirmed| self.running == Some(confirmed.version))
+    }
+
+    async fn act(&mut self, action: Action, ledger: &Ledger) -> Result<(), UpgradeError> {
+        match action {
+            Action::Stay(_) => Ok(()),
+            Action::Fetch(release) => {
+                tracing::info!(release = %release.version, bytes = release.boot_file.size_bytes, "fetching a release");
+                self.files.fetch(&release.boot_file, ledger).await?;
+                tracing::info!(release = %release.version, "the release is here, and is what its keys signed");
+                Ok(())
+            }
+            Action::Try(release) => self.try_out(release).await,
+            Action::Confirm => {
+                self.change(Journal::confirm)?;
+                let kept: Vec<_> = self.journal.confirmed.iter().map(|of| of.boot_file.sha256).collect();
+                self.files.keep_only(&kept);
+                tracing::info!(release = ?self.running, "the release is confirmed");
+                Ok(())
+            }
+            Action::GoBack { reason } => {
+                self.change(|journal| journal.fail(reason.clone()))?;
+                self.go_back(&reason).await;
+                Ok(())
+            }
+            Action::Tell(told) => {
+                let command = Command::ReleaseOutcome {
+                    channel: told.channel.clone(),
+                    version: told.version,
+                    outcome: told.outcome.clone(),
+                };
+                let result = ledger.submit(command).await;
+                // What it refuses for what it is, it would refuse for ever: it knows it already, or nobody asks any more.
+                let refused =
+                    result.as_ref().err().and_then(croft_transport::verified::VerifiedError::rejection);
+                let refused = matches!(refused, Some(Rejection::Release(_)));
+                match &result {
+                    Ok(height) => {
+                        tracing::info!(release = %told.version, height, "the ledger knows the outcome")
+                    }
+                    Err(error) => tracing::warn!(error = %chain_of(error), "the outcome is not told"),
+                }
+                if result.is_ok() || refused {
+                    self.change(|journal| journal.untold.retain(|other| *other != told))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn try_out(&mut self, release: Installed) -> Result<(), UpgradeError> {
+        tracing::warn!(release = %release.version, "booting a release on trial");
+        self.change(|journal| journal.arm(release.clone()))?;
+        let error = self.kexec(&release).await;
+        // Still here: nothing was booted, and this release goes on.
+        let reason = chain_of(&error);
+        self.change(|journal| journal.give_up(reason))?;
+        Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;
