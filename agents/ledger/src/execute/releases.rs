@@ -159,6 +159,24 @@ fn newest_offered(work: &Work<'_>, head: &ChannelBody) -> Step<Option<ReleaseVer
     Ok(None)
 }
 
+/// Authenticode SHA-256 of the boot files that a channel's nodes may well run: its newest releases that were not
+/// halted and are not below its minimum.
+pub(super) fn boot_files(state: &dyn StateRead, channel: &Name) -> Result<Vec<Hash>, StateError> {
+    let Some(head) = state.channel(channel)? else { return Ok(Vec::new()) };
+    let (mut found, mut next) = (Vec::new(), Some(head.latest));
+    for _ in 0..LOOK_BACK {
+        let Some(version) = next.filter(|version| *version >= head.minimum) else { break };
+        let body = state
+            .release(&ReleaseId::new(channel, version))?
+            .ok_or_else(|| StateError::broken(format_args!("release {version} of channel '{channel}' is kept")))?;
+        if body.state == ReleaseState::Published {
+            found.push(body.signed.release.boot_file.authenticode);
+        }
+        next = body.signed.release.previous;
+    }
+    Ok(found)
+}
+
 fn known_release(work: &Work<'_>, channel: &Name, version: ReleaseVersion) -> Step<ReleaseBody> {
     let unknown = || refuse(InvalidRelease::Unknown { channel: channel.clone(), version });
     work.release(&ReleaseId::new(channel, version))?.ok_or_else(unknown)

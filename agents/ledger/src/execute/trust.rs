@@ -18,8 +18,9 @@ use croft_protocol::record::{NodeBody, TrustClass};
 use croft_protocol::trust::{
     NodeTrust, RecentHeaders, RefusedQuote, TrustPolicy, says_the_same, vouchers_needed,
 };
-use croft_protocol::{Hash, NodeId, Rejection, StateKey, limits};
+use croft_protocol::{FarmId, Hash, NodeId, Rejection, StateKey, limits};
 
+use super::releases;
 use crate::state::{StateError, StateRead, StateReadExt};
 use crate::work::{Step, Work};
 
@@ -81,7 +82,7 @@ fn quoted(
         let (first, last) = (height_of(recent.headers.first()), height_of(recent.headers.last()));
         return Err(refuse(RefusedQuote::Header { height: attestation.height, first, last }).into());
     };
-    let policy = policy(work)?;
+    let policy = policy(work, &after.farm)?;
     let chain = work.ctx().chain;
     let claim = Claim {
         chain: &chain,
@@ -139,18 +140,23 @@ fn refused_quote(refusal: Refusal) -> RefusedQuote {
     }
 }
 
-/// Boot files that count as known: Authenticode SHA-256. Everything that says what a release is belongs in here.
-fn known_boot_files(state: &dyn StateRead) -> Result<BTreeSet<Hash>, StateError> {
+/// Boot files that count as known for a farm's nodes: Authenticode SHA-256. Those of the genesis, and the releases of
+/// the channel that the farm follows.
+pub(super) fn known_boot_files(state: &dyn StateRead, farm: &FarmId) -> Result<BTreeSet<Hash>, StateError> {
     let policy: TrustPolicy = state.read(&StateKey::TrustPolicy)?.unwrap_or_default();
-    Ok(policy.boot_files.into_iter().collect())
+    let mut known: BTreeSet<Hash> = policy.boot_files.into_iter().collect();
+    if let Some(policy) = state.farm_policy(farm)? {
+        known.extend(releases::boot_files(state, &policy.channel)?);
+    }
+    Ok(known)
 }
 
-/// What this grid accepts now.
-fn policy(state: &dyn StateRead) -> Result<Policy, StateError> {
+/// What this grid accepts now of a farm's nodes.
+fn policy(state: &dyn StateRead, farm: &FarmId) -> Result<Policy, StateError> {
     let policy: TrustPolicy = state.read(&StateKey::TrustPolicy)?.unwrap_or_default();
     let validators = state.validators()?.set.validators;
     Ok(Policy {
-        releases: known_boot_files(state)?,
+        releases: known_boot_files(state, farm)?,
         loaders: policy.loaders.into_iter().collect(),
         options: policy.options.into_iter().collect(),
         endorsement: policy.endorsement,

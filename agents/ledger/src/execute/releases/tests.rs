@@ -333,6 +333,34 @@ fn a_release_altered_after_it_was_signed_or_of_another_grid_is_refused() {
     world.submit(&by, Command::PublishRelease(Box::new(signed))).unwrap();
 }
 
+#[test]
+fn a_farms_nodes_may_run_the_releases_of_its_channel_and_none_that_stopped() {
+    let mut world = World::new();
+    let known = |world: &World| {
+        let (ledger, farm) = (&world.0.ledger, &world.0.farm);
+        crate::execute::trust::known_boot_files(ledger.state(), farm).unwrap()
+    };
+    assert_eq!(known(&world), BTreeSet::new());
+    let file = |n: u8| Hash([n; 32]);
+    let with = |text: &str, previous, n: u8, minimum: &str| {
+        let mut release = Release { minimum: version(minimum), ..release(text, previous) };
+        release.boot_file.authenticode = file(n);
+        release
+    };
+    world.publish_by(with("1.0.0", None, 1, "0.0.0"), &KEYS).unwrap();
+    world.publish_by(with("1.1.0", Some("1.0.0"), 2, "0.0.0"), &KEYS).unwrap();
+    world.publish_by(with("1.2.0", Some("1.1.0"), 3, "0.0.0"), &KEYS).unwrap();
+    assert_eq!(known(&world), BTreeSet::from([file(1), file(2), file(3)]));
+    world.halt(&key(61), "1.1.0").unwrap();
+    assert_eq!(known(&world), BTreeSet::from([file(1), file(3)]), "what stopped is no longer known");
+    world.publish_by(with("1.3.0", Some("1.2.0"), 4, "1.2.0"), &KEYS).unwrap();
+    assert_eq!(known(&world), BTreeSet::from([file(3), file(4)]), "what is below the minimum is not either");
+    let (farmer, farm) = (world.0.farmer.clone(), world.0.farm);
+    let elsewhere = FarmPolicy { channel: name("beta"), ..policy() };
+    world.submit(&farmer, Command::SetFarmPolicy { farm, policy: elsewhere }).unwrap();
+    assert_eq!(known(&world), BTreeSet::new(), "the farm follows another channel");
+}
+
 /// What a model knows of one release.
 #[derive(Default)]
 struct Known {
