@@ -2,6 +2,7 @@
 //!
 //! [`sequence`] reads as the flow. The same binary is the helper that jails monitors; it never returns from that.
 
+mod addition;
 mod capacity;
 mod contracts;
 mod coverage;
@@ -12,6 +13,7 @@ mod log;
 mod machines;
 mod medium;
 mod memory;
+mod netboot;
 mod networks;
 mod peers;
 mod reconcile;

@@ -42,7 +42,7 @@ use crate::time::Time;
 use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
 use crate::workload::{Context, InUse};
-use crate::{contracts, links, medium};
+use crate::{addition, contracts, links, medium};
 
 /// Where the image keeps its parts.
 const BOOT_FILE: &str = "/etc/croft/boot.toml";
@@ -66,7 +66,7 @@ pub enum Fatal {
     #[error("{BOOT_FILE} can't be read: boot with a configuration from 'croft farm new'")]
     NoBootConfig(#[source] std::io::Error),
     #[error(transparent)]
-    Medium(#[from] medium::MediumError),
+    Addition(#[from] addition::AdditionError),
     #[error(transparent)]
     BootConfig(#[from] croft_protocol::boot::InvalidBootConfig),
     #[error(transparent)]
@@ -105,10 +105,10 @@ impl Start<'_> {
     pub async fn run(mut self) -> Result<(), Fatal> {
         let alive = Alive { notifier: self.notifier.take() };
         alive.beat();
-        let boot = alive.through(boot_config()).await?;
+        let (boot, started) = alive.through(boot_config()).await?;
         let time = Arc::new(Time::default());
 
-        let network = self.network(&boot, &alive).await?;
+        let network = self.network(&boot, started, &alive).await?;
         let keep = links::keep_time(time.clone(), boot.clock.ntp.clone(), network.subscribe());
         tokio::spawn(keep);
         let inventory = self.inventory();
@@ -183,9 +183,18 @@ impl Start<'_> {
         Ok(())
     }
 
-    async fn network(&self, boot: &BootConfig, alive: &Alive) -> Result<Network, Fatal> {
+    /// `started` is the network that found the boot configuration; it goes on where nothing else was asked for.
+    async fn network(
+        &self,
+        boot: &BootConfig,
+        started: Option<Network>,
+        alive: &Alive,
+    ) -> Result<Network, Fatal> {
         let stage = Stage::Network.begin(self.log);
-        let network = Network::start(links::config(boot)?).await?;
+        let network = match started.filter(|_| boot.links.is_empty()) {
+            Some(network) => network,
+            None => Network::start(links::config(boot)?).await?,
+        };
         match alive.through(network.wait_uplink(WaitLimits::default())).await {
             Ok(uplink) => {
                 let address = uplink.address().map_or_else(String::new, |a| a.to_string());
@@ -370,14 +379,15 @@ fn verdicts(disks: &[Examined]) -> String {
     disks.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// What the image itself carries; else what the medium beside it does.
-async fn boot_config() -> Result<BootConfig, Fatal> {
+/// What the image itself carries; else what the medium beside it, or the server that it would boot from, does.
+async fn boot_config() -> Result<(BootConfig, Option<Network>), Fatal> {
     match std::fs::read_to_string(BOOT_FILE) {
-        Ok(text) => Ok(BootConfig::parse(&text)?),
+        Ok(text) => Ok((BootConfig::parse(&text)?, None)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let (disk, addition) = medium::find(&medium::Roots::default()).await?;
-            tracing::info!(disk = %disk.display(), farm = %addition.get().farm, "the farm's addition is valid");
-            Ok(addition.boot_config())
+            let found = addition::find(&medium::Roots::default()).await?;
+            let farm = &found.addition.get().farm;
+            tracing::info!(place = found.place, %farm, "the farm's addition is valid");
+            Ok((found.addition.boot_config(), found.network))
         }
         Err(error) => Err(Fatal::NoBootConfig(error)),
     }
