@@ -210,6 +210,7 @@ pub async fn run(
         Action::MediaDisks => media::disks(c),
         Action::MediaFlash { image, device, agreed } => media::flash(c, &image, &device, agreed.as_deref()),
         Action::MediaKeys { folder } => media::make_keys(c, &folder),
+        Action::MediaServe(flags) => media::serve(c, &flags).await,
         Action::MediaSign { file, keys, out } => media::sign(c, &file, &keys, &out),
         Action::Deploy(flags) => deploy::deploy(c, &flags).await,
         Action::Ps { all } => ps::ps(c, all).await,

@@ -12,8 +12,8 @@ use croft_protocol::{Name, PriceList, PublicKey, RecordId};
 use crate::exit::Failure;
 use crate::flags::{
     BotCommand, Command, Common, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, Flags, GridCommand,
-    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, NewPower, ValidatorsCommand,
-    WalletCommand,
+    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, MediaServeFlags, NewPower,
+    ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -119,6 +119,7 @@ pub enum Action {
     MediaDisks,
     MediaFlash { image: PathBuf, device: PathBuf, agreed: Option<String> },
     MediaKeys { folder: PathBuf },
+    MediaServe(MediaServeFlags),
     MediaSign { file: PathBuf, keys: PathBuf, out: PathBuf },
     Deploy(DeployFlags),
     Ps { all: bool },
@@ -146,6 +147,7 @@ impl Action {
             self,
             Self::GridUp(_)
                 | Self::FarmServe { .. }
+                | Self::MediaServe(_)
                 | Self::Logs { follow: true, .. }
                 | Self::Ledger(LedgerAction::Log { follow: true, .. })
         )
@@ -166,6 +168,7 @@ impl Action {
                 | Self::MediaDisks
                 | Self::MediaFlash { .. }
                 | Self::MediaKeys { .. }
+                | Self::MediaServe(_)
                 | Self::MediaSign { .. }
                 | Self::GridInit(_)
                 | Self::GridJoin { .. }
@@ -345,6 +348,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
             Action::MediaFlash { image, device, agreed: yes_erase }
         }
         Command::Media(MediaCommand::Keys { folder }) => Action::MediaKeys { folder },
+        Command::Media(MediaCommand::Serve(flags)) => Action::MediaServe(flags),
         Command::Media(MediaCommand::Sign { file, keys, out }) => Action::MediaSign { file, keys, out },
         Command::Deploy(flags) => Action::Deploy(flags),
         Command::Ps(flags) => Action::Ps { all: flags.all },
