@@ -15,13 +15,15 @@
 pub mod accelerator;
 pub mod command;
 pub mod disk;
+pub mod firmware;
 pub mod machine;
 pub mod profile;
 pub mod qmp;
 pub mod serial;
 
 pub use accelerator::{Accelerator, Decision};
-pub use command::{Forward, Medium, Protocol};
+pub use command::{Forward, Medium, NetworkBoot, Protocol};
+pub use firmware::SecureBoot;
 pub use machine::{Boot, Exit, Machine, OnReboot};
 pub use profile::Profile;
 pub use serial::{Line, Pattern, Serial};

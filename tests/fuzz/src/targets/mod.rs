@@ -6,6 +6,7 @@ pub mod guest;
 pub mod image;
 pub mod light;
 pub mod machine;
+pub mod netboot;
 pub mod network;
 pub mod protocol;
 pub mod replica;
