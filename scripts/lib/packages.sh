@@ -7,7 +7,8 @@ PACKAGES=(
     build-essential flex bison bc libelf-dev libssl-dev cpio rsync kmod xz-utils # kernels
     libseccomp-dev libcap-ng-dev pkg-config                                      # virtiofsd, linked statically
     e2fsprogs zstd                                                               # image
-    ovmf seabios                                                                 # firmware of test machines
+    ovmf seabios ipxe-qemu                                                       # firmware of test machines
+    dnsmasq-base                                                                 # the DHCP server beside a netboot server
     erofs-utils cryptsetup-bin umoci skopeo mmdebstrap                           # workload images, and peers in tests
     nftables iproute2                                                            # networks of tests
     libfaketime                                                                  # wrong clocks in tests

@@ -213,6 +213,7 @@ pub async fn run(
         Action::MediaDisks => media::disks(c),
         Action::MediaFlash { image, device, agreed } => media::flash(c, &image, &device, agreed.as_deref()),
         Action::MediaKeys { folder } => media::make_keys(c, &folder),
+        Action::MediaServe(flags) => media::serve(c, &flags).await,
         Action::MediaSign { file, keys, out } => media::sign(c, &file, &keys, &out),
         Action::ReleaseKeysShow => release::keys_show(c).await,
         Action::ReleaseKeysNew { file } => release::keys_new(c, &file),

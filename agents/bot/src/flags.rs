@@ -562,6 +562,22 @@ pub struct FarmImageFlags {
     pub keys: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub struct MediaServeFlags {
+    /// What 'croft farm image --medium netboot' made
+    #[arg(long, value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// Where the rack is [default: the only one with an address]
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// TCP port for HTTP
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub http_port: u16,
+    /// Everything by TFTP, also for iPXE
+    #[arg(long)]
+    pub no_http: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum MediaCommand {
     /// Disks of this machine, and whether an image may be written to them
@@ -602,6 +618,16 @@ JSON: {folder, enrolment}")]
         #[arg(value_name = "FOLDER")]
         folder: PathBuf,
     },
+    /// Boot a rack over the network from a folder
+    #[command(after_help = "\
+Example:
+  croft farm image --farm attic --boot-file croft.efi --medium netboot --out ./netboot
+  sudo croft media serve --folder ./netboot --interface eth1
+
+Adds the boot file to what the rack's DHCP server answers, for machines that boot by PXE, iPXE or UEFI
+HTTP, and serves the folder by TFTP and HTTP. Never hands out addresses. Ends on a signal.
+JSON, one object per line: {time_ms, event, machine, by, file, bytes, reason}")]
+    Serve(MediaServeFlags),
     /// Sign a boot file for Secure Boot
     #[command(after_help = "\
 Example:

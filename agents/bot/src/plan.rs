@@ -12,8 +12,9 @@ use croft_protocol::{Name, PriceList, PublicKey, RecordId};
 use crate::exit::Failure;
 use crate::flags::{
     BotCommand, Command, Common, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, Flags, GridCommand,
-    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, NewPower, PolicyFlags, PrepareFlags,
-    PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand, WalletCommand,
+    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, MediaServeFlags, NewPower,
+    PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
+    ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -120,6 +121,7 @@ pub enum Action {
     MediaDisks,
     MediaFlash { image: PathBuf, device: PathBuf, agreed: Option<String> },
     MediaKeys { folder: PathBuf },
+    MediaServe(MediaServeFlags),
     MediaSign { file: PathBuf, keys: PathBuf, out: PathBuf },
     ReleaseKeysShow,
     ReleaseKeysNew { file: PathBuf },
@@ -156,6 +158,7 @@ impl Action {
             self,
             Self::GridUp(_)
                 | Self::FarmServe { .. }
+                | Self::MediaServe(_)
                 | Self::Logs { follow: true, .. }
                 | Self::Ledger(LedgerAction::Log { follow: true, .. })
         )
@@ -176,6 +179,7 @@ impl Action {
                 | Self::MediaDisks
                 | Self::MediaFlash { .. }
                 | Self::MediaKeys { .. }
+                | Self::MediaServe(_)
                 | Self::MediaSign { .. }
                 | Self::ReleaseKeysNew { .. }
                 | Self::GridInit(_)
@@ -357,6 +361,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
             Action::MediaFlash { image, device, agreed: yes_erase }
         }
         Command::Media(MediaCommand::Keys { folder }) => Action::MediaKeys { folder },
+        Command::Media(MediaCommand::Serve(flags)) => Action::MediaServe(flags),
         Command::Media(MediaCommand::Sign { file, keys, out }) => Action::MediaSign { file, keys, out },
         Command::Release(command) => release(command),
         Command::Deploy(flags) => Action::Deploy(flags),

@@ -2,6 +2,7 @@
 //!
 //! [`sequence`] reads as the flow. The same binary is the helper that jails monitors; it never returns from that.
 
+mod addition;
 mod attendant;
 mod capacity;
 mod contracts;
@@ -13,6 +14,7 @@ mod log;
 mod machines;
 mod medium;
 mod memory;
+mod netboot;
 mod networks;
 mod peers;
 mod reconcile;

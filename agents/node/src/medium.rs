@@ -10,15 +10,10 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use croft_protocol::addition::{Expectation, InvalidAddition, Validated};
 use croft_protocol::limits;
-use tokio::time::{Instant, sleep};
 
-/// USB sticks and slow controllers take this long to show up.
-const PATIENCE: Duration = Duration::from_secs(20);
-const PAUSE: Duration = Duration::from_millis(500);
 /// Disks that are looked at: more are no boot media.
 const DISKS: usize = 64;
 /// Entries of a partition table that are looked at (UEFI 2.10, section 5.3: at least 128 are there).
@@ -34,12 +29,10 @@ const FILE: &str = "FARM.BIN";
 const ESP_TYPE: [u8; 16] =
     [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
 
-/// Why no addition was found.
+/// Why no disk has an addition.
 #[derive(Debug, thiserror::Error)]
 pub enum MediumError {
-    #[error(
-        "no disk has a farm's addition, and the image has no boot configuration: make the medium with 'croft farm image', and boot from it ({looked})"
-    )]
+    #[error("no disk has a farm's addition ({looked})")]
     None { looked: String },
     #[error("the farm's addition on {disk} is refused")]
     Refused { disk: PathBuf, source: Box<InvalidAddition> },
@@ -62,21 +55,11 @@ impl Default for Roots {
     }
 }
 
-/// The addition of this machine's medium. Waits for disks that show up late.
+/// The addition on this machine's disks, as they are now.
 ///
 /// # Errors
-/// [`MediumError`] says what is on the disks, and what to do.
-pub async fn find(roots: &Roots) -> Result<(PathBuf, Validated), MediumError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match look(roots) {
-            Err(MediumError::None { .. }) if Instant::now() < deadline => sleep(PAUSE).await,
-            result => return result,
-        }
-    }
-}
-
-fn look(roots: &Roots) -> Result<(PathBuf, Validated), MediumError> {
+/// [`MediumError`] says what is on the disks.
+pub fn look(roots: &Roots) -> Result<(PathBuf, Validated), MediumError> {
     let mut found: Option<(PathBuf, Vec<u8>)> = None;
     let mut looked = Vec::new();
     for disk in disks(roots) {
@@ -282,23 +265,20 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|part| part.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
+/// Additions of a farm, for tests.
 #[cfg(test)]
-mod tests {
-    use croft_media::esp::Contents;
-    use croft_media::{iso, usb};
+pub(crate) mod testing {
     use croft_protocol::addition::Addition;
     use croft_protocol::boot::BootConfig;
     use croft_protocol::command::{Join, SignedJoin};
     use croft_protocol::keys::Domain;
     use croft_protocol::{FarmId, Name, SecretKey};
 
-    use super::*;
-
     fn owner() -> SecretKey {
         SecretKey::from_seed(&[7; 32])
     }
 
-    fn sealed(farm: &str) -> (BootConfig, Vec<u8>) {
+    pub(crate) fn sealed(farm: &str) -> (BootConfig, Vec<u8>) {
         let name = Name::new(farm).unwrap();
         let chain = croft_protocol::ChainId(croft_protocol::Hash([3; 32]));
         let join = Join { farm: FarmId::new(&owner().public(), &name), expires_ms: 9, nonce: [1; 16] };
@@ -322,6 +302,15 @@ mod tests {
         let bytes = Addition::from_boot(&config, owner().public()).unwrap().seal(&owner()).unwrap();
         (config, bytes)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_media::esp::Contents;
+    use croft_media::{iso, usb};
+
+    use super::testing::sealed;
+    use super::*;
 
     /// A machine with these disks.
     fn machine(disks: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, Roots) {
@@ -352,13 +341,13 @@ mod tests {
     }
 
     #[test]
-    fn without_one_the_disks_are_named_with_the_remedy() {
+    fn without_one_the_disks_are_named() {
         let bare = usb::image(&Contents { boot_file: b"MZ", addition: None }).unwrap().bytes;
         let (_dir, roots) =
             machine(&[("loop0", stick(&sealed("attic").1)), ("sda", bare), ("vda", vec![1; 700])]);
         let text = look(&roots).unwrap_err().to_string();
         assert!(text.starts_with("no disk has a farm's addition"), "{text}");
-        assert!(text.contains("'croft farm image'") && text.contains("sda: none"), "{text}");
+        assert!(text.contains("sda: none"), "{text}");
         assert!(text.contains("vda: none") && !text.contains("loop0"), "{text}");
         let (_dir, none) = machine(&[]);
         assert!(look(&none).unwrap_err().to_string().ends_with("(there is no disk)"));

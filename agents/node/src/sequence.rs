@@ -47,7 +47,7 @@ use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
 use crate::witness::{self, Identified, Places};
 use crate::workload::{Context, InUse};
-use crate::{contracts, links, medium};
+use crate::{addition, contracts, links, medium};
 
 /// Where the image keeps its parts.
 const BOOT_FILE: &str = "/etc/croft/boot.toml";
@@ -71,7 +71,7 @@ pub enum Fatal {
     #[error("{BOOT_FILE} can't be read: boot with a configuration from 'croft farm new'")]
     NoBootConfig(#[source] std::io::Error),
     #[error(transparent)]
-    Medium(#[from] medium::MediumError),
+    Addition(#[from] addition::AdditionError),
     #[error(transparent)]
     BootConfig(#[from] croft_protocol::boot::InvalidBootConfig),
     #[error(transparent)]
@@ -112,11 +112,11 @@ impl Start<'_> {
         let alive = Alive { notifier: notifier.clone() };
         alive.beat();
         let (board, orders) = Board::start(Status { version: release(), ..Status::default() });
-        let (boot, medium) = alive.through(boot_config()).await?;
+        let (boot, started, medium) = alive.through(boot_config()).await?;
         let time = Arc::new(Time::default());
         board.change(|status| status.farm = boot.farm.name.to_string());
 
-        let network = Arc::new(self.network(&boot, &alive, &board).await?);
+        let network = Arc::new(self.network(&boot, started, &alive, &board).await?);
         let keep = links::keep_time(time.clone(), boot.clock.ntp.clone(), network.subscribe());
         tokio::spawn(keep);
         let inventory = self.inventory();
@@ -220,9 +220,19 @@ impl Start<'_> {
         Ok(())
     }
 
-    async fn network(&self, boot: &BootConfig, alive: &Alive, board: &Board) -> Result<Network, Fatal> {
+    /// `started` is the network that found the boot configuration; it goes on where nothing else was asked for.
+    async fn network(
+        &self,
+        boot: &BootConfig,
+        started: Option<Network>,
+        alive: &Alive,
+        board: &Board,
+    ) -> Result<Network, Fatal> {
         let stage = Stage::Network.begin(self.log);
-        let network = Network::start(links::config(boot)?).await?;
+        let network = match started.filter(|_| boot.links.is_empty()) {
+            Some(network) => network,
+            None => Network::start(links::config(boot)?).await?,
+        };
         tokio::spawn(show_links(network.subscribe(), board.clone()));
         match alive.through(network.wait_uplink(WaitLimits::default())).await {
             Ok(uplink) => {
@@ -444,15 +454,16 @@ fn data_disk(data: &Data) -> Option<String> {
     }
 }
 
-/// What the image itself carries; else what the medium beside it does, with the name of its disk.
-async fn boot_config() -> Result<(BootConfig, Option<String>), Fatal> {
+/// What the image itself carries; else what the medium beside it, or the server that it would boot from, does. With
+/// the network that found it, or the name of the medium's disk.
+async fn boot_config() -> Result<(BootConfig, Option<Network>, Option<String>), Fatal> {
     match std::fs::read_to_string(BOOT_FILE) {
-        Ok(text) => Ok((BootConfig::parse(&text)?, None)),
+        Ok(text) => Ok((BootConfig::parse(&text)?, None, None)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let (disk, addition) = medium::find(&medium::Roots::default()).await?;
-            tracing::info!(disk = %disk.display(), farm = %addition.get().farm, "the farm's addition is valid");
-            let name = disk.file_name().map(|name| name.to_string_lossy().into_owned());
-            Ok((addition.boot_config(), name))
+            let found = addition::find(&medium::Roots::default()).await?;
+            let farm = &found.addition.get().farm;
+            tracing::info!(place = found.place, %farm, "the farm's addition is valid");
+            Ok((found.addition.boot_config(), found.network, found.disk))
         }
         Err(error) => Err(Fatal::NoBootConfig(error)),
     }

@@ -10,7 +10,7 @@
 //! ```text
 //!   boot file ── authenticode::sign (db key) ──▶ signed boot file ─┬─▶ usb::image ──▶ flash::write
 //!   addition  ─────────────────────────────────────────────────────┼─▶ iso::image
-//!                                                                  └─▶ netboot::write
+//!                                                                  └─▶ netboot::write ──▶ serve::*
 //!   keys::KeyFolder ── enrolment ──▶ PK.auth, KEK.auth, db.auth, certificates
 //! ```
 
@@ -26,6 +26,7 @@ pub mod netboot;
 pub mod pe;
 pub mod pkcs7;
 pub mod rsa;
+pub mod serve;
 pub mod usb;
 pub mod x509;
 

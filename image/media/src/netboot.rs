@@ -7,13 +7,9 @@
 //!   farm.bin        the farm's addition
 //!   SHA256SUMS      of all of them
 //! ```
-//! iPXE hands the addition over as the "initrd", as it is. The kernel must never unpack it, or whoever answers on the
-//! network could replace any file of a signed image. The kernel's own option for that, INITRAMFS_FORCE, can't be chosen
-//! on x86 (it asks for CMDLINE_FORCE); compiling `init/initramfs.o` with `-DCONFIG_INITRAMFS_FORCE=1` does the same, and
-//! `retain_initrd` in the built-in command line then lets init read the bytes from `/sys/firmware/initrd`. With
-//! `noinitrd` there instead, the EFI stub takes nothing from anybody. Firmware that boots by HTTP without iPXE hands
-//! nothing over either; the machine then fetches `farm.bin` from beside the address in the load option that it was
-//! started by (`BootCurrent`), or from where DHCP says.
+//! No loader hands the addition over: whatever comes to a kernel as initrd could replace files of the signed image. The
+//! node itself asks the network where it would boot from, and fetches `farm.bin` from beside that file
+//! (`agents/node/src/netboot.rs`). So the addition must lie in the same folder as what machines boot.
 //!
 //! Names are lower case and 8.3 where it can be, since TFTP servers differ. Must never leave a folder from which a
 //! machine boots one half of the old and one of the new: files are replaced one by one, the checksums last, and each
@@ -53,12 +49,7 @@ pub enum NetbootError {
 /// The script for iPXE. Addresses are relative: iPXE takes files from where it took the script. It tries for ever, with
 /// pauses, since a rack that starts after a power cut is up before its server.
 #[must_use]
-pub fn script(has_addition: bool) -> String {
-    let addition = if has_addition {
-        format!("initrd --name {ADDITION} {ADDITION} || goto again\n")
-    } else {
-        String::new()
-    };
+pub fn script() -> String {
     format!(
         "#!ipxe\n\
          # Boots a machine of the Croft grid with the files beside this script.\n\
@@ -66,7 +57,6 @@ pub fn script(has_addition: bool) -> String {
          :start\n\
          imgfree\n\
          kernel --name {BOOT_FILE} {BOOT_FILE} || goto again\n\
-         {addition}\
          boot || goto again\n\
          :again\n\
          inc tries\n\
@@ -82,7 +72,7 @@ pub fn script(has_addition: bool) -> String {
 /// [`MediumError`] for content that no medium takes.
 pub fn files(contents: &Contents<'_>) -> Result<Vec<(&'static str, Vec<u8>)>, MediumError> {
     contents.check()?;
-    let script = script(contents.addition.is_some()).into_bytes();
+    let script = script().into_bytes();
     let mut files = vec![(BOOT_FILE, contents.boot_file.to_vec())];
     files.extend(contents.addition.map(|addition| (ADDITION, addition.to_vec())));
     files.extend([(SCRIPT, script.clone()), (AUTOEXEC, script)]);
@@ -193,11 +183,10 @@ mod tests {
 
     #[test]
     fn the_script_takes_everything_from_beside_itself_and_never_gives_up() {
-        let script = script(true);
+        let script = script();
         assert!(script.starts_with("#!ipxe\n"));
         assert!(script.contains("\nkernel --name croft.efi croft.efi || goto again\n"));
-        assert!(script.contains("\ninitrd --name farm.bin farm.bin || goto again\n"));
         assert!(!script.contains("http://") && script.ends_with("goto start\n"));
-        assert!(!super::script(false).contains("initrd"));
+        assert!(!script.contains("initrd"), "a kernel would unpack it over its own files");
     }
 }

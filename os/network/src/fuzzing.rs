@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::dhcp::boot::{self, BootOffer};
 use crate::dhcp::message::{self, Answer, Lease};
 use crate::{MacAddr, dns};
 
@@ -27,6 +28,12 @@ pub fn dhcp_answer(bytes: &[u8], mac: [u8; 6], xid: u32) -> Result<Result<Offere
         Answer::Offer(lease) | Answer::Ack(lease) => Ok(Ok(offered(lease))),
         Answer::Nak { message, .. } => Ok(Err(message)),
     }
+}
+
+/// The boot file that a DHCP answer offers to transaction `xid` or one of the two after it.
+#[must_use]
+pub fn boot_offer(bytes: &[u8], mac: [u8; 6], xid: u32) -> Option<BootOffer> {
+    boot::offer(bytes, MacAddr(mac), xid, 3)
 }
 
 fn offered(lease: Lease) -> Offered {

@@ -27,6 +27,7 @@ mod tap;
 pub mod workload;
 
 pub use config::{BondConfig, BondMode, LinkConfig, LinkMode, NetworkConfig};
+pub use dhcp::boot::{BootOffer, ask as ask_boot_file};
 pub use dns::resolve;
 pub use mac::MacAddr;
 pub use network::{Network, StartError, WaitLimits};

@@ -106,7 +106,8 @@ impl Accelerator {
     }
 
     /// What the kernel must be told because it runs under this accelerator.
-    pub(crate) fn kernel_arguments(self) -> Vec<String> {
+    #[must_use]
+    pub fn kernel_arguments(self) -> Vec<String> {
         match self {
             Self::Kvm => Vec::new(),
             Self::Tcg { tsc_khz } => {

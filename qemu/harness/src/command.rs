@@ -100,13 +100,31 @@ pub enum Medium {
     Usb(PathBuf),
     /// A disc in a SATA drive.
     Disc(PathBuf),
+    /// The first NIC.
+    Network(NetworkBoot),
+}
+
+/// Who loads from the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkBoot {
+    /// SeaBIOS with iPXE in the NIC's ROM.
+    BiosIpxe,
+    /// OVMF's own PXE, by TFTP.
+    UefiPxe,
+    /// OVMF's own HTTP boot.
+    UefiHttp,
 }
 
 impl Medium {
-    pub(crate) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> Option<&Path> {
         match self {
-            Self::Usb(path) | Self::Disc(path) => path,
+            Self::Usb(path) | Self::Disc(path) => Some(path),
+            Self::Network(_) => None,
         }
+    }
+
+    pub(crate) fn is_bios(&self) -> bool {
+        *self == Self::Network(NetworkBoot::BiosIpxe)
     }
 }
 
@@ -115,8 +133,17 @@ impl Medium {
 pub(crate) enum Start<'a> {
     /// Without firmware's help.
     Kernel { kernel: &'a Path, initramfs: &'a Path, arguments: Vec<String> },
-    /// UEFI firmware (OVMF), with a store of its own for variables, and what it finds.
-    Medium { firmware: &'a Path, variables: &'a Path, medium: &'a Medium },
+    /// Firmware, and what it finds.
+    Medium { firmware: Firmware<'a>, medium: &'a Medium },
+}
+
+/// The machine's own software.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Firmware<'a> {
+    /// QEMU's own SeaBIOS.
+    Bios,
+    /// OVMF with a store of its own for variables; with `secure` only it may write there.
+    Uefi { code: &'a Path, variables: &'a Path, secure: bool },
 }
 
 /// Everything that stands on the command line.
@@ -129,6 +156,8 @@ pub(crate) struct Layout<'a> {
     pub(crate) disks: &'a [PathBuf],
     pub(crate) forwards: &'a [Forward],
     pub(crate) exit_on_reboot: bool,
+    /// NICs are the taps `tap0`, `tap1` of the namespace that QEMU runs in, not user networks.
+    pub(crate) taps: bool,
 }
 
 /// How the machine is wired to whoever starts it.
@@ -155,7 +184,13 @@ impl Layout<'_> {
             MachineType::Pc => "pc",
         };
         add(&["-nodefaults", "-no-user-config", "-name", &format!("croft-{}", profile.name)]);
-        add(&["-machine", machine]);
+        match self.start {
+            Start::Medium { firmware: Firmware::Uefi { secure: true, .. }, .. } => {
+                add(&["-machine", &format!("{machine},smm=on")]);
+                add(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+            }
+            _ => add(&["-machine", machine]),
+        }
         add(&self.accelerator.arguments());
         add(&["-smp", &profile.cpus.to_string(), "-m", &format!("{}M", profile.memory_mib)]);
         add(&["-rtc", "base=utc,clock=host", "-display", "none", "-device", "VGA"]);
@@ -195,11 +230,13 @@ impl Layout<'_> {
                 add(&["-kernel", &kernel.to_string_lossy(), "-initrd", &initramfs.to_string_lossy()]);
                 add(&["-append", &arguments.join(" ")]);
             }
-            Start::Medium { firmware, variables, medium } => {
-                let code = format!("if=pflash,unit=0,format=raw,readonly=on,file={}", value(firmware));
-                add(&["-drive", &code]);
-                add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", value(variables))]);
-                let file = value(medium.path());
+            Start::Medium { firmware, medium } => {
+                if let Firmware::Uefi { code, variables, .. } = firmware {
+                    let code = format!("if=pflash,unit=0,format=raw,readonly=on,file={}", value(code));
+                    add(&["-drive", &code]);
+                    add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", value(variables))]);
+                }
+                let file = medium.path().map(value).unwrap_or_default();
                 match medium {
                     Medium::Usb(_) => {
                         if !self.has_usb_disk() {
@@ -214,6 +251,14 @@ impl Layout<'_> {
                         add(&["-device", "ich9-ahci,id=discs0"]);
                         add(&["-device", "ide-cd,bus=discs0.0,drive=medium,bootindex=0"]);
                     }
+                    // Both are there for a NIC, and PXE comes first (OvmfPkg/README, "Network Support").
+                    Medium::Network(NetworkBoot::UefiHttp) => {
+                        for version in ["IPv4", "IPv6"] {
+                            let name = format!("opt/org.tianocore/{version}PXESupport");
+                            add(&["-fw_cfg", &format!("name={name},string=no")]);
+                        }
+                    }
+                    Medium::Network(_) => {}
                 }
             }
         }
@@ -267,6 +312,9 @@ impl Layout<'_> {
         for (index, nic) in self.profile.nic.iter().enumerate() {
             let netdev = netdev(index);
             let mut user = format!("user,id={netdev},net=10.0.{}.0/24", index + 2);
+            if self.taps {
+                user = format!("tap,id={netdev},ifname=tap{index},script=no,downscript=no");
+            }
             for forward in self.forwards.iter().filter(|forward| forward.nic == index) {
                 user.push_str(",hostfwd=");
                 user.push_str(&forward.rule());
@@ -279,8 +327,19 @@ impl Layout<'_> {
                 NicModel::Rtl8139 => "rtl8139",
             };
             let mac = nic.mac.as_ref().map(|mac| format!(",mac={mac}")).unwrap_or_default();
-            // Without its boot ROM: the kernel is given, and the ROM costs a second.
-            add(&["-device", &format!("{model},id={},netdev={netdev}{mac},romfile=", nic_id(nic))]);
+            let boots = match &self.start {
+                Start::Medium { medium: medium @ Medium::Network(_), .. } if index == 0 => {
+                    Some(medium.is_bios())
+                }
+                _ => None,
+            };
+            let boot = match boots {
+                Some(true) => ",bootindex=0",
+                Some(false) => ",bootindex=0,romfile=",
+                // Without its boot ROM: the kernel is given, or another medium, and the ROM costs a second.
+                None => ",romfile=",
+            };
+            add(&["-device", &format!("{model},id={},netdev={netdev}{mac}{boot}", nic_id(nic))]);
         }
     }
 }
@@ -303,6 +362,7 @@ mod tests {
             disks: &disks,
             forwards,
             exit_on_reboot: false,
+            taps: false,
         };
         layout.arguments(Wiring::Handles { qmp: Path::new("/s/qmp") }).join(" ")
     }
@@ -333,17 +393,20 @@ mod tests {
     #[test]
     fn firmware_boots_a_medium_and_gets_no_kernel() {
         let profile = Profile::named("standard").unwrap();
-        let line = |medium: &Medium| {
+        let of = |firmware: Firmware<'_>, medium: &Medium| {
             let layout = Layout {
                 profile: &profile,
                 accelerator: TCG,
-                start: Start::Medium { firmware: Path::new("/f"), variables: Path::new("/s/v"), medium },
+                start: Start::Medium { firmware, medium },
                 disks: &[PathBuf::from("/d")],
                 forwards: &[],
                 exit_on_reboot: true,
+                taps: matches!(medium, Medium::Network(_)),
             };
             layout.arguments(Wiring::Terminal).join(" ")
         };
+        let uefi = |secure| Firmware::Uefi { code: Path::new("/f"), variables: Path::new("/s/v"), secure };
+        let line = |medium: &Medium| of(uefi(false), medium);
         let usb = line(&Medium::Usb("/m,1".into()));
         assert!(usb.contains("if=pflash,unit=0,format=raw,readonly=on,file=/f "), "{usb}");
         assert!(usb.contains("id=medium,format=raw,cache=unsafe,file=/m,,1 "), "{usb}");
@@ -351,6 +414,17 @@ mod tests {
         assert!(!usb.contains("-kernel") && !usb.contains("-append"), "{usb}");
         let disc = line(&Medium::Disc("/m".into()));
         assert!(disc.contains("ide-cd,bus=discs0.0,drive=medium,bootindex=0"), "{disc}");
+        let secure = of(uefi(true), &Medium::Usb("/m".into()));
+        assert!(secure.contains("-machine q35,smm=on -global driver=cfi.pflash01,property=secure,value=on"));
+        let ipxe = of(Firmware::Bios, &Medium::Network(NetworkBoot::BiosIpxe));
+        assert!(ipxe.contains("tap,id=net0,ifname=tap0,script=no,downscript=no "), "{ipxe}");
+        assert!(
+            ipxe.contains(",bootindex=0") && !ipxe.contains("romfile=") && !ipxe.contains("pflash"),
+            "{ipxe}"
+        );
+        let http = line(&Medium::Network(NetworkBoot::UefiHttp));
+        assert!(http.contains("name=opt/org.tianocore/IPv4PXESupport,string=no"), "{http}");
+        assert!(http.contains(",bootindex=0,romfile="), "{http}");
     }
 
     #[test]

@@ -15,6 +15,7 @@
 pub mod accelerator;
 pub mod command;
 pub mod disk;
+pub mod firmware;
 pub mod machine;
 pub mod picture;
 pub mod profile;
@@ -23,7 +24,8 @@ pub mod serial;
 mod tpm;
 
 pub use accelerator::{Accelerator, Decision};
-pub use command::{Forward, Medium, Protocol};
+pub use command::{Forward, Medium, NetworkBoot, Protocol};
+pub use firmware::SecureBoot;
 pub use machine::{Boot, Exit, Machine, OnReboot};
 pub use picture::Picture;
 pub use profile::Profile;

@@ -28,8 +28,9 @@ use tokio::net::UnixListener;
 use tokio::sync::{oneshot, watch};
 
 use crate::accelerator::{self, Accelerator, Decision};
-use crate::command::{Forward, Layout, Medium, Start, Wiring, netdev, nic_id};
+use crate::command::{Firmware, Forward, Layout, Medium, Start, Wiring, netdev, nic_id};
 use crate::disk::{self, DiskError};
+use crate::firmware::{SecureBoot, StoreError};
 use crate::picture::{Picture, PictureError};
 use crate::profile::Profile;
 use crate::qmp::{Qmp, QmpError};
@@ -51,6 +52,8 @@ const BOOT_FILE: &str = "/etc/croft/boot.toml";
 
 /// UEFI firmware and its empty variables (package ovmf).
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// The same with Secure Boot in it.
+const SECURE_FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// What happens when the guest restarts the machine.
@@ -99,6 +102,8 @@ pub enum StartError {
     Tpm { path: PathBuf, source: std::io::Error },
     #[error("a machine with a TPM can't be left to a terminal: start it with a handle")]
     TpmOnTerminal,
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Initramfs(#[from] AppendError),
     #[error(transparent)]
@@ -155,6 +160,8 @@ pub struct Boot {
     on_reboot: OnReboot,
     accelerator: Option<Accelerator>,
     tpm: Option<PathBuf>,
+    keys: Option<SecureBoot>,
+    namespace: Option<String>,
 }
 
 impl Boot {
@@ -177,6 +184,8 @@ impl Boot {
             on_reboot: OnReboot::default(),
             accelerator: None,
             tpm: None,
+            keys: None,
+            namespace: None,
         }
     }
 
@@ -245,6 +254,18 @@ impl Boot {
         self
     }
 
+    /// Firmware with Secure Boot on and these keys enrolled. Only for media.
+    #[must_use]
+    pub fn secure_boot(self, keys: SecureBoot) -> Self {
+        Self { keys: Some(keys), ..self }
+    }
+
+    /// QEMU runs in this network namespace, and the NICs are its taps `tap0`, `tap1`. Needs root; nothing is forwarded.
+    #[must_use]
+    pub fn namespace(self, name: impl Into<String>) -> Self {
+        Self { namespace: Some(name.into()), ..self }
+    }
+
     fn decide(&self) -> Decision {
         match self.accelerator {
             Some(accelerator) => Decision { accelerator, reason: "accelerator: given by the caller".into() },
@@ -261,10 +282,13 @@ impl Boot {
                 .map_err(|source| StartError::Kernel { path: kernel.clone(), source })
                 .map(drop)?,
             Source::Medium(medium) => {
-                let path = medium.path();
-                let unread = |source| StartError::Medium { path: path.to_owned(), source };
-                File::open(path).map_err(unread)?;
-                File::open(FIRMWARE).map_err(no_firmware)?;
+                if let Some(path) = medium.path() {
+                    let unread = |source| StartError::Medium { path: path.to_owned(), source };
+                    File::open(path).map_err(unread)?;
+                }
+                if !medium.is_bios() {
+                    File::open(FIRMWARE).map_err(no_firmware)?;
+                }
             }
         }
         let nics = self.profile.nic.len();
@@ -295,13 +319,19 @@ impl Boot {
             }
             Source::Medium(medium) => {
                 if !self.files.is_empty() || !self.kernel_arguments.is_empty() {
-                    return Err(StartError::SealedMedium { path: medium.path().to_owned() });
+                    let path = medium.path().unwrap_or(Path::new("the network")).to_owned();
+                    return Err(StartError::SealedMedium { path });
                 }
                 variables = self.state.join("firmware-variables");
-                if !variables.exists() {
-                    std::fs::copy(FIRMWARE_VARIABLES, &variables).map_err(no_firmware)?;
-                }
-                Start::Medium { firmware: Path::new(FIRMWARE), variables: &variables, medium }
+                let secure = self.keys.is_some();
+                let code = Path::new(if secure { SECURE_FIRMWARE } else { FIRMWARE });
+                let firmware = if medium.is_bios() {
+                    Firmware::Bios
+                } else {
+                    self.variables(&variables)?;
+                    Firmware::Uefi { code, variables: &variables, secure }
+                };
+                Start::Medium { firmware, medium }
             }
         };
         let layout = Layout {
@@ -311,8 +341,21 @@ impl Boot {
             disks: &disks,
             forwards: &self.forwards,
             exit_on_reboot: self.on_reboot == OnReboot::Exit,
+            taps: self.namespace.is_some(),
         };
         Ok(layout.arguments(wiring))
+    }
+
+    /// The store of variables of this machine, made on its first boot.
+    fn variables(&self, path: &Path) -> Result<(), StartError> {
+        if path.exists() {
+            return Ok(());
+        }
+        let mut store = std::fs::read(FIRMWARE_VARIABLES).map_err(no_firmware)?;
+        if let Some(keys) = &self.keys {
+            store = keys.enrol(store, Path::new(FIRMWARE_VARIABLES))?;
+        }
+        std::fs::write(path, store).map_err(|source| StartError::State { path: self.state.clone(), source })
     }
 
     /// A command that boots with the serial line on the terminal (Ctrl-A X ends it), and the decision
@@ -355,7 +398,17 @@ impl Boot {
         let messages = File::create(&messages_path).map_err(state)?;
 
         let (feed, serial) = serial::line(Some(log));
-        let process = Process::start(arguments, messages, feed).await?;
+        let mut command = match &self.namespace {
+            // It becomes QEMU: the process, and what ends with it, stay the same.
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(qemu());
+                command
+            }
+            None => Command::new(qemu()),
+        };
+        command.args(arguments);
+        let process = Process::start(command, messages, feed).await?;
         let qmp = process.control(&listener, &messages_path).await?;
         let mut machine = Machine {
             process,
@@ -559,14 +612,14 @@ struct Started {
 }
 
 impl Process {
-    async fn start(arguments: Vec<String>, messages: File, feed: Feed) -> Result<Self, StartError> {
+    async fn start(command: Command, messages: File, feed: Feed) -> Result<Self, StartError> {
         let feed = Arc::new(feed);
         let (started_sender, started) = oneshot::channel();
         let (exit_sender, exit) = watch::channel(None);
         let owned_feed = feed.clone();
         let owner = std::thread::Builder::new()
             .name("qemu-owner".into())
-            .spawn(move || own(&arguments, messages, &owned_feed, started_sender, &exit_sender))
+            .spawn(move || own(command, messages, &owned_feed, started_sender, &exit_sender))
             .map_err(|source| StartError::NotInstalled { source })?;
         let ended = || StartError::Qemu { message: "its thread ended".into() };
         let started = started.await.map_err(|_| ended())?;
@@ -643,14 +696,13 @@ impl Drop for Process {
 
 /// The owner thread: starts QEMU, feeds the serial line, reaps.
 fn own(
-    arguments: &[String],
+    mut command: Command,
     messages: File,
     feed: &Feed,
     started: oneshot::Sender<std::io::Result<Started>>,
     exit: &watch::Sender<Option<Exit>>,
 ) {
-    let mut command = Command::new(qemu());
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(messages);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(messages);
     #[allow(unsafe_code, reason = "asking for a signal at the parent's death must happen in the child")]
     // SAFETY: the closure makes one system call; it takes no lock and allocates nothing.
     unsafe {

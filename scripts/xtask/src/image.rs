@@ -20,6 +20,7 @@ use croft_image_builder::image::{Image, Recipe};
 use croft_image_builder::initramfs::COMPRESSION_LEVEL;
 use croft_image_builder::vmm::{self, Choice, Surroundings, Wanted};
 use croft_image_builder::{Vmm, image};
+use croft_qemu_harness::accelerator::{self, Accelerator};
 
 use crate::kernel::boot_file::COMMAND_LINE;
 use crate::{kernel, repo};
@@ -50,6 +51,9 @@ pub(crate) struct Arguments {
     /// The version in /etc/croft/release, by which the ledger knows the image [default: that of this source].
     #[arg(long, value_name = "VERSION", value_parser = parse_release)]
     release: Option<String>,
+    /// A boot file for machines under test: what the harness tells kernels that it boots itself is on its command line.
+    #[arg(long, requires = "boot_file")]
+    for_tests: bool,
     /// Print where this image is or would be, and build nothing.
     #[arg(long)]
     print_path: bool,
@@ -72,7 +76,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let image = make(&choice, &kernels, &cache, &out, release)?;
     println!("{}", image.sizes.table());
     if arguments.boot_file {
-        let file = step("boot file", || boot_file(&image.initramfs, &arguments.append, &out))?;
+        let mut append = arguments.append.clone();
+        if arguments.for_tests {
+            append.extend(for_tests());
+        }
+        let file = step("boot file", || boot_file(&image.initramfs, &append, &out))?;
         println!("{}", file.display());
     }
     println!("{}", out.display());
@@ -91,6 +99,18 @@ fn parse_release(text: &str) -> Result<String, String> {
     } else {
         Err("write three numbers, such as 1.4.20".to_owned())
     }
+}
+
+/// What an emulated machine must be told. The counter's frequency is rounded to a megahertz: it is measured anew each
+/// time, and a boot file that differs in its last digits would be linked again.
+fn for_tests() -> Vec<String> {
+    let accelerator = match accelerator::decide(true).accelerator {
+        Accelerator::Tcg { tsc_khz } => {
+            Accelerator::Tcg { tsc_khz: tsc_khz.map(|khz| (khz + 500) / 1_000 * 1_000) }
+        }
+        Accelerator::Kvm => Accelerator::Kvm,
+    };
+    accelerator.kernel_arguments()
 }
 
 /// Links the boot file and puts it beside what it was made of.

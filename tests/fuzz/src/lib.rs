@@ -55,6 +55,7 @@ pub fn all() -> Vec<Target> {
         targets::bot::TARGETS,
         targets::guest::TARGETS,
         targets::network::TARGETS,
+        targets::netboot::TARGETS,
         targets::machine::TARGETS,
         targets::market::TARGETS,
         targets::image::TARGETS,

@@ -224,6 +224,21 @@ impl Grid {
         Ok(self.node(image, &self.boot_config()?)?.start().await?)
     }
 
+    /// A medium for the farm's machines: `usb`, `iso` or `netboot`, made by its owner with `croft farm image`.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub async fn image(&self, boot_file: &Path, kind: &str, out: &Path) -> Result<()> {
+        let boot_config = self.boot_file();
+        let text = |path: &Path| path.to_str().map(str::to_owned).context("a path in UTF-8");
+        let arguments = ["--bot", "farmer", "farm", "image", "--farm", "alpha", "--medium", kind];
+        let mut arguments: Vec<String> = arguments.map(str::to_owned).to_vec();
+        for (name, path) in [("--boot-file", boot_file), ("--boot-config", &*boot_config), ("--out", out)] {
+            arguments.extend([name.to_owned(), text(path)?]);
+        }
+        self.croft(arguments).await.map(drop)
+    }
+
     /// Boots the farm's node from what `croft farm image` makes of a boot file: as firmware does, with nothing added. Its
     /// data disk is the same each time.
     ///
@@ -239,14 +254,8 @@ impl Grid {
     /// When the medium can't be made.
     pub async fn medium(&self, boot_file: &Path, disc: bool) -> Result<Boot> {
         let (kind, out) = if disc { ("iso", "medium.iso") } else { ("usb", "medium.img") };
-        let (out, boot_config) = (self.dir.join(out), self.boot_file());
-        let text = |path: &Path| path.to_str().map(str::to_owned).context("a path in UTF-8");
-        let arguments = ["--bot", "farmer", "farm", "image", "--farm", "alpha", "--medium", kind];
-        let mut arguments: Vec<String> = arguments.map(str::to_owned).to_vec();
-        for (name, path) in [("--boot-file", boot_file), ("--boot-config", &*boot_config), ("--out", &*out)] {
-            arguments.extend([name.to_owned(), text(path)?]);
-        }
-        self.croft(arguments).await?;
+        let out = self.dir.join(out);
+        self.image(boot_file, kind, &out).await?;
         let medium = if disc { Medium::Disc(out) } else { Medium::Usb(out) };
         let boot = Boot::medium(Profile::named("standard")?, medium, self.dir.join("node-by-firmware"))
             .lifetime(Duration::from_secs(3600));

@@ -5,6 +5,7 @@ pub mod grid;
 pub mod http;
 pub mod load;
 pub mod oci;
+pub mod rack;
 pub mod report;
 pub mod scene;
 pub mod table;

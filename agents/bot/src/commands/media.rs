@@ -3,6 +3,8 @@
 //! The boot file is the same for every farm; what is a farm's own is the addition beside it. It must never write to a
 //! device that its owner did not name and agree to.
 
+mod serve;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,8 @@ use croft_protocol::boot::{BootConfig, InvalidBootConfig};
 use croft_protocol::units::show_bytes;
 use croft_protocol::{Hash, Name};
 use serde::Serialize;
+
+pub(super) use serve::serve;
 
 use super::Context;
 use crate::exit::Failure;
@@ -143,7 +147,10 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
             Medium::Usb | Medium::Iso => {
                 format!("Next: 'croft media flash {} DEVICE', and boot a machine from it.", m.out.display())
             }
-            Medium::Netboot => "Next: serve that folder by HTTP or TFTP: boot.ipxe for iPXE, croft.efi for UEFI itself. Machines do not find the farm's part of it yet.".to_owned(),
+            Medium::Netboot => format!(
+                    "Next: 'croft media serve --folder {}' as root on a machine of the rack, and boot the others by network.",
+                    m.out.display()
+                )
         };
         format!(
             "{} for farm '{}': {} ({})\n  boot file  sha256 {}\n  it holds a permission to join the farm: keep it like a key\n{next}\n",

@@ -7,6 +7,7 @@ pub mod image;
 pub mod light;
 pub mod machine;
 pub mod market;
+pub mod netboot;
 pub mod network;
 pub mod protocol;
 pub mod replica;

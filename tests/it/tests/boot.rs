@@ -1,0 +1,359 @@
+//! The boot matrix: firmware, medium and trouble, one row each. The same signed boot file starts everywhere, and what
+//! must not start does not. One machine at a time: emulation takes every core that there is.
+//!
+//! `CROFT_BOOT_FILE` names the boot file (`cargo xtask image --boot-file --for-tests`). With `CROFT_BOOT_MATRIX=full`
+//! every row runs, else those without which a change could break a whole path unseen.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use croft_it::grid::{self, Grid};
+use croft_it::rack::{self, Rack};
+use croft_it::table::Table;
+use croft_qemu_harness::profile::Disk;
+use croft_qemu_harness::{Boot, Medium, NetworkBoot, Profile, SecureBoot};
+
+/// From power-on to the line that a row waits for, with emulation on a busy machine.
+const LIMIT: Duration = Duration::from_secs(240);
+const VALID: &str = "the farm's addition is valid";
+
+/// What a machine boots from in a row.
+#[derive(Clone, Copy, PartialEq)]
+enum From {
+    Network(NetworkBoot),
+    /// A stick with the farm's addition: as it is, or spoilt.
+    Stick(Spoilt),
+    /// A stick whose boot file is signed, not signed, or altered after it; Secure Boot is on.
+    SecureStick(Signed),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Spoilt {
+    Nothing,
+    /// One byte of the addition.
+    Addition,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Signed {
+    Yes,
+    No,
+    Altered,
+}
+
+/// One row.
+struct Row {
+    name: &'static str,
+    from: From,
+    /// What the machine must say, in this order.
+    says: &'static [&'static str],
+    /// What the netboot server must have said.
+    served: &'static [&'static str],
+    cpus: u32,
+    memory_mib: u64,
+    disk: Content,
+    /// Everything by TFTP.
+    no_http: bool,
+    /// Plugged into a switch on which nobody gives addresses.
+    no_dhcp: bool,
+    full_only: bool,
+}
+
+/// What is on the machine's one disk.
+#[derive(Clone, Copy, PartialEq)]
+enum Content {
+    NoDisk,
+    Empty,
+    /// Somebody else's file system.
+    Foreign,
+}
+
+const ROW: Row = Row {
+    name: "",
+    from: From::Stick(Spoilt::Nothing),
+    says: &[VALID],
+    served: &[],
+    cpus: 2,
+    memory_mib: 1536,
+    disk: Content::NoDisk,
+    no_http: false,
+    no_dhcp: false,
+    full_only: false,
+};
+
+fn rows() -> Vec<Row> {
+    use NetworkBoot::{BiosIpxe, UefiHttp, UefiPxe};
+    vec![
+        Row {
+            name: "SeaBIOS, iPXE, HTTP",
+            from: From::Network(BiosIpxe),
+            says: &["http://10.78.0.1:8080/farm.bin"],
+            served: &["asks by iPXE: http://10.78.0.1:8080/boot.ipxe", "took by HTTP: croft.efi"],
+            ..ROW
+        },
+        Row {
+            name: "SeaBIOS, iPXE, TFTP",
+            from: From::Network(BiosIpxe),
+            says: &["tftp://10.78.0.1/farm.bin"],
+            served: &["asks by iPXE: tftp://10.78.0.1/boot.ipxe", "took by TFTP: croft.efi"],
+            no_http: true,
+            ..ROW
+        },
+        Row {
+            name: "OVMF, HTTP",
+            from: From::Network(UefiHttp),
+            says: &["http://10.78.0.1:8080/farm.bin"],
+            served: &["asks by UEFI HTTP: http://10.78.0.1:8080/croft.efi", "took by HTTP: croft.efi"],
+            ..ROW
+        },
+        Row {
+            name: "OVMF, PXE, TFTP",
+            from: From::Network(UefiPxe),
+            says: &["farm.bin"],
+            served: &["asks by UEFI PXE: croft.efi", "took by TFTP: croft.efi"],
+            full_only: true,
+            ..ROW
+        },
+        Row {
+            name: "OVMF, Secure Boot, signed stick",
+            from: From::SecureStick(Signed::Yes),
+            says: &["UEFI Secure Boot is enabled", VALID],
+            ..ROW
+        },
+        Row {
+            name: "OVMF, Secure Boot, unsigned stick",
+            from: From::SecureStick(Signed::No),
+            says: &["Access Denied"],
+            ..ROW
+        },
+        Row {
+            name: "OVMF, Secure Boot, altered stick",
+            from: From::SecureStick(Signed::Altered),
+            says: &["Access Denied"],
+            full_only: true,
+            ..ROW
+        },
+        Row {
+            name: "altered addition",
+            from: From::Stick(Spoilt::Addition),
+            says: &["/dev/sda is refused: the farm's addition was altered"],
+            ..ROW
+        },
+        Row {
+            name: "foreign disk, 1 GiB, 1 CPU",
+            says: &[VALID, "no usable data disk"],
+            cpus: 1,
+            memory_mib: 1024,
+            disk: Content::Foreign,
+            ..ROW
+        },
+        Row {
+            name: "no DHCP, no disk",
+            says: &[VALID, "no DHCP answer on", "no usable data disk"],
+            no_dhcp: true,
+            ..ROW
+        },
+        Row {
+            name: "empty disk, 4 CPUs",
+            says: &[VALID, "is the data disk"],
+            cpus: 4,
+            disk: Content::Empty,
+            full_only: true,
+            ..ROW
+        },
+    ]
+}
+
+/// What all rows share.
+struct Bench {
+    dir: tempfile::TempDir,
+    grid: Grid,
+    boot_file: PathBuf,
+    signed: PathBuf,
+    keys: SecureBoot,
+}
+
+impl Bench {
+    async fn new(boot_file: PathBuf) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mut grid = Grid::start(&dir.path().join("grid"), 1).await?;
+        grid.farm().await?;
+        let (keys, signed) = (dir.path().join("keys"), dir.path().join("signed.efi"));
+        grid.croft(["media", "keys", path(&keys)?]).await?;
+        grid.croft(["media", "sign", path(&boot_file)?, "--keys", path(&keys)?, "--out", path(&signed)?])
+            .await?;
+        let list = |name: &str| std::fs::read(keys.join("enrol").join(name)).context("an enrolment");
+        let keys = SecureBoot { pk: list("PK.esl")?, kek: list("KEK.esl")?, db: list("db.esl")? };
+        Ok(Self { dir, grid, boot_file, signed, keys })
+    }
+
+    /// A medium of the farm, made as its owner would.
+    async fn medium(&self, boot_file: &Path, kind: &str, name: &str) -> Result<PathBuf> {
+        let out = self.dir.path().join(name);
+        if !out.exists() {
+            self.grid.image(boot_file, kind, &out).await?;
+        }
+        Ok(out)
+    }
+
+    /// The medium of a row; what was spoilt in it is no other row's.
+    async fn prepare(&self, row: &Row) -> Result<Medium> {
+        let stick = match row.from {
+            From::Network(boot) => return Ok(Medium::Network(boot)),
+            From::Stick(_) | From::SecureStick(Signed::No) => {
+                self.medium(&self.boot_file, "usb", "usb.img").await?
+            }
+            From::SecureStick(Signed::Yes) => self.medium(&self.signed, "usb", "signed.img").await?,
+            From::SecureStick(Signed::Altered) => {
+                let mut bytes = std::fs::read(&self.signed)?;
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                let altered = self.dir.path().join("altered.efi");
+                std::fs::write(&altered, bytes)?;
+                self.medium(&altered, "usb", "altered.img").await?
+            }
+        };
+        let own = self.dir.path().join("stick.img");
+        let mut bytes = std::fs::read(stick)?;
+        if row.from == From::Stick(Spoilt::Addition) {
+            // Behind magic, version and length: some byte of what was signed.
+            let start = find(&bytes, b"CROFTADD").context("the stick has an addition")?;
+            bytes[start + 40] ^= 1;
+        }
+        std::fs::write(&own, bytes)?;
+        Ok(Medium::Usb(own))
+    }
+
+    async fn run(&self, number: usize, row: &Row) -> Result<String> {
+        let state = self.dir.path().join(format!("row-{number}"));
+        std::fs::create_dir_all(&state)?;
+        let mut profile = Profile::named("standard")?;
+        (profile.cpus, profile.memory_mib) = (row.cpus, row.memory_mib);
+        profile.disk.truncate(usize::from(row.disk != Content::NoDisk));
+        for disk in &mut profile.disk {
+            disk.size_mib = disk.size_mib.min(4096);
+        }
+        let foreign = profile.disk.first().filter(|_| row.disk == Content::Foreign);
+        let foreign = foreign.map(|disk| foreign_disk(&state, disk)).transpose()?;
+        let before = foreign.as_deref().map(hash).transpose()?;
+
+        let is_on_switch = row.no_dhcp || matches!(row.from, From::Network(_));
+        let mut rack = None;
+        if is_on_switch {
+            let mut made = Rack::new(&number.to_string()).await?;
+            if !row.no_dhcp {
+                made.dhcp(&state)?;
+            }
+            if matches!(row.from, From::Network(_)) {
+                let folder = self.medium(&self.boot_file, "netboot", "netboot").await?;
+                let more: &[&str] = if row.no_http { &["--no-http"] } else { &[] };
+                made.serve(&grid::binary("croft")?, &folder, more).await?;
+            }
+            rack = Some(made);
+        }
+        let mut boot = Boot::medium(profile, self.prepare(row).await?, &state).lifetime(2 * LIMIT);
+        if matches!(row.from, From::SecureStick(_)) {
+            boot = boot.secure_boot(self.keys.clone());
+        }
+        if let Some(rack) = &rack {
+            boot = boot.namespace(rack.namespace());
+        }
+        let mut machine = boot.start().await?;
+        let mut last = String::new();
+        for text in row.says {
+            last = machine.serial().wait_for(*text, LIMIT).await?.text;
+        }
+        for text in row.served {
+            rack.as_ref().context("the row has a server")?.said(text, Duration::from_secs(1)).await?;
+        }
+        machine.kill().await?;
+        if let Some(disk) = &foreign {
+            ensure!(before == Some(hash(disk)?), "the foreign disk was written to");
+        }
+        Ok(last.trim().chars().take(100).collect())
+    }
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().context("a path in UTF-8")
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}
+
+/// A disk with a file system that is not Croft's, made where the harness looks for it.
+fn foreign_disk(state: &Path, disk: &Disk) -> Result<PathBuf> {
+    let file = state.join(format!("{}.raw", disk.name));
+    std::fs::File::create(&file)?.set_len(disk.size_mib << 20)?;
+    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F", "-L", "photos"]).arg(&file).status();
+    ensure!(made.context("mkfs.ext4")?.success(), "mkfs.ext4 failed");
+    Ok(file)
+}
+
+fn hash(file: &Path) -> Result<String> {
+    let output = std::process::Command::new("sha256sum").arg(file).output().context("sha256sum")?;
+    ensure!(output.status.success(), "sha256sum failed");
+    Ok(String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_boots_by_every_path_and_by_none_that_is_not_signed() {
+    let Some(boot_file) = std::env::var_os("CROFT_BOOT_FILE").map(PathBuf::from) else {
+        eprintln!(
+            "skipped: CROFT_BOOT_FILE names no boot file ('cargo xtask image --boot-file --for-tests' makes one)"
+        );
+        return;
+    };
+    let is_full = std::env::var("CROFT_BOOT_MATRIX").is_ok_and(|value| value == "full");
+    let only = std::env::var("CROFT_BOOT_ROW").unwrap_or_default();
+    let bench = Bench::new(boot_file).await.unwrap();
+    let (mut table, mut failures) = (Table::default(), Vec::new());
+    for (number, row) in rows().iter().enumerate() {
+        if row.full_only && !is_full || !row.name.contains(&only) {
+            continue;
+        }
+        if (row.no_dhcp || matches!(row.from, From::Network(_))) && !rack::is_possible() {
+            eprintln!("skipped {}: it needs root and /dev/net/tun", row.name);
+            continue;
+        }
+        eprintln!("== {}", row.name);
+        let started = Instant::now();
+        match bench.run(number, row).await {
+            Ok(said) => table.add(row.name, started.elapsed(), said),
+            Err(error) => {
+                table.add(row.name, started.elapsed(), "FAILED");
+                failures.push(format!("{}: {error:?}", row.name));
+            }
+        }
+    }
+    eprintln!("{}", table.show());
+    bench.grid.stop().await.unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+#[tokio::test]
+async fn a_netboot_server_without_a_rack_says_what_is_missing() -> Result<()> {
+    let croft = grid::binary("croft")?;
+    let dir = tempfile::tempdir()?;
+    let serve = |folder: &Path, more: &[&str]| -> Result<String> {
+        let mut command = std::process::Command::new(&croft);
+        command
+            .arg("--home")
+            .arg(dir.path().join("home"))
+            .args(["media", "serve", "--folder"])
+            .arg(folder)
+            .args(more);
+        let output = command.output()?;
+        if output.status.success() {
+            bail!("it serves");
+        }
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let missing = serve(&dir.path().join("no"), &[])?;
+    assert!(missing.contains("is no netboot folder: make one with 'croft farm image"), "{missing}");
+    let empty = serve(dir.path(), &[])?;
+    assert!(empty.contains("has no croft.efi"), "{empty}");
+    Ok(())
+}
