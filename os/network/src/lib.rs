@@ -15,6 +15,7 @@ pub mod firewall;
 #[doc(hidden)]
 pub mod fuzzing;
 mod link;
+pub mod listeners;
 pub mod mac;
 mod netns;
 mod network;
@@ -27,6 +28,7 @@ pub mod workload;
 
 pub use config::{LinkConfig, LinkMode, NetworkConfig};
 pub use dns::resolve;
+pub use listeners::listeners;
 pub use mac::MacAddr;
 pub use network::{Network, StartError, WaitLimits};
 pub use rtnl::NetlinkError;
