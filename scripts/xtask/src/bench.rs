@@ -16,6 +16,9 @@ enum What {
     /// Records per second beside etcd and PostgreSQL, latencies, catch-up, a long history. Builds in release;
     /// takes about half an hour, with --quick some minutes. Only when asked for.
     Ledger,
+    /// What making a USB image, an ISO and a netboot folder costs. Needs 'cargo xtask image --boot-file'. Builds in
+    /// release. Only when asked for.
+    Media,
 }
 
 /// Prints a table with budget and verdict, writes JSON under target/bench/, exits 1 when a budget is missed or
@@ -77,6 +80,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(option) = of_ledger.first() {
         bail!("{option} is of the ledger: say 'cargo xtask bench ledger {option}'");
     }
+    if arguments.what == Some(What::Media) {
+        if arguments.vmm.is_some() {
+            bail!("--vmm is of the image: leave it out for media, or name the boot file in CROFT_BOOT_FILE");
+        }
+        let mut command = cargo();
+        return measured(command.args([
+            "run",
+            "--release",
+            "--quiet",
+            "-p",
+            "croft-it",
+            "--bin",
+            "bench_media",
+        ]));
+    }
     let built = cargo()
         .args(["build", "--quiet", "-p", "croft-bot", "-p", "croft-it", "--bin", "croft", "--bin", "bench"])
         .status()
@@ -89,12 +107,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match arguments.what {
         Some(What::Boot) => drop(command.arg("boot")),
         Some(What::Deploy) => drop(command.arg("deploy")),
-        Some(What::Ledger) | None => {}
+        Some(What::Ledger | What::Media) | None => {}
     }
     if let Some(vmm) = &arguments.vmm {
         command.args(["--vmm", vmm]);
     }
-    measured(command)
+    measured(&mut command)
 }
 
 /// In release: figures of a debug build mean nothing.
@@ -109,10 +127,10 @@ fn ledger(arguments: &[String]) -> Result<()> {
     command
         .args(["run", "--release", "--quiet", "-p", "croft-it", "--bin", "bench_ledger", "--"])
         .args(arguments);
-    measured(command)
+    measured(&mut command)
 }
 
-fn measured(mut command: Command) -> Result<()> {
+fn measured(command: &mut Command) -> Result<()> {
     if !command.status().context("starting the bench")?.success() {
         bail!("a budget was missed, or something could not be measured: see above");
     }

@@ -5,5 +5,6 @@ pub mod grid;
 pub mod http;
 pub mod load;
 pub mod oci;
+pub mod report;
 pub mod scene;
 pub mod table;

@@ -126,7 +126,10 @@ impl Mempool {
     pub fn insert_passed_on(&mut self, command: SignedCommand, now: Instant) -> Result<(), Rejection> {
         let number = (command.body.author, command.body.sequence);
         self.insert(command, now)?;
-        self.fresh.retain(|fresh| *fresh != number);
+        // It was put at the end, unless it was known: then it may still be on its way to others from here.
+        if self.fresh.back() == Some(&number) {
+            self.fresh.pop_back();
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::grid::{Grid, REPLICAS};
 use crate::load::Crowd;
-use crate::report::Row;
+use croft_it::report::Row;
 
 /// Level within this, or it is no catching up.
 const LEVEL: Duration = Duration::from_secs(300);

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::load::{Done, Load, Measured, Stop};
 use crate::machine::{self, Process};
-use crate::report::Row;
+use croft_it::report::Row;
 
 const MEMBERS: usize = 3;
 /// The members have a leader within this.
@@ -33,6 +33,13 @@ const READY: Duration = Duration::from_secs(60);
 const PUT: Duration = Duration::from_secs(30);
 /// What a record's id takes in the ledger: kind and hash.
 const KEY_BYTES: usize = 33;
+
+/// More is under way than etcd lets be: its own limit, and no failure of the measure.
+#[derive(Debug, thiserror::Error)]
+#[error("etcd refuses more: {message}")]
+pub(crate) struct Overloaded {
+    message: String,
+}
 
 /// A running cluster.
 pub(crate) struct Etcd {
@@ -236,6 +243,9 @@ async fn exchange(connection: &SendRequest<Bytes>, message: Bytes) -> Result<()>
 
 fn check(trailers: &HeaderMap) -> Result<()> {
     let text = |name| trailers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if text("grpc-message").contains("too many requests") {
+        return Err(Overloaded { message: text("grpc-message").to_owned() }.into());
+    }
     ensure!(text("grpc-status") == "0", "etcd refuses: {} {}", text("grpc-status"), text("grpc-message"));
     Ok(())
 }
@@ -271,6 +281,24 @@ pub(crate) fn program() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_of_etcds_own_is_told_from_a_failure() {
+        let trailers = |status: &'static str, message: &'static str| {
+            let of = |text| http::HeaderValue::from_static(text);
+            HeaderMap::from_iter([
+                (http::HeaderName::from_static("grpc-status"), of(status)),
+                (http::HeaderName::from_static("grpc-message"), of(message)),
+            ])
+        };
+        assert!(check(&trailers("0", "")).is_ok());
+        let limit = check(&trailers("14", "etcdserver: too many requests")).unwrap_err();
+        assert_eq!(limit.to_string(), "etcd refuses more: etcdserver: too many requests");
+        assert!(limit.is::<Overloaded>());
+        let failure = check(&trailers("14", "etcdserver: no leader")).unwrap_err();
+        assert_eq!(failure.to_string(), "etcd refuses: 14 etcdserver: no leader");
+        assert!(!failure.is::<Overloaded>());
+    }
 
     #[test]
     fn a_put_is_framed_as_grpc_and_protobuf_want_it() {

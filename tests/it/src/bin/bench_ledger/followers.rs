@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::grid::{Author, Grid, REPLICAS, key};
-use crate::report::{Row, Times};
+use croft_it::report::{Row, Times};
 
 const STREAMS_PER_CONNECTION: usize = 8;
 /// Connections that are made at a time: a replica takes only so many handshakes.

@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::grid::{Author, allocation, free_udp_addresses, key, name, now_ms, start_replica};
 use crate::light::node_body;
-use crate::report::{Limit, Row, Times};
+use croft_it::report::{Limit, Row, Times};
 
 /// Who makes the transfers; few, so that a page of each one's is full in the short history too.
 const PAYERS: usize = 50;

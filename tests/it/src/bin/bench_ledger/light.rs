@@ -16,7 +16,7 @@ use croft_transport::Client;
 use tokio::time::Instant;
 
 use crate::grid::{Author, Grid, key, name, now_ms};
-use crate::report::{Limit, Row, Times};
+use croft_it::report::{Limit, Row, Times};
 
 /// A workload file of some length, sealed.
 const SEALED_BYTES: usize = 2_000;

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::grid::{Author, Grid, REPLICAS, key};
 use crate::machine;
-use crate::report::{Row, Times};
+use croft_it::report::{Row, Times};
 
 /// How many people there are. Each has an account, a key and a connection.
 pub(crate) const AUTHORS: usize = 256;

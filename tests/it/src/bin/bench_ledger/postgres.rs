@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::load::Load;
 use crate::machine::{self, Process};
-use crate::report::{Row, Times};
+use croft_it::report::{Row, Times};
 
 /// Each client is a process of the server.
 const CLIENTS: usize = 256;

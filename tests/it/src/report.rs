@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 /// What the design asks for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Limit {
+pub enum Limit {
     /// Smaller is better.
     AtMost { budget: f64, goal: f64 },
     /// Larger is better.
@@ -46,7 +46,7 @@ const NOT_MEASURED: &str = "NOT MEASURED";
 
 /// One line of the table.
 #[derive(Debug, Clone)]
-pub(crate) struct Row {
+pub struct Row {
     what: String,
     /// Why there is no figure, otherwise.
     measured: Result<f64, String>,
@@ -58,27 +58,35 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(what: impl Into<String>, measured: f64, unit: &'static str) -> Self {
+    /// A figure.
+    pub fn new(what: impl Into<String>, measured: f64, unit: &'static str) -> Self {
         let (what, note) = (what.into(), String::new());
         Self { what, measured: Ok(measured), unit, limit: None, note, details: Value::Null }
     }
 
-    pub(crate) fn missing(what: impl Into<String>, reason: impl Into<String>) -> Self {
+    /// No figure, and why: it fails the run.
+    pub fn missing(what: impl Into<String>, reason: impl Into<String>) -> Self {
         let (what, note) = (what.into(), String::new());
         Self { what, measured: Err(reason.into()), unit: "", limit: None, note, details: Value::Null }
     }
 
-    pub(crate) fn limit(mut self, limit: Limit) -> Self {
+    /// What the figure is held against.
+    #[must_use]
+    pub fn limit(mut self, limit: Limit) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
+    /// A line for people below the figure.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
         self.note = note.into();
         self
     }
 
-    pub(crate) fn details(mut self, details: Value) -> Self {
+    /// Figures beside the main one, for machines.
+    #[must_use]
+    pub fn details(mut self, details: Value) -> Self {
         self.details = details;
         self
     }
@@ -98,30 +106,34 @@ impl Row {
 
 /// All rows, and under which circumstances.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub struct Report {
     rows: Vec<Row>,
     circumstances: Vec<(&'static str, String)>,
 }
 
 impl Report {
-    pub(crate) fn add(&mut self, row: Row) {
+    /// Adds a row and tells it on standard error at once.
+    pub fn add(&mut self, row: Row) {
         eprintln!("bench: {}", show(&row, 0).trim_end());
         self.rows.push(row);
     }
 
     /// Adds the rows of a part, or one that says why there are none.
-    pub(crate) fn part(&mut self, what: &str, rows: Result<Vec<Row>>) {
+    pub fn part(&mut self, what: &str, rows: Result<Vec<Row>>) {
         match rows {
             Ok(rows) => rows.into_iter().for_each(|row| self.add(row)),
             Err(error) => self.add(Row::missing(what, format!("{error:#}"))),
         }
     }
 
-    pub(crate) fn circumstance(&mut self, name: &'static str, value: impl Into<String>) {
+    /// Something about the machine or the run that the figures depend on.
+    pub fn circumstance(&mut self, name: &'static str, value: impl Into<String>) {
         self.circumstances.push((name, value.into()));
     }
 
-    pub(crate) fn table(&self) -> String {
+    /// For people.
+    #[must_use]
+    pub fn table(&self) -> String {
         let mut text = String::new();
         for (name, value) in &self.circumstances {
             let _ = writeln!(text, "{name:<12} {value}");
@@ -143,22 +155,27 @@ impl Report {
         text
     }
 
-    pub(crate) fn holds(&self) -> bool {
+    /// Whether anything was measured, all of it, and every budget held.
+    #[must_use]
+    pub fn holds(&self) -> bool {
         !self.rows.is_empty() && !self.rows.iter().any(Row::failed)
     }
 
-    /// Writes `ledger.json` into the target directory's `bench` folder.
-    pub(crate) fn write(&self) -> Result<PathBuf> {
+    /// Writes `NAME.json` into the target directory's `bench` folder and hands its path back.
+    ///
+    /// # Errors
+    /// Of the file system; they name the file.
+    pub fn write(&self, name: &str) -> Result<PathBuf> {
         let rows: Vec<Value> = self.rows.iter().map(json_of).collect();
         let circumstances: serde_json::Map<_, _> = self
             .circumstances
             .iter()
             .map(|(name, value)| ((*name).to_owned(), Value::from(value.as_str())))
             .collect();
-        let json = json!({ "bench": "ledger", "circumstances": circumstances, "rows": rows });
+        let json = json!({ "bench": name, "circumstances": circumstances, "rows": rows });
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
         std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
-        let path = dir.join("ledger.json");
+        let path = dir.join(format!("{name}.json"));
         std::fs::write(&path, serde_json::to_vec_pretty(&json)?)
             .with_context(|| format!("can't write {}", path.display()))?;
         Ok(path.canonicalize()?)
@@ -200,31 +217,40 @@ fn show(row: &Row, width: usize) -> String {
 
 /// Times in ascending order.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Times(Vec<Duration>);
+pub struct Times(Vec<Duration>);
 
 impl Times {
-    pub(crate) fn new(mut times: Vec<Duration>) -> Self {
+    /// Of times in any order.
+    #[must_use]
+    pub fn new(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         Self(times)
     }
 
-    pub(crate) fn count(&self) -> usize {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
     /// The time that `percent` of all are not above (nearest rank), in milliseconds; NaN of none.
-    pub(crate) fn percentile_ms(&self, percent: f64) -> f64 {
+    #[must_use]
+    pub fn percentile_ms(&self, percent: f64) -> f64 {
         let rank = (percent / 100.0 * self.0.len() as f64).ceil() as usize;
         let found = self.0.get(rank.saturating_sub(1)).map(Duration::as_secs_f64);
         found.map_or(f64::NAN, |seconds| seconds * 1e3)
     }
 
-    pub(crate) fn show(&self) -> String {
+    /// For people.
+    #[must_use]
+    pub fn show(&self) -> String {
         let [p50, p95, p99] = [50.0, 95.0, 99.0].map(|percent| self.percentile_ms(percent));
         format!("p50 {p50:.1}, p95 {p95:.1}, p99 {p99:.1} ms")
     }
 
-    pub(crate) fn json(&self) -> Value {
+    /// For machines.
+    #[must_use]
+    pub fn json(&self) -> Value {
         json!({
             "count": self.count(), "p50_ms": self.percentile_ms(50.0), "p95_ms": self.percentile_ms(95.0),
             "p99_ms": self.percentile_ms(99.0), "slowest_ms": self.percentile_ms(100.0),
