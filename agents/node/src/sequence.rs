@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use croft_hardware::{Health, Inventory, Transport};
 use croft_identity::NodeIdentity;
-use croft_init::log::Log;
+use croft_init::log::{Level, Log, chain};
 use croft_init::notify::{Message, Notifier};
 use croft_init::stage::Stage;
 use croft_network::workload::Pool;
@@ -100,6 +100,19 @@ pub enum Fatal {
 pub struct Start<'a> {
     pub log: &'a dyn Log,
     pub notifier: Option<Notifier>,
+}
+
+/// A node waits for nobody on the network. Whatever does all the same is a defect, and everyone shall see it.
+fn say_what_listens(log: &dyn Log) {
+    match croft_network::listeners(Path::new("/")) {
+        Ok(found) if found.is_empty() => log.line(Level::Notice, "croft: listeners: none"),
+        Ok(found) => {
+            let names: Vec<String> = found.iter().map(ToString::to_string).collect();
+            let text = format!("croft: listeners: {}: a node must have none: report this", names.join(", "));
+            log.line(Level::Error, &text);
+        }
+        Err(error) => log.line(Level::Error, &format!("croft: listeners: {}", chain(&error))),
+    }
 }
 
 impl Start<'_> {
@@ -215,6 +228,7 @@ impl Start<'_> {
         let running = Running::new(context, documents, known, registered, say, heard, known_sender);
         stage.ok(&format!("workloads run on {vmm}"));
         alive.say(&Message::Ready);
+        say_what_listens(self.log);
         tracing::info!("{}", crate::memory::idle());
         running.run(&alive).await;
         Ok(())

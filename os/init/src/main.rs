@@ -11,7 +11,7 @@ use croft_init::root::{self, FirstRoot};
 use croft_init::run::run;
 use croft_init::stage::{Running, Stage};
 use croft_init::supervisor::{Policy, Supervisor};
-use croft_init::{clock, devices, entropy, screen, sysctl};
+use croft_init::{clock, devices, entropy, lockdown, privileges, screen, sysctl};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -133,7 +133,28 @@ fn mount_all(running: Running<'_>, log: &dyn Log, root: &str) -> Result<(), Moun
         let names = settings.absent.join(", ");
         log.line(Level::Info, &format!("croft: this kernel lacks the settings {names}"));
     }
+    let walls = close_doors(log);
     let absent = if absent.is_empty() { String::new() } else { format!("; absent: {}", absent.join(", ")) };
-    let _ = running.ok(&format!("{count} filesystems, {} kernel settings, {root}{absent}", settings.set));
+    let _ = running
+        .ok(&format!("{count} filesystems, {} kernel settings, {root}{absent}; {walls}", settings.set));
     Ok(())
+}
+
+/// What nobody needs any more once everything is mounted: the kernel is locked down, the root becomes read-only, and
+/// privileges are given up for good. A door that does not close is named; a node with one open is better than none.
+fn close_doors(log: &dyn Log) -> String {
+    let mut closed = Vec::new();
+    match lockdown::apply(Path::new("/")) {
+        Ok(locked) => closed.push(locked.describe()),
+        Err(error) => log.line(Level::Critical, &format!("croft: {}", chain(&error))),
+    }
+    match root::seal(Path::new("/")) {
+        Ok(()) => closed.push("root read-only".to_owned()),
+        Err(error) => log.line(Level::Error, &format!("croft: the root stays writable: {}", chain(&error))),
+    }
+    match privileges::give_up() {
+        Ok(count) => closed.push(format!("{count} capabilities given up")),
+        Err(error) => log.line(Level::Error, &format!("croft: {}", chain(&error))),
+    }
+    closed.join(", ")
 }

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 const RAMFS_MAGIC: FsWord = 0x8584_58f6_u32 as FsWord;
 const TMPFS_MAGIC: FsWord = 0x0102_1994;
 
-/// Room beyond the tree. The root is written seldom (`/etc`, mount points); what grows belongs to `/run` or `/data`.
+/// Room beyond the tree. The root is written until [`seal`] (mount points); what grows belongs to `/run` or `/data`.
 const HEADROOM_BYTES: u64 = 16 << 20;
 const HEADROOM_INODES: u64 = 4096;
 
@@ -126,6 +126,14 @@ pub fn copy_to_tmpfs(movable: &[&str]) -> Result<Tree, MoveRootError> {
         .map_err(|source| MoveRootError::Switch { step: "opening", source })?;
     enter(new_root, movable)?;
     Ok(tree)
+}
+
+/// Makes the root read-only, once everything that needs a mount point has one: whoever gets to write files then can't
+/// change what runs. What is mounted below stays as it is.
+pub fn seal(root: &Path) -> Result<(), MoveRootError> {
+    let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::RDONLY;
+    rustix::mount::mount_remount(root, flags, c"")
+        .map_err(|source| MoveRootError::Switch { step: "sealing", source })
 }
 
 /// Makes a mounted tree the root: what is mounted on the old one moves in, then it moves over the old one.

@@ -16,6 +16,7 @@ pub mod firewall;
 #[doc(hidden)]
 pub mod fuzzing;
 mod link;
+pub mod listeners;
 pub mod mac;
 mod netns;
 mod network;
@@ -29,6 +30,7 @@ pub mod workload;
 pub use config::{BondConfig, BondMode, LinkConfig, LinkMode, NetworkConfig};
 pub use dhcp::boot::{BootOffer, ask as ask_boot_file};
 pub use dns::resolve;
+pub use listeners::listeners;
 pub use mac::MacAddr;
 pub use network::{Network, StartError, WaitLimits};
 pub use rtnl::NetlinkError;

@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod image;
 mod kernel;
+mod nightly;
 mod qemu;
 mod repo;
 mod sim;
@@ -34,6 +35,8 @@ enum Chore {
     Qemu(qemu::Arguments),
     /// Measure what the budget table names, and say which budget is missed.
     Bench(bench::Arguments),
+    /// Build everything twice, compare byte by byte, and put the result with its papers into a dated folder.
+    Nightly(nightly::Arguments),
     /// Run the seeded simulation of the ledger: several validators, liars, crashes, partitions.
     Sim(sim::Arguments),
     /// Check what no compiler checks: crate edges, forbidden words, lengths, reasons.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Qemu(arguments) => qemu::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
+        Chore::Nightly(arguments) => nightly::run(&arguments),
         Chore::Sim(arguments) => sim::run(&arguments),
         Chore::Tidy(arguments) => tidy::run(&arguments),
         Chore::Check(arguments) => check::run(&arguments),

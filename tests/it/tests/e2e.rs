@@ -85,6 +85,12 @@ async fn a_machine_that_pins_other_validators_says_so_and_stays_up() {
     let failed = node.serial().wait_for("ledger: failed", limit).await.unwrap();
     assert!(failed.text.contains("validator"), "the reason names the culprit: {}", failed.text);
     node.serial().wait_for("reconcile: ok", limit).await.unwrap();
+    let listeners = node.serial().wait_for("listeners: ", limit).await.unwrap();
+    assert!(
+        listeners.text.ends_with("listeners: none"),
+        "a running node waits for nobody: {}",
+        listeners.text
+    );
     let nodes = grid.croft(["--bot", "farmer", "farm", "nodes"]).await.unwrap();
     assert!(!nodes.contains("n1"), "a node that trusts nobody registers with nobody: {nodes}");
     node.kill().await.unwrap();

@@ -1,0 +1,211 @@
+//! How one of the two builds is made, and what is measured on it.
+//!
+//! Must never look outside the source folder and the cache that it is given, but for `--reuse-kernels`.
+
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use croft_image_builder::build::{ALIOTH, RegistryProgram, VIRTIOFSD, build_ours};
+use croft_image_builder::vmm::CLOUD_HYPERVISOR_SHA256;
+
+use super::compare::Artifact;
+use super::sbom::Component;
+use super::{hardening, sha256};
+use crate::repo;
+
+/// What one build made.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Built {
+    pub(super) artifacts: Vec<Artifact>,
+    /// What is in it beside our crates and theirs.
+    pub(super) components: Vec<Component>,
+}
+
+pub(super) trait Builder {
+    /// Builds the tree in `source`; everything that it keeps goes to `cache`.
+    fn build(&self, source: &Path, cache: &Path) -> Result<Built>;
+    /// Name and text of each table and paper about what was built.
+    fn measure(&self, source: &Path, cache: &Path, built: &Built) -> Result<Vec<(String, String)>>;
+}
+
+/// Init and guest alone: enough to see paths and times that get into programs.
+pub(super) struct Quick;
+
+impl Builder for Quick {
+    fn build(&self, source: &Path, cache: &Path) -> Result<Built> {
+        let programs = build_ours(source, cache, &["croft-init", "croft-guest"])?;
+        let artifacts = programs.into_iter().map(|(name, path)| Artifact { name, path }).collect();
+        Ok(Built { artifacts, components: Vec::new() })
+    }
+
+    fn measure(&self, _: &Path, _: &Path, built: &Built) -> Result<Vec<(String, String)>> {
+        let mut sizes = String::new();
+        for artifact in &built.artifacts {
+            let bytes = artifact.path.metadata().context("can't measure a program")?.len();
+            let _ = writeln!(sizes, "{:20} {bytes:>10} bytes", artifact.name);
+        }
+        Ok(vec![("sizes.txt".to_owned(), sizes)])
+    }
+}
+
+/// Kernels, image, boot file; hardening score and bench.
+pub(super) struct Full {
+    pub(super) reuse_kernels: bool,
+    /// Of the caller.
+    pub(super) cache: PathBuf,
+}
+
+/// What the image folder holds, and is compared and kept.
+const FILES: [&str; 4] = ["croft.efi", "bzImage", "initramfs.zst", "sizes.json"];
+
+impl Full {
+    /// `cargo xtask` of the source folder, with places of its own.
+    fn xtask(source: &Path, cache: &Path) -> Command {
+        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command
+            .current_dir(source)
+            .env("CROFT_CACHE", cache)
+            .env("CARGO_TARGET_DIR", cache.join("target"))
+            .env_remove("CARGO_MANIFEST_DIR")
+            .args(["run", "--quiet", "--locked", "-p", "croft-xtask", "--"]);
+        command
+    }
+
+    fn image_folder(source: &Path, cache: &Path) -> Result<PathBuf> {
+        let text = repo::capture(Self::xtask(source, cache).args(["image", "--print-path"]))?;
+        Ok(text.lines().last().context("xtask names no image folder")?.into())
+    }
+
+    /// The kernels with their objects, as hard links: the same key means the same inputs.
+    fn lend_kernels(&self, cache: &Path) -> Result<()> {
+        let (from, to) = (self.cache.join("kernel"), cache.join("kernel"));
+        fs::create_dir_all(cache).with_context(|| format!("can't create {}", cache.display()))?;
+        if from.is_dir() {
+            repo::capture(Command::new("cp").args(["-a", "--link"]).arg(&from).arg(&to))?;
+            // A lock that two caches share would make the builds wait for each other.
+            let _ = fs::remove_file(to.join("lock"));
+        }
+        Ok(())
+    }
+}
+
+impl Builder for Full {
+    fn build(&self, source: &Path, cache: &Path) -> Result<Built> {
+        if self.reuse_kernels {
+            self.lend_kernels(cache)?;
+        }
+        repo::run(Self::xtask(source, cache).args(["image", "--boot-file"]))?;
+        let folder = Self::image_folder(source, cache)?;
+        let artifact = |name: &str| Artifact { name: name.to_owned(), path: folder.join(name) };
+        let mut artifacts: Vec<Artifact> = FILES.iter().map(|name| artifact(name)).collect();
+        for flavor in ["node", "guest"] {
+            let kernel = kernel_folder(source, cache, flavor)?;
+            artifacts.push(Artifact { name: format!("{flavor}.config"), path: kernel.join("config") });
+            artifacts
+                .push(Artifact { name: format!("{flavor}.System.map"), path: kernel.join("System.map") });
+        }
+        let components = components(&folder, &kernel_folder(source, cache, "node")?)?;
+        Ok(Built { artifacts, components })
+    }
+
+    fn measure(&self, source: &Path, cache: &Path, _: &Built) -> Result<Vec<(String, String)>> {
+        let config = kernel_folder(source, cache, "node")?.join("config");
+        let (json, score) = hardening::run(&config)?;
+        score.judge()?;
+        eprintln!("nightly: hardening: {score}");
+        let bench = repo::capture(Self::xtask(source, cache).args(["bench", "boot"]))?;
+        let mut tables = vec![
+            ("hardening.json".to_owned(), json),
+            ("hardening.txt".to_owned(), format!("{score}\n  {}\n", score.failed.join("\n  "))),
+            ("bench.txt".to_owned(), bench),
+        ];
+        let folder = source.join("target/bench");
+        for entry in fs::read_dir(&folder).with_context(|| format!("can't read {}", folder.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let name = format!("bench-{}", path.file_name().unwrap_or_default().to_string_lossy());
+                let text =
+                    fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
+                tables.push((name, text));
+            }
+        }
+        Ok(tables)
+    }
+}
+
+fn kernel_folder(source: &Path, cache: &Path, flavor: &str) -> Result<PathBuf> {
+    let text = repo::capture(Full::xtask(source, cache).args(["kernel", "--print-path", flavor]))?;
+    Ok(text.trim().into())
+}
+
+/// What the image holds beside our own programs: `inputs` of the image folder names most of it.
+fn components(image: &Path, kernel: &Path) -> Result<Vec<Component>> {
+    let config = kernel.join("config");
+    let config = fs::read_to_string(&config).with_context(|| format!("can't read {}", config.display()))?;
+    let linux = kernel_version(&config).context("the kernel's configuration names no version")?;
+    let purl = format!("pkg:deb/debian/linux-source-6.12@{linux}");
+    let mut components =
+        vec![Component::other("operating-system", "linux", linux, Some(purl)).licensed("GPL-2.0-only")];
+    let path = image.join("inputs");
+    let inputs = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
+    for (name, file) in inputs.lines().filter_map(|line| line.split_once('=')) {
+        let registry = |program: RegistryProgram, licence: &str| {
+            let purl = format!("pkg:cargo/{}@{}", program.name, program.version);
+            Component::other("application", program.name, program.version, Some(purl)).licensed(licence)
+        };
+        let component = match name {
+            "virtiofsd" => registry(VIRTIOFSD, "Apache-2.0 AND BSD-3-Clause"),
+            "alioth" => registry(ALIOTH, "Apache-2.0"),
+            "cloud-hypervisor" => {
+                let sum = sha256(Path::new(file))?;
+                let version = if sum == CLOUD_HYPERVISOR_SHA256 { "53.0" } else { "unknown" };
+                Component::other("application", "cloud-hypervisor", version, None)
+                    .licensed("Apache-2.0 AND BSD-3-Clause")
+            }
+            _ => continue,
+        };
+        components.push(component.hashed(&sha256(Path::new(file))?));
+    }
+    for package in ["e2fsprogs", "libc6"] {
+        components.push(debian(package)?);
+    }
+    Ok(components)
+}
+
+/// A package of the distribution whose programs or libraries the image takes.
+fn debian(package: &str) -> Result<Component> {
+    let version = repo::capture(Command::new("dpkg-query").args(["-W", "-f", "${Version}\n", package]))?;
+    let Some(version) = version.lines().next().filter(|version| !version.is_empty()) else {
+        bail!("{package} has no version, though the image takes files of it");
+    };
+    let purl = format!("pkg:deb/debian/{package}@{}", version.replace('+', "%2B").replace('~', "%7E"));
+    Ok(Component::other("library", package, version, Some(purl)))
+}
+
+/// "6.12.95" from the head of a kernel configuration.
+fn kernel_version(config: &str) -> Option<&str> {
+    config.lines().take(5).find_map(|line| line.strip_prefix("# Linux/x86 ")?.split_whitespace().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_version_is_read_from_its_configuration() {
+        let config =
+            "#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86 6.12.95 Kernel Configuration\n#\n";
+        assert_eq!(kernel_version(config), Some("6.12.95"));
+        assert_eq!(kernel_version("CONFIG_A=y\n"), None);
+    }
+
+    #[test]
+    fn a_package_that_is_not_installed_is_named() {
+        let text = debian("croft-no-such-package").unwrap_err().to_string();
+        assert!(text.contains("croft-no-such-package"), "{text}");
+    }
+}
