@@ -9,6 +9,7 @@ mod farm;
 mod grid;
 mod history;
 mod image;
+mod keys;
 mod ledger;
 mod logs;
 mod media;
@@ -19,6 +20,8 @@ mod stop;
 pub(crate) mod validators;
 mod wallet;
 
+use std::path::PathBuf;
+
 use croft_protocol::boot::GridPin;
 use croft_protocol::{BotId, Name, SecretKey};
 use tokio::sync::watch;
@@ -26,6 +29,7 @@ use tokio::sync::watch;
 use crate::exit::Failure;
 use crate::grid::Grid;
 use crate::home::{Home, HomeError};
+use crate::keyfile::KeyFile;
 use crate::plan::{Action, Environment, Plan};
 use crate::terminal::{Progress, Silent, Terminal};
 
@@ -63,6 +67,7 @@ pub(crate) struct Context<'a> {
     pub(crate) stop: Stop,
     grid: Option<Name>,
     bot: Option<Name>,
+    passphrase_file: Option<PathBuf>,
     quiet: bool,
 }
 
@@ -116,17 +121,28 @@ impl Context<'_> {
     /// The bot that was chosen, and the grid.
     pub(crate) fn acting(&self) -> Result<Acting, Failure> {
         let pin = self.pin()?;
-        let (name, key) = self.home.acting_bot(self.bot.as_ref())?;
+        let (name, key) = self.acting_key()?;
         let grid = Grid::open(&self.home, pin, &key)?;
         Ok(Acting { name, key, grid })
+    }
+
+    /// Name and key of the bot that was chosen.
+    pub(crate) fn acting_key(&self) -> Result<(Name, SecretKey), Failure> {
+        let name = self.home.acting_name(self.bot.as_ref())?;
+        let key = self.key_of(&name)?;
+        Ok((name, key))
     }
 
     /// The grid, asked by whoever there is: some key is needed to connect, none to read.
     pub(crate) fn reading_grid(&self) -> Result<Grid, Failure> {
         let pin = self.pin()?;
-        let key = match self.home.acting_bot(self.bot.as_ref()) {
-            Ok((_, key)) => key,
-            Err(HomeError::NoDefaultBot { .. }) => SecretKey::generate().map_err(HomeError::Randomness)?,
+        let file = self.home.acting_name(self.bot.as_ref()).and_then(|name| self.home.key_file(&name));
+        let key = match file {
+            Ok(KeyFile::Open(key)) => key,
+            // Nobody is asked for a passphrase only to read what everybody may.
+            Ok(KeyFile::Locked(_)) | Err(HomeError::NoDefaultBot { .. }) => {
+                SecretKey::generate().map_err(HomeError::Randomness)?
+            }
             Err(error) => return Err(error.into()),
         };
         Ok(Grid::open(&self.home, pin, &key)?)
@@ -165,8 +181,8 @@ pub async fn run(
     environment: &dyn Environment,
     stop: Stop,
 ) -> Result<(), Failure> {
-    let Plan { home, grid, bot, json: _, quiet, action } = plan;
-    let mut context = Context { home, terminal, environment, stop, grid, bot, quiet };
+    let Plan { home, grid, bot, passphrase_file, json: _, quiet, action } = plan;
+    let mut context = Context { home, terminal, environment, stop, grid, bot, passphrase_file, quiet };
     let c = &mut context;
     match action {
         Action::GridInit(flags) => grid::init(c, &flags),
@@ -179,6 +195,10 @@ pub async fn run(
         Action::ValidatorsSubmit { files } => validators::submit(c, &files).await,
         Action::BotNew { name, grains } => bot::new(c, &name, grains).await,
         Action::BotShow { name } => bot::show(c, name).await,
+        Action::BotPassphrase { name, change } => keys::passphrase(c, name, &change),
+        Action::BotPhrase { name } => keys::phrase(c, name),
+        Action::BotExport { name, file, passphrase } => keys::export(c, &name, &file, passphrase.as_deref()),
+        Action::BotImport { name, from } => keys::import(c, name, &from),
         Action::WalletShow => wallet::show(c).await,
         Action::WalletSend { to, amount, memo } => wallet::send(c, &to, amount, memo).await,
         Action::FarmNew(farm) => farm::new(c, farm).await,

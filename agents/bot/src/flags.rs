@@ -21,6 +21,7 @@ Environment:
   CROFT_HOME   the home directory, as --home
   CROFT_GRID   the grid, as --grid
   CROFT_BOT    the acting bot, as --bot
+  CROFT_PASSPHRASE_FILE  as --passphrase-file
   RUST_LOG     what to log to stderr, such as debug
 
 Exit codes:
@@ -64,6 +65,10 @@ pub struct Common {
     /// The bot that acts [default: $CROFT_BOT, else the home's default]
     #[arg(long, global = true, value_name = "NAME")]
     pub bot: Option<Name>,
+    /// File with the passphrase of a locked key, for bots that nobody sits at [default: $CROFT_PASSPHRASE_FILE, else
+    /// it is asked for]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -314,6 +319,70 @@ Example:
 JSON: {bot, id, grid, registered, own, balance, next_sequence}")]
     Show {
         /// Which [default: the acting bot]
+        name: Option<Name>,
+    },
+    /// Put a bot's key behind a passphrase, change the passphrase, or take it away
+    #[command(after_help = "\
+Example:
+  croft bot passphrase alice
+
+Whoever forgets it has lost the key, unless the recovery phrase is written down: 'croft bot phrase'. Bots that
+run by themselves take it from a file that only their owner reads: --passphrase-file.
+JSON: {bot, id, locked}")]
+    Passphrase {
+        /// Which [default: the acting bot]
+        name: Option<Name>,
+        /// Keep the key open from now on
+        #[arg(long)]
+        remove: bool,
+        /// The new one is the first line of this file [default: it is asked for]
+        #[arg(long, value_name = "FILE", conflicts_with = "remove")]
+        new_passphrase_file: Option<PathBuf>,
+    },
+    /// Show the recovery phrase: 24 words from which the key can be made anew
+    #[command(after_help = "\
+Example:
+  croft bot phrase alice        # write it down, on paper; whoever has it is the bot
+
+JSON: {bot, id, words}")]
+    Phrase {
+        /// Which [default: the acting bot]
+        name: Option<Name>,
+    },
+    /// Write a bot's key, behind a passphrase, to a file for another machine or a safe
+    #[command(after_help = "\
+Example:
+  croft bot export alice alice.croft-key
+
+JSON: {bot, id, file}")]
+    Export {
+        name: Name,
+        /// Must not exist
+        file: PathBuf,
+        /// The first line of this file locks it [default: the key's own passphrase, else it is asked for]
+        #[arg(long, value_name = "FILE")]
+        new_passphrase_file: Option<PathBuf>,
+    },
+    /// Take a bot's key into this home: an exported file, or the 24 words
+    #[command(after_help = "\
+Examples:
+  croft bot import alice.croft-key
+  croft bot import --words --name alice
+
+An exported key stays behind its passphrase. No key is ever replaced.
+JSON: {bot, id, locked}")]
+    Import {
+        /// What 'bot export' wrote
+        #[arg(conflicts_with = "words", required_unless_present = "words")]
+        file: Option<PathBuf>,
+        /// Ask for the 24 words
+        #[arg(long, requires = "name")]
+        words: bool,
+        /// The words are in this file
+        #[arg(long, value_name = "FILE", requires = "words")]
+        words_file: Option<PathBuf>,
+        /// What the bot is called in this home [default: as in the file]
+        #[arg(long)]
         name: Option<Name>,
     },
 }

@@ -3,6 +3,7 @@
 
 mod contradiction;
 mod fake_node;
+mod keys;
 mod ledger;
 mod media;
 mod validators;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   config.toml              default bot and default grid
-//!   bots/NAME.key            secret key of a bot, readable by its owner only, never overwritten
+//!   bots/NAME.key            secret key of a bot, readable by its owner only, open or behind a passphrase (keyfile)
 //!   grids/NAME/pin.toml      chain id, validators and replicas that are trusted
 //!   grids/NAME/tip           the newest header that was verified: nothing older is believed any more
 //!   grids/NAME/contradiction proof that the grid's validators signed two histories: nothing is done on it
@@ -22,13 +22,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use croft_protocol::boot::GridPin;
-use croft_protocol::hash::{ParseHexError, parse_hex};
 use croft_protocol::{Hash, Name, SecretKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::files;
 use crate::image::BlobStore;
+use crate::keyfile::{KeyFile, ParseError, open_text};
 
 /// No file of ours is larger; whatever is, is not ours.
 const FILE_BYTES: u64 = 1024 * 1024;
@@ -61,11 +62,15 @@ pub enum HomeError {
     )]
     NoImage { name: Name, home: PathBuf, known: String },
     #[error(
-        "{path} can be read by others (mode {mode:o}): whoever read it may have the key; if nobody did, 'chmod 600 {path}'"
+        "{path} can be read by others (mode {mode:o}): whoever read it may have the secret in it; if nobody did, 'chmod 600 {path}'"
     )]
     Exposed { path: PathBuf, mode: u32 },
     #[error("{path} holds no key: restore it from a backup")]
-    BadKey { path: PathBuf, source: ParseHexError },
+    BadKey { path: PathBuf, source: ParseError },
+    #[error(
+        "{path} is the key of bot '{found}', not of '{name}': give the file its old name, or import it with 'croft bot import'"
+    )]
+    OtherBot { path: PathBuf, found: Name, name: Name },
     #[error("{path} is not what croft wrote there: {reason}")]
     Damaged { path: PathBuf, reason: String },
     #[error("can't read {path}")]
@@ -134,8 +139,8 @@ impl Home {
         self.names("bots", ".key")
     }
 
-    /// The secret key of a bot.
-    pub fn bot(&self, name: &Name) -> Result<SecretKey, HomeError> {
+    /// The key of a bot, open or locked.
+    pub fn key_file(&self, name: &Name) -> Result<KeyFile, HomeError> {
         let path = self.key_path(name);
         if !path.exists() {
             return Err(HomeError::NoBot {
@@ -144,39 +149,60 @@ impl Home {
                 known: known("bots", &self.bots()?),
             });
         }
-        read_key(&path)
+        let file = read_key_file(&path)?;
+        match &file {
+            // It is sealed with its name, which a person will be asked for.
+            KeyFile::Locked(locked) if locked.name != *name => {
+                Err(HomeError::OtherBot { path, found: locked.name.clone(), name: name.clone() })
+            }
+            _ => Ok(file),
+        }
     }
 
     /// The bot that acts: the one that was asked for, else the chosen one, else the only one.
-    pub fn acting_bot(&self, asked: Option<&Name>) -> Result<(Name, SecretKey), HomeError> {
-        let name = match asked {
-            Some(name) => name.clone(),
-            None => match self.config()?.default_bot {
-                Some(name) => name,
-                None => only(self.bots()?).map_err(|bots| HomeError::NoDefaultBot {
-                    home: self.root.clone(),
-                    known: known("bots", &bots),
-                })?,
-            },
-        };
-        let key = self.bot(&name)?;
-        Ok((name, key))
+    pub fn acting_name(&self, asked: Option<&Name>) -> Result<Name, HomeError> {
+        if let Some(name) = asked {
+            return Ok(name.clone());
+        }
+        match self.config()?.default_bot {
+            Some(name) => Ok(name),
+            None => only(self.bots()?).map_err(|bots| HomeError::NoDefaultBot {
+                home: self.root.clone(),
+                known: known("bots", &bots),
+            }),
+        }
     }
 
     /// Makes and keeps a new key. The first bot becomes the default one.
     pub fn new_bot(&self, name: &Name) -> Result<SecretKey, HomeError> {
         let key = self.new_treasury(name)?;
+        self.choose_first(name)?;
+        Ok(key)
+    }
+
+    fn choose_first(&self, name: &Name) -> Result<(), HomeError> {
         self.change_config(|config| {
             config.default_bot.get_or_insert_with(|| name.clone());
-        })?;
-        Ok(key)
+        })
+    }
+
+    /// Keeps a key that comes from elsewhere, as the text of its file. The first bot becomes the default one.
+    pub fn import_bot(&self, name: &Name, text: &str) -> Result<(), HomeError> {
+        if !write_new(&self.key_path(name), text.as_bytes())? {
+            return Err(HomeError::BotExists { name: name.clone(), home: self.root.clone() });
+        }
+        self.choose_first(name)
+    }
+
+    /// Puts another form of the same key in place of the present one; there is always one of the two.
+    pub fn rewrite_key(&self, name: &Name, text: &str) -> Result<(), HomeError> {
+        write(&self.key_path(name), text.as_bytes())
     }
 
     /// The same for a bot that acts only when it is named.
     pub fn new_treasury(&self, name: &Name) -> Result<SecretKey, HomeError> {
         let key = SecretKey::generate().map_err(HomeError::Randomness)?;
-        let text = hex::encode(key.seed()) + "\n";
-        if !write_new(&self.key_path(name), text.as_bytes())? {
+        if !write_new(&self.key_path(name), open_text(&key).as_bytes())? {
             return Err(HomeError::BotExists { name: name.clone(), home: self.root.clone() });
         }
         Ok(key)
@@ -418,20 +444,35 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, HomeError> {
     Ok(Some(bytes))
 }
 
-/// The key in a file that only its owner can read.
+/// The key in a file that only its owner can read, which is not locked: a replica has nobody to ask.
 pub(crate) fn read_key(path: &Path) -> Result<SecretKey, HomeError> {
+    match read_key_file(path)? {
+        KeyFile::Open(key) => Ok(key),
+        KeyFile::Locked(_) => {
+            let source = ParseError::Locked { reason: "it is behind a passphrase".to_owned() };
+            Err(HomeError::BadKey { path: path.to_owned(), source })
+        }
+    }
+}
+
+/// What a file that only its owner can read holds.
+fn read_key_file(path: &Path) -> Result<KeyFile, HomeError> {
+    KeyFile::parse(&read_private(path)?).map_err(|source| HomeError::BadKey { path: path.to_owned(), source })
+}
+
+/// The text of a file that only its owner can read.
+pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<String>, HomeError> {
     let failed = |source| HomeError::Read { path: path.to_owned(), source };
-    let mode = fs::metadata(path).map_err(failed)?.mode() & 0o777;
+    let metadata = fs::metadata(path).map_err(failed)?;
+    let mode = metadata.mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(HomeError::Exposed { path: path.to_owned(), mode });
     }
-    let text = fs::read_to_string(path).map_err(failed)?;
-    let seed = parse_hex::<32>("a secret key", text.trim()).map_err(|mut source| {
-        // Whatever it is, it was meant to be secret.
-        "…".clone_into(&mut source.text);
-        HomeError::BadKey { path: path.to_owned(), source }
-    })?;
-    Ok(SecretKey::from_seed(&seed))
+    if metadata.len() > FILE_BYTES {
+        let reason = format!("it has more than {FILE_BYTES} bytes");
+        return Err(HomeError::Damaged { path: path.to_owned(), reason });
+    }
+    fs::read_to_string(path).map(Zeroizing::new).map_err(failed)
 }
 
 fn parse_toml<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, HomeError> {
@@ -476,12 +517,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::new(&dir.path().join("home"));
         let made = home.new_bot(&name("alice")).unwrap();
-        assert_eq!(home.bot(&name("alice")).unwrap().public(), made.public());
+        assert_eq!(home.key_file(&name("alice")).unwrap().id(), made.public());
         let path = dir.path().join("home/bots/alice.key");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let error = home.new_bot(&name("alice")).unwrap_err().to_string();
         assert!(error.contains("bot 'alice' has a key in"), "{error}");
-        assert_eq!(home.bot(&name("alice")).unwrap().public(), made.public());
+        assert_eq!(home.key_file(&name("alice")).unwrap().id(), made.public());
     }
 
     #[test]
@@ -491,7 +532,7 @@ mod tests {
         home.new_bot(&name("alice")).unwrap();
         let path = dir.path().join("bots/alice.key");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let error = home.bot(&name("alice")).unwrap_err().to_string();
+        let error = home.key_file(&name("alice")).unwrap_err().to_string();
         assert!(error.contains("can be read by others (mode 644)"), "{error}");
         assert!(error.ends_with(&format!("'chmod 600 {}'", path.display())), "{error}");
     }
@@ -503,7 +544,7 @@ mod tests {
         home.new_bot(&name("alice")).unwrap();
         let path = dir.path().join("bots/alice.key");
         fs::write(&path, "5ecret").unwrap();
-        let error = home.bot(&name("alice")).unwrap_err();
+        let error = home.key_file(&name("alice")).unwrap_err();
         let text = crate::exit::Failure::failed(error).message();
         assert!(text.contains("holds no key: restore it from a backup"), "{text}");
         assert!(!text.contains("5ecret"), "{text}");
@@ -513,14 +554,14 @@ mod tests {
     fn the_acting_bot_is_the_asked_the_default_or_the_only_one() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::new(dir.path());
-        let error = home.acting_bot(None).unwrap_err().to_string();
+        let error = home.acting_name(None).unwrap_err().to_string();
         assert!(error.contains("no bot is chosen and"), "{error}");
         assert!(error.contains("has no bots: choose one with --bot, or make one"), "{error}");
         home.new_bot(&name("alice")).unwrap();
         home.new_bot(&name("bob")).unwrap();
-        assert_eq!(home.acting_bot(None).unwrap().0, name("alice"));
-        assert_eq!(home.acting_bot(Some(&name("bob"))).unwrap().0, name("bob"));
-        let error = home.acting_bot(Some(&name("carol"))).unwrap_err().to_string();
+        assert_eq!(home.acting_name(None).unwrap(), name("alice"));
+        assert_eq!(home.acting_name(Some(&name("bob"))).unwrap(), name("bob"));
+        let error = home.key_file(&name("carol")).unwrap_err().to_string();
         assert!(error.starts_with("there is no bot 'carol' in"), "{error}");
         assert!(error.contains("it has alice, bob"), "{error}");
     }

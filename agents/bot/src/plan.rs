@@ -26,6 +26,11 @@ pub trait Environment {
     fn ask(&self, _question: &str) -> Option<String> {
         None
     }
+
+    /// The same for what is not shown while it is typed.
+    fn ask_secret(&self, _question: &str) -> Option<String> {
+        None
+    }
 }
 
 /// The process's own.
@@ -47,6 +52,15 @@ impl Environment for ProcessEnvironment {
         input.read_line(&mut answer).ok()?;
         Some(answer)
     }
+
+    fn ask_secret(&self, question: &str) -> Option<String> {
+        use std::io::IsTerminal as _;
+        // It asks at the terminal of the session, which programs that run unattended have too at times.
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        rpassword::prompt_password(question).ok()
+    }
 }
 
 #[derive(Debug)]
@@ -54,9 +68,28 @@ pub struct Plan {
     pub home: Home,
     pub grid: Option<Name>,
     pub bot: Option<Name>,
+    /// Holds the passphrase of the acting bot's key.
+    pub passphrase_file: Option<PathBuf>,
     pub json: bool,
     pub quiet: bool,
     pub action: Action,
+}
+
+/// What becomes of a key's passphrase.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PassphraseChange {
+    /// To one that is asked for, or is in a file.
+    Set(Option<PathBuf>),
+    Remove,
+}
+
+/// Where an imported key comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum KeySource {
+    /// What 'bot export' wrote.
+    File(PathBuf),
+    /// 24 words, asked for or in a file.
+    Words(Option<PathBuf>),
 }
 
 #[derive(Debug)]
@@ -71,6 +104,10 @@ pub enum Action {
     ValidatorsSubmit { files: Vec<PathBuf> },
     BotNew { name: Name, grains: Option<croft_protocol::Grains> },
     BotShow { name: Option<Name> },
+    BotPassphrase { name: Option<Name>, change: PassphraseChange },
+    BotPhrase { name: Option<Name> },
+    BotExport { name: Name, file: PathBuf, passphrase: Option<PathBuf> },
+    BotImport { name: Option<Name>, from: KeySource },
     WalletShow,
     WalletSend { to: Name, amount: croft_protocol::Grains, memo: String },
     FarmNew(FarmNew),
@@ -122,6 +159,10 @@ impl Action {
             Self::ImageBuild { .. }
                 | Self::ImageList
                 | Self::FarmImage(_)
+                | Self::BotPassphrase { .. }
+                | Self::BotPhrase { .. }
+                | Self::BotExport { .. }
+                | Self::BotImport { .. }
                 | Self::MediaDisks
                 | Self::MediaFlash { .. }
                 | Self::MediaKeys { .. }
@@ -204,6 +245,10 @@ pub enum PlanError {
     PublicAddress { address: String },
     #[error("a permission to join is valid for at most 366d: renew it with 'croft farm new'")]
     Valid,
+    #[error(
+        "nothing says what to import: name a file that 'croft bot export' wrote, or give --words with --name NAME"
+    )]
+    NoImport,
     #[error("'{text}' is not {what}: write {example}")]
     Target { text: String, what: &'static str, example: &'static str },
     #[error("'{what}' is no name")]
@@ -217,7 +262,7 @@ impl Plan {
     }
 
     fn check(flags: Flags, environment: &dyn Environment) -> Result<Self, PlanError> {
-        let Flags { common: Common { home, grid, bot, json, quiet }, command } = flags;
+        let Flags { common: Common { home, grid, bot, passphrase_file, json, quiet }, command } = flags;
         let home = home
             .or_else(|| non_empty(environment.variable("CROFT_HOME")).map(PathBuf::from))
             .or_else(|| non_empty(environment.variable("HOME")).map(|h| PathBuf::from(h).join(".croft")))
@@ -226,6 +271,8 @@ impl Plan {
             home: Home::new(&home),
             grid: name_or_variable(grid, "CROFT_GRID", environment)?,
             bot: name_or_variable(bot, "CROFT_BOT", environment)?,
+            passphrase_file: passphrase_file
+                .or_else(|| non_empty(environment.variable("CROFT_PASSPHRASE_FILE")).map(PathBuf::from)),
             json,
             quiet,
             action: action(command)?,
@@ -265,6 +312,22 @@ fn action(command: Command) -> Result<Action, PlanError> {
         },
         Command::Bot(BotCommand::New { name, grains }) => Action::BotNew { name, grains },
         Command::Bot(BotCommand::Show { name }) => Action::BotShow { name },
+        Command::Bot(BotCommand::Passphrase { name, remove, new_passphrase_file }) => {
+            let change =
+                if remove { PassphraseChange::Remove } else { PassphraseChange::Set(new_passphrase_file) };
+            Action::BotPassphrase { name, change }
+        }
+        Command::Bot(BotCommand::Phrase { name }) => Action::BotPhrase { name },
+        Command::Bot(BotCommand::Export { name, file, new_passphrase_file }) => {
+            Action::BotExport { name, file, passphrase: new_passphrase_file }
+        }
+        Command::Bot(BotCommand::Import { file: Some(file), name, .. }) => {
+            Action::BotImport { name, from: KeySource::File(file) }
+        }
+        Command::Bot(BotCommand::Import { file: None, name: Some(name), words_file, .. }) => {
+            Action::BotImport { name: Some(name), from: KeySource::Words(words_file) }
+        }
+        Command::Bot(BotCommand::Import { file: None, name: None, .. }) => return Err(PlanError::NoImport),
         Command::Wallet(WalletCommand::Show) => Action::WalletShow,
         Command::Wallet(WalletCommand::Send { to, amount, memo }) => Action::WalletSend { to, amount, memo },
         Command::Farm(FarmCommand::New(flags)) => Action::FarmNew(farm_new(flags)?),

@@ -34,8 +34,8 @@ struct NewBot {
 pub(super) async fn new(c: &mut Context<'_>, name: &Name, grains: Option<Grains>) -> Result<(), Failure> {
     let pin = c.pin()?;
     // A key from an interrupted run is used again; nothing is ever overwritten.
-    let known = match c.home.bot(name) {
-        Ok(key) => Some(key),
+    let known = match c.home.key_file(name) {
+        Ok(_) => Some(c.key_of(name)?),
         Err(HomeError::NoBot { .. }) => None,
         Err(error) => return Err(error.into()),
     };
@@ -117,8 +117,9 @@ async fn treasury(
         return Err(Failure::failed(error));
     }
     for bot in c.home.bots()? {
-        let key = c.home.bot(&bot)?;
-        if genesis.allocations.iter().any(|a| a.bot == key.public()) {
+        let id = c.home.key_file(&bot)?.id();
+        if genesis.allocations.iter().any(|a| a.bot == id) {
+            let key = c.key_of(&bot)?;
             return Ok((bot, key));
         }
     }
@@ -146,15 +147,16 @@ struct ShownBot {
 pub(super) async fn show(c: &mut Context<'_>, name: Option<Name>) -> Result<(), Failure> {
     let grid = c.reading_grid()?;
     let (name, own) = if let Some(name) = name {
-        let own = match c.home.bot(&name) {
-            Ok(key) => Some(key.public()),
+        let own = match c.home.key_file(&name) {
+            Ok(file) => Some(file.id()),
             Err(HomeError::NoBot { .. }) => None,
             Err(error) => return Err(error.into()),
         };
         (name, own)
     } else {
-        let acting = c.acting()?;
-        (acting.name.clone(), Some(acting.id()))
+        let name = c.home.acting_name(c.bot.as_ref())?;
+        let own = c.home.key_file(&name)?.id();
+        (name, Some(own))
     };
     let registered = grid.bot_named(&name).await?;
     let Some(id) = registered.or(own) else {

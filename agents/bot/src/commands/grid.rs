@@ -89,13 +89,12 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
         None => c.home.grid_dir(&flags.name).join("ledger"),
     };
     // A treasury of this home may serve several grids; its key is never replaced.
-    let treasury = match c.home.bot(&flags.treasury_bot) {
-        Ok(key) => key,
-        Err(HomeError::NoBot { .. }) => c.home.new_treasury(&flags.treasury_bot)?,
+    let treasury = match c.home.key_file(&flags.treasury_bot) {
+        Ok(file) => file.id(),
+        Err(HomeError::NoBot { .. }) => c.home.new_treasury(&flags.treasury_bot)?.public(),
         Err(error) => return Err(error.into()),
     };
-    let allocation =
-        Allocation { name: flags.treasury_bot.clone(), bot: treasury.public(), grains: flags.treasury };
+    let allocation = Allocation { name: flags.treasury_bot.clone(), bot: treasury, grains: flags.treasury };
     let plan = GridPlan {
         name: flags.name.clone(),
         time_ms: now_ms(),
@@ -124,7 +123,7 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
         validators: pin.validators,
         replicas: pin.replicas.clone(),
         dir,
-        treasury: Treasury { bot: flags.treasury_bot.clone(), id: treasury.public(), grains: flags.treasury },
+        treasury: Treasury { bot: flags.treasury_bot.clone(), id: treasury, grains: flags.treasury },
     };
     c.terminal.result(&view, |v| {
         format!(

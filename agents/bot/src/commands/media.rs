@@ -108,7 +108,7 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
     let farm = &flags.farm;
     let default = || c.home.root().join("farms").join(farm.as_str()).join("boot.toml");
     let config = boot_config(farm, &flags.boot_config.clone().unwrap_or_else(default))?;
-    let (_, owner) = c.home.acting_bot(c.bot.as_ref())?;
+    let (_, owner) = c.acting_key()?;
     let addition =
         Addition::from_boot(&config, owner.public()).map_err(|e| Failure::usage(MediaError::from(e)))?;
     let addition = addition.seal(&owner).map_err(|e| Failure::usage(MediaError::from(e)))?;

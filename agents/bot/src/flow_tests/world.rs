@@ -1,6 +1,6 @@
 //! A home, a replica, a farmer and a user, each run as its own command would be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::UdpSocket;
@@ -54,11 +54,19 @@ impl Write for Shared {
     }
 }
 
-struct Variables(BTreeMap<&'static str, OsString>);
+struct Variables {
+    set: BTreeMap<&'static str, OsString>,
+    /// What the person types where it is not shown, in turn.
+    secrets: Mutex<VecDeque<String>>,
+}
 
 impl Environment for Variables {
     fn variable(&self, name: &str) -> Option<OsString> {
-        self.0.get(name).cloned()
+        self.set.get(name).cloned()
+    }
+
+    fn ask_secret(&self, _: &str) -> Option<String> {
+        self.secrets.lock().unwrap().pop_front()
     }
 }
 
@@ -107,12 +115,30 @@ impl World {
         world
     }
 
+    /// A home with two bots of which no ledger knows.
+    pub(super) fn of_keys() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let world = Self { dir, port: 0, replica: None, farmer: None };
+        for bot in ["alice", "bob"] {
+            Home::new(&world.home()).new_bot(&Name::new(bot).unwrap()).unwrap();
+        }
+        world
+    }
+
     pub(super) fn home(&self) -> PathBuf {
         self.dir.path().join("home")
     }
 
     pub(super) fn boot_config(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("boot.toml")).unwrap()
+    }
+
+    /// A file that only its owner reads.
+    pub(super) fn secret_file(&self, name: &str, text: &str) -> String {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.file(name, text);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path
     }
 
     pub(super) fn file(&self, name: &str, text: &str) -> String {
@@ -123,9 +149,14 @@ impl World {
 
     /// Runs a command to its end.
     pub(super) fn run(&self, line: &str) -> Output {
+        self.run_telling(line, &[])
+    }
+
+    /// The same, with a person at the terminal who types these, in turn, where it is not shown.
+    pub(super) fn run_telling(&self, line: &str, secrets: &[&str]) -> Output {
         let (out, err) = (Shared::default(), Shared::default());
         let (_sender, stop) = Stop::new();
-        let code = self.command(line, stop, out.clone(), err.clone())();
+        let code = self.command(line, secrets, stop, out.clone(), err.clone())();
         Output { code, out: out.text(), err: err.text() }
     }
 
@@ -213,7 +244,7 @@ impl World {
     pub(super) fn watch(&self, line: &str, first: &str, next: impl FnOnce(), then: &str) -> String {
         let (out, err) = (Shared::default(), Shared::default());
         let (sender, stop) = Stop::new();
-        let thread = std::thread::spawn(self.command(line, stop, out.clone(), err));
+        let thread = std::thread::spawn(self.command(line, &[], stop, out.clone(), err));
         out.wait_for(first);
         next();
         out.wait_for(then);
@@ -224,7 +255,7 @@ impl World {
     fn background(&self, line: &str, ready: &str) -> Background {
         let (out, err) = (Shared::default(), Shared::default());
         let (sender, stop) = Stop::new();
-        let thread = std::thread::spawn(self.command(line, stop, out.clone(), err));
+        let thread = std::thread::spawn(self.command(line, &[], stop, out.clone(), err));
         out.wait_for(ready);
         Background { stop: sender, thread }
     }
@@ -232,14 +263,17 @@ impl World {
     fn command(
         &self,
         line: &str,
+        secrets: &[&str],
         stop: Stop,
         out: Shared,
         err: Shared,
     ) -> impl FnOnce() -> u8 + Send + 'static {
         let args: Vec<OsString> =
             std::iter::once("croft").chain(line.split_whitespace()).map(OsString::from).collect();
-        let variables =
-            Variables([("CROFT_HOME", self.home().into_os_string()), ("WEB_TOKEN", "t0ken".into())].into());
+        let variables = Variables {
+            set: [("CROFT_HOME", self.home().into_os_string()), ("WEB_TOKEN", "t0ken".into())].into(),
+            secrets: Mutex::new(secrets.iter().map(|text| (*text).to_owned()).collect()),
+        };
         let line = line.to_owned();
         move || {
             let flags = Flags::parse_line(args).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -5,6 +5,7 @@ use std::io::Read;
 use croft_bot::deploy_file::DeployFile;
 use croft_bot::fuzzing;
 use croft_bot::home::ImageEntry;
+use croft_bot::keyfile::{self, KeyFile};
 use croft_protocol::limits;
 use flate2::read::MultiGzDecoder;
 
@@ -31,6 +32,15 @@ pub const TARGETS: &[Target] = &[
         seeds: || vec![written("change.json", &change_file())],
         rounds: 800,
         run: change,
+    },
+    Target {
+        name: "key-file",
+        decodes: "a bot's key, open or behind a passphrase, and the words of a recovery phrase",
+        sent_by: "a disk, another machine",
+        files: &["agents/bot/src/keyfile.rs"],
+        seeds: key_files,
+        rounds: 800,
+        run: key_file,
     },
     Target {
         name: "image-entry",
@@ -124,6 +134,42 @@ fn deploy_file(bytes: &[u8]) {
             assert!(message.len() <= 4 * 1024 + 8 * bytes.len(), "{message}");
         }
     }
+}
+
+fn key_file(bytes: &[u8]) {
+    let Some(text) = text(bytes) else { return };
+    match bounded("key file", bytes.len(), || KeyFile::parse(text)) {
+        Ok(KeyFile::Open(key)) => {
+            let again = KeyFile::parse(&keyfile::open_text(&key)).map(|file| file.id());
+            assert_eq!(again.ok(), Some(key.public()));
+        }
+        Ok(KeyFile::Locked(locked)) => {
+            let again = locked.to_text().ok().and_then(|text| KeyFile::parse(&text).ok());
+            assert!(matches!(again, Some(KeyFile::Locked(again)) if again == locked));
+        }
+        Err(error) => {
+            let message = error.to_string();
+            assert!(message.len() <= 4 * 1024 + 8 * bytes.len(), "{message}");
+        }
+    }
+    if let Ok(key) = bounded("recovery phrase", bytes.len(), || keyfile::from_words(text)) {
+        let words = keyfile::to_words(&key).map(|words| words.to_string());
+        let clean = text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(words.ok(), Some(clean), "a key has one phrase");
+    }
+}
+
+fn key_files() -> Vec<Seed> {
+    let locked = format!(
+        "format = \"croft-key-1\"\nname = \"alice\"\nid = \"{}\"\nsalt = \"{}\"\nnonce = \"{}\"\nsealed = \"{}\"\n\
+         [costs]\nmemory_kib = 65536\npasses = 3\nlanes = 4\n",
+        "a1".repeat(32),
+        "b2".repeat(16),
+        "c3".repeat(24),
+        "d4".repeat(48)
+    );
+    let words = "abandon ".repeat(23) + "art";
+    vec![written("locked.toml", &locked), written("open", &"5a".repeat(32)), written("words", &words)]
 }
 
 fn change(bytes: &[u8]) {
