@@ -9,8 +9,7 @@ use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody, ReleaseKeys,
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
     Body, BotId, Escrow, FarmId, Hash, Name, NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId,
-    ReleaseId,
-    SignedCommand, StateKey, ValidatorSet,
+    ReleaseId, SignedCommand, StateKey, ValidatorSet,
 };
 
 /// The state can't be read, or isn't what this ledger wrote. It stops the block; nobody is to blame who

@@ -19,7 +19,8 @@ use croft_protocol::keys::Domain;
 use croft_protocol::market::{Said, SignedMessage};
 use croft_protocol::record::{ContractReport, ReportBody, TrustClass, WorkloadState};
 use croft_protocol::{
-    Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, Signature, ValidatorSet,
+    Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, Signature, TrustPolicy,
+    ValidatorSet,
 };
 
 use crate::Mutation;
@@ -126,6 +127,7 @@ impl World {
             time_ms: START_MS,
             validators: ValidatorSet::of_equals(&[validator.public()]),
             allocations: users.chain(farmers).map(allocation).collect(),
+            trust: TrustPolicy::default(),
         };
         let ledger = Ledger::new(&genesis);
         let mut who = BTreeMap::new();
@@ -166,8 +168,8 @@ impl World {
         for farm in &self.farms {
             let join = Join { farm: farm.id, expires_ms: START_MS + 3_600_000, nonce: [1; 16] };
             let signature = farm.key.sign(Domain::JOIN, &self.ledger.chain(), &join);
-            let register =
-                Command::RegisterNode { node: node_body(farm), join: Some(SignedJoin { join, signature }) };
+            let join = Some(SignedJoin { join, signature });
+            let register = Command::RegisterNode { node: node_body(farm), join, attestation: None };
             self.ledger.submit(&farm.node, register);
         }
         let registered = self.ledger.commit(START_MS + 2);

@@ -27,8 +27,8 @@ mod time;
 mod upgrade;
 mod voice;
 mod volumes;
-mod witness;
 mod wipe;
+mod witness;
 mod workload;
 
 use std::process::ExitCode;

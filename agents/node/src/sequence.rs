@@ -42,7 +42,7 @@ use crate::running::Running;
 use crate::screen::{self, Board};
 use crate::spec::GuestFiles;
 use crate::time::Time;
-use crate::upgrade::{self, Health, Upgrades};
+use crate::upgrade::{self, Upgrades};
 use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
 use crate::witness::{self, Identified, Places};
@@ -218,7 +218,7 @@ impl Start<'_> {
         });
         if let Some(upgrades) = upgrades {
             let trouble = context.machines.trouble().filter(|_| !known.is_empty()).map(ToString::to_string);
-            let health = Health { registered: context.registered.subscribe(), trouble };
+            let health = upgrade::Health { registered: context.registered.subscribe(), trouble };
             let (ledger, time) = (ledger.clone(), time.clone());
             tokio::spawn(upgrade::follow(upgrades, ledger, time, (identity.id(), farm), health));
         }

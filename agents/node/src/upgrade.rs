@@ -329,7 +329,7 @@ impl Upgrades {
                 let refused = matches!(refused, Some(Rejection::Release(_)));
                 match &result {
                     Ok(height) => {
-                        tracing::info!(release = %told.version, height, "the ledger knows the outcome")
+                        tracing::info!(release = %told.version, height, "the ledger knows the outcome");
                     }
                     Err(error) => tracing::warn!(error = %chain_of(error), "the outcome is not told"),
                 }

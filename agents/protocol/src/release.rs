@@ -451,8 +451,8 @@ pub enum InvalidRelease {
     NoKeys,
     #[error(
         "it supersedes the release keys of record {}, but the present ones are of {}: make and sign it again",
-        or_none(theirs),
-        or_none(present)
+        or_none(theirs.as_ref()),
+        or_none(present.as_ref())
     )]
     StaleKeys { theirs: Option<Hash>, present: Option<Hash> },
     #[error("the release keys and their threshold are already these")]
@@ -469,8 +469,8 @@ pub enum InvalidRelease {
     TooLittlePower { power: u64, total: u64 },
     #[error(
         "it follows {}, but the latest release of channel '{channel}' is {}: make and sign it again",
-        or_none(previous),
-        or_none(latest)
+        or_none(previous.as_ref()),
+        or_none(latest.as_ref())
     )]
     NotNext { channel: Name, previous: Option<ReleaseVersion>, latest: Option<ReleaseVersion> },
     #[error(
@@ -493,8 +493,8 @@ pub enum InvalidRelease {
     Registered { registered: String, rule: String },
 }
 
-fn or_none<T: fmt::Display>(value: &Option<T>) -> String {
-    value.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
+fn or_none<T: fmt::Display>(value: Option<&T>) -> String {
+    value.map_or_else(|| "none".to_owned(), ToString::to_string)
 }
 
 fn bounds(

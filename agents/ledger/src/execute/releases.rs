@@ -166,9 +166,9 @@ pub(super) fn boot_files(state: &dyn StateRead, channel: &Name) -> Result<Vec<Ha
     let (mut found, mut next) = (Vec::new(), Some(head.latest));
     for _ in 0..LOOK_BACK {
         let Some(version) = next.filter(|version| *version >= head.minimum) else { break };
-        let body = state
-            .release(&ReleaseId::new(channel, version))?
-            .ok_or_else(|| StateError::broken(format_args!("release {version} of channel '{channel}' is kept")))?;
+        let body = state.release(&ReleaseId::new(channel, version))?.ok_or_else(|| {
+            StateError::broken(format_args!("release {version} of channel '{channel}' is kept"))
+        })?;
         if body.state == ReleaseState::Published {
             found.push(body.signed.release.boot_file.authenticode);
         }

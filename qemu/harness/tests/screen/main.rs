@@ -92,10 +92,8 @@ async fn until<T>(machine: &Machine, what: &str, found: impl Fn(&Picture) -> Opt
             }
         }
     };
-    match tokio::time::timeout(LIMIT, search).await {
-        Ok(found) => found,
-        Err(_) => panic!("the monitor never shows {what}"),
-    }
+    let found = tokio::time::timeout(LIMIT, search).await;
+    found.unwrap_or_else(|_| panic!("the monitor never shows {what}"))
 }
 
 async fn photograph(machine: &Machine, name: &str) {

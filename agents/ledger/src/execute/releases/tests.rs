@@ -104,7 +104,8 @@ impl World {
         let nonce = [node; 16];
         let join: SignedJoin =
             self.0.join_of(Join { farm: self.0.farm, expires_ms: self.0.now_ms() + 1000, nonce });
-        self.submit(&node_key, Command::RegisterNode { node: body, join: Some(join) }).unwrap();
+        self.submit(&node_key, Command::RegisterNode { node: body, join: Some(join), attestation: None })
+            .unwrap();
         node_key
     }
 
@@ -338,7 +339,7 @@ fn a_farms_nodes_may_run_the_releases_of_its_channel_and_none_that_stopped() {
     let mut world = World::new();
     let known = |world: &World| {
         let (ledger, farm) = (&world.0.ledger, &world.0.farm);
-        crate::execute::trust::known_boot_files(ledger.state(), farm).unwrap()
+        crate::execute::trust::known_boot_files(ledger, farm).unwrap()
     };
     assert_eq!(known(&world), BTreeSet::new());
     let file = |n: u8| Hash([n; 32]);
