@@ -62,7 +62,7 @@ fn a_workload_is_deployed_explained_and_stopped_and_its_history_is_a_chain() {
     assert_eq!((&contract["node"], &contract["online"]), (&"node-1".into(), &true.into()));
     assert_eq!(contract["paid"].as_u64().unwrap() + contract["held"].as_u64().unwrap(), price);
     let text = world.text("ps --bot alice");
-    assert!(text.contains("web   active  node-1  attic  http://192.0.2.7:18080"), "{text}");
+    assert!(text.contains("web   active  node-1  attic  plain  http://192.0.2.7:18080"), "{text}");
 
     let logs = world.text("logs web --bot alice");
     assert_eq!(logs, "starting\nlistening on 80\n");

@@ -103,7 +103,7 @@ fn a_check_of_a_whole_ledger_says_what_it_saw_and_a_missing_one_is_named() {
     let good = check();
     assert!(good.status.success(), "{good:?}");
     let said = String::from_utf8(good.stdout).unwrap();
-    assert_eq!(said, "the ledger is whole: 1 headers, 1 lists of commands, 3 records, 5 values\n");
+    assert_eq!(said, "the ledger is whole: 1 headers, 1 lists of commands, 3 records, 6 values\n");
     std::fs::remove_file(files.dir().join("data/ledger.redb")).unwrap();
     let bad = check();
     assert_eq!(bad.status.code(), Some(1));

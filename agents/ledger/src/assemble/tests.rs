@@ -37,7 +37,15 @@ fn a_block_that_does_not_follow_is_no_block() {
     assert!(error.contains("is greater than that of the previous one"), "{error}");
     let error = attempt(|_, ctx| ctx.chain.0.0[0] ^= 1).unwrap_err().to_string();
     assert!(error.contains("follows block"), "{error}");
-    let error = attempt(|header, _| header.state_root.0[0] ^= 1).unwrap_err().to_string();
+    let error = attempt(|_, ctx| ctx.prev.0[0] ^= 1).unwrap_err().to_string();
+    assert!(error.contains("block 3 names the header before it"), "{error}");
+    let error = attempt(|_, ctx| ctx.prev_ms -= 1).unwrap_err().to_string();
+    assert!(error.contains("block 3 names the header before it"), "{error}");
+    let altered = attempt(|header, ctx| {
+        header.state_root.0[0] ^= 1;
+        ctx.prev = header.hash();
+    });
+    let error = altered.unwrap_err().to_string();
     assert!(error.contains("the state map is that of block 2"), "{error}");
 }
 
