@@ -6,7 +6,7 @@
 //!   words    24 words (BIP-39, English) whose entropy is the seed; for paper, never written to a file here
 //! ```
 //! Name, id and costs are part of what is sealed, so none of them can be exchanged. It must never show a key or a
-//! passphrase, spend more memory or time than [`Costs::MOST`] because a file says so, or tell a wrong passphrase from
+//! passphrase, spend more memory or time than 2 GiB and 16 passes because a file says so, or tell a wrong passphrase from
 //! an altered file: that nobody can.
 
 use std::fmt;

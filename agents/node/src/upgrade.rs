@@ -8,7 +8,7 @@
 //!        └─> journal: running ─> well in time: confirmed ── the medium's release starts it by kexec from now on
 //!                             └> not well, or no sign of life: restart, the medium's own release says why
 //! ```
-//! [`journal`] remembers, [`decide`] decides, [`files`] keeps boot files; here is what does it. It must never boot what
+//! [`journal`] remembers, `decide` decides, [`files`] keeps boot files; here is what does it. It must never boot what
 //! is not exactly the file that the release keys signed for, and never before the journal says so durably.
 
 pub mod decide;

@@ -56,7 +56,7 @@ pub const NVME_LOG_BYTES: usize = 512;
 /// The SMART log of an NVMe controller, as far as it tells of health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NvmeLog {
-    /// Bits as [`CRITICAL`] names them.
+    /// Bits as `CRITICAL` names them.
     pub critical_warning: u8,
     /// 0 where the controller does not say.
     pub temperature_kelvin: u16,

@@ -2,7 +2,7 @@
 //!
 //! The terminal is Linux's own (console_codes(4)), so a handful of sequences is all there is, and no terminal database is
 //! needed. It must never write outside of the frame, and never let a cell hold what is not a glyph: [`Frame::put`] takes
-//! printable ASCII and the few glyphs of [`GLYPHS`].
+//! printable ASCII and the few glyphs of `GLYPHS`.
 
 use std::fmt::Write as _;
 

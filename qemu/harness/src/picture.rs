@@ -1,6 +1,6 @@
 //! What is on a machine's monitor, as numbers: QEMU's screendump in grey.
 //!
-//! Must never trust a length that a picture states beyond [`SIDE_MAX_PIXELS`].
+//! Must never trust a length that a picture states beyond `SIDE_MAX_PIXELS`.
 
 use std::path::Path;
 

@@ -152,7 +152,7 @@ async fn the_nodes_image_powers_off_when_the_button_is_pressed() {
     // Without a boot configuration the node can't run, and says so; the button works all the same.
     let complaint = serial.wait_for("the node can't run", BOOT_LIMIT).await;
     let complaint = complaint.unwrap_or_else(|error| panic!("{error}"));
-    for word in ["no disk has a farm's addition", "'croft farm image'", "/dev/vda: none"] {
+    for word in ["no disk and no server has a farm's addition", "'croft farm image'", "/dev/vda: none"] {
         assert!(complaint.text.contains(word), "{}", complaint.text);
     }
     let exit = machine.powerdown(BOOT_LIMIT).await.unwrap_or_else(|error| panic!("{error}"));
