@@ -294,6 +294,7 @@ async fn a_node_keeps_a_good_release_and_returns_from_a_broken_one_which_then_st
     publish(&grid, &key, &broken, "0.3.0").await;
     node.serial().wait_for("booting a release on trial", limit).await.unwrap();
     // The kernel panics and restarts; firmware boots 0.1.0, which goes on with what was confirmed.
+    node.serial().wait_for("Kernel panic", limit).await.unwrap();
     node.serial().wait_for("going on with the release that was confirmed here", limit).await.unwrap();
     scene::registered(&mut node).await.unwrap();
     node.serial().wait_for("the ledger knows the outcome", limit).await.unwrap();
