@@ -156,7 +156,7 @@ impl Upgrades {
         match start {
             Start::Normal => {}
             Start::Trial => tracing::warn!(
-                release = ?self.running,
+                release = %shown(self.running),
                 "this release is on trial: it is confirmed when the node is registered and well"
             ),
             Start::GoBack { reason } => self.go_back(&reason).await,
@@ -308,7 +308,7 @@ impl Upgrades {
                 self.change(Journal::confirm)?;
                 let kept: Vec<_> = self.journal.confirmed.iter().map(|of| of.boot_file.sha256).collect();
                 self.files.keep_only(&kept);
-                tracing::info!(release = ?self.running, "the release is confirmed");
+                tracing::info!(release = %shown(self.running), "the release is confirmed");
                 Ok(())
             }
             Action::GoBack { reason } => {
@@ -350,6 +350,11 @@ impl Upgrades {
         self.change(|journal| journal.give_up(reason))?;
         Err(error)
     }
+}
+
+/// As people write versions.
+fn shown(running: Option<ReleaseVersion>) -> String {
+    running.map_or_else(|| "without a version".to_owned(), |version| version.to_string())
 }
 
 #[cfg(test)]
