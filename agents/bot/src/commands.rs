@@ -6,6 +6,7 @@ mod contracts;
 mod deploy;
 mod explain;
 mod farm;
+mod find;
 mod grid;
 mod history;
 mod image;
@@ -207,7 +208,7 @@ pub async fn run(
         Action::FarmImage(flags) => media::image(c, &flags),
         Action::FarmNodes { name, all } => farm::nodes(c, name, all).await,
         Action::FarmPolicy(change) => policy::policy(c, change).await,
-        Action::FarmServe { names } => serve::serve(c, &names).await,
+        Action::FarmServe { names, policy } => serve::serve(c, &names, policy.as_deref()).await,
         Action::ImageBuild { layout, name, scratch } => image::build(c, &layout, &name, scratch),
         Action::ImageList => image::list(c),
         Action::MediaDisks => media::disks(c),
@@ -232,5 +233,7 @@ pub async fn run(
         Action::Explain { name } => explain::explain(c, &name).await,
         Action::Stop { name } => stop::stop(c, &name).await,
         Action::Ledger(action) => ledger::ledger(c, action).await,
+        Action::Find(flags) => find::find(c, &flags).await,
+        Action::Cost(flags) => find::cost(c, &flags).await,
     }
 }

@@ -19,6 +19,7 @@ pub mod grid;
 pub mod home;
 pub mod image;
 pub mod keyfile;
+pub(crate) mod market;
 pub mod peers;
 pub mod plan;
 pub mod terminal;

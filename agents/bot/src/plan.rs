@@ -11,7 +11,7 @@ use croft_protocol::{Name, PriceList, PublicKey, RecordId};
 
 use crate::exit::Failure;
 use crate::flags::{
-    BotCommand, Command, Common, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, Flags, GridCommand,
+    BotCommand, Command, Common, CostFlags, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, FindFlags, Flags, GridCommand,
     GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, MediaServeFlags, NewPower,
     PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
     ValidatorsCommand, WalletCommand,
@@ -26,6 +26,14 @@ pub trait Environment {
     /// What the person at the terminal answers; `None` when nobody is there.
     fn ask(&self, _question: &str) -> Option<String> {
         None
+    }
+
+    /// The same without waiting for it, for who has something else to do meanwhile.
+    fn ask_aside(&self, question: String) -> tokio::sync::oneshot::Receiver<Option<String>> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        // Whoever asked may have ended meanwhile.
+        let _ = sender.send(self.ask(&question));
+        receiver
     }
 
     /// The same for what is not shown while it is typed.
@@ -52,6 +60,13 @@ impl Environment for ProcessEnvironment {
         let mut answer = String::new();
         input.read_line(&mut answer).ok()?;
         Some(answer)
+    }
+
+    fn ask_aside(&self, question: String) -> tokio::sync::oneshot::Receiver<Option<String>> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        // Reading a terminal can't be interrupted: the thread ends with the answer, or with the process.
+        drop(std::thread::spawn(move || sender.send(Self.ask(&question))));
+        receiver
     }
 
     fn ask_secret(&self, question: &str) -> Option<String> {
@@ -115,7 +130,7 @@ pub enum Action {
     FarmImage(FarmImageFlags),
     FarmNodes { name: Option<Name>, all: bool },
     FarmPolicy(PolicyFlags),
-    FarmServe { names: Vec<Name> },
+    FarmServe { names: Vec<Name>, policy: Option<PathBuf> },
     ImageBuild { layout: LayoutRef, name: Name, scratch: Option<PathBuf> },
     ImageList,
     MediaDisks,
@@ -138,6 +153,8 @@ pub enum Action {
     Explain { name: Name },
     Stop { name: Name },
     Ledger(LedgerAction),
+    Find(FindFlags),
+    Cost(CostFlags),
 }
 
 /// What is asked of the ledger itself.
@@ -349,7 +366,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Farm(FarmCommand::Image(flags)) => Action::FarmImage(flags),
         Command::Farm(FarmCommand::Nodes { name, all }) => Action::FarmNodes { name, all },
         Command::Farm(FarmCommand::Policy(flags)) => Action::FarmPolicy(flags),
-        Command::Farm(FarmCommand::Serve { names }) => Action::FarmServe { names },
+        Command::Farm(FarmCommand::Serve { names, policy }) => Action::FarmServe { names, policy },
         Command::Image(ImageCommand::Build(flags)) => Action::ImageBuild {
             layout: LayoutRef::parse(&flags.layout),
             name: flags.name,
@@ -379,6 +396,11 @@ fn action(command: Command) -> Result<Action, PlanError> {
             Action::Ledger(LedgerAction::History(Thing::Named(subject(flags.kind, &flags.name)?)))
         }
         Command::Ledger(command) => Action::Ledger(ledger::action(command)?),
+        Command::Find(flags) => {
+            countries(&flags.country)?;
+            Action::Find(flags)
+        }
+        Command::Cost(flags) => Action::Cost(flags),
     })
 }
 
@@ -400,6 +422,13 @@ fn release(command: ReleaseCommand) -> Action {
 
 fn name(text: &str) -> Result<Name, PlanError> {
     Name::new(text).map_err(|source| PlanError::Name { what: text.chars().take(80).collect(), source })
+}
+
+fn countries(countries: &[String]) -> Result<(), PlanError> {
+    match countries.iter().find(|country| !croft_protocol::name::is_country(country)) {
+        Some(country) => Err(PlanError::Country { country: country.chars().take(80).collect() }),
+        None => Ok(()),
+    }
 }
 
 fn farm_and_node(text: &str) -> Result<(Name, Name), PlanError> {

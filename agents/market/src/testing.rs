@@ -83,6 +83,8 @@ pub(crate) fn wish() -> Wish {
         duration_s: 3600,
         grace_s: 60,
         quorum: croft_protocol::contract::Quorum::default(),
+        place: crate::order::Place::default(),
+        window_ms: crate::order::WINDOW_MS,
         max_price: Grains(40_000),
         max_hold_fee: Grains(1_000),
         opening_percent: 70,

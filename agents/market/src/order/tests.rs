@@ -59,7 +59,7 @@ impl Scene {
                 let outputs = hear(&mut self.order, &reply, now + 1);
                 self.take(outputs, now + 1);
             }
-            now += ROUND_MS;
+            now += WINDOW_MS / u64::from(ROUNDS);
             let outputs = self.order.handle(OrderEvent::Tick, now);
             self.take(outputs, now);
         }
