@@ -354,7 +354,8 @@ JSON: {nodes: [{node, id, farm, country, region, online, trust, trust_reasons, r
     #[command(after_help = release::POLICY_HELP)]
     Policy(PolicyFlags),
     /// Negotiate with users by the farm's policy, until interrupted
-    #[command(after_long_help = "\
+    #[command(
+        after_long_help = "\
 Example:
   croft farm serve --bot bob
   croft farm serve attic --policy policy.toml --bot bob
@@ -366,7 +367,9 @@ JSON, one object per line: {time_ms, event: \"serving\", bot, farms, policy?, pr
       {time_ms, event: \"signed\" | \"refused\" | \"unused\" | \"failed\", user, contract?, name?, node?, price?,
       reason?}
 
-", after_help = "See 'croft farm serve --help' for the format of the policy file.")]
+",
+        after_help = "See 'croft farm serve --help' for the format of the policy file."
+    )]
     Serve {
         /// Which farms [default: all of the acting bot]
         names: Vec<Name>,
@@ -675,11 +678,9 @@ impl Flags {
                 command.after_long_help(text + format)
             }
         };
-        let mut command =
-            Self::command().mut_subcommand("deploy", with(crate::deploy_file::FORMAT)).mut_subcommand(
-                "farm",
-                |farm| farm.mut_subcommand("serve", with(croft_market::policy::FORMAT)),
-            );
+        let mut command = Self::command()
+            .mut_subcommand("deploy", with(crate::deploy_file::FORMAT))
+            .mut_subcommand("farm", |farm| farm.mut_subcommand("serve", with(croft_market::policy::FORMAT)));
         Self::from_arg_matches(&command.try_get_matches_from_mut(args)?).map_err(|e| e.format(&mut command))
     }
 }

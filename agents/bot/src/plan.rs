@@ -11,10 +11,10 @@ use croft_protocol::{Name, PriceList, PublicKey, RecordId};
 
 use crate::exit::Failure;
 use crate::flags::{
-    BotCommand, Command, Common, CostFlags, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, FindFlags, Flags, GridCommand,
-    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand, MediaServeFlags, NewPower,
-    PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
-    ValidatorsCommand, WalletCommand,
+    BotCommand, Command, Common, CostFlags, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags,
+    FindFlags, Flags, GridCommand, GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand,
+    MediaServeFlags, NewPower, PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand,
+    ReleaseTarget, ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;

@@ -35,7 +35,9 @@ use crate::terminal::{push, show_duration};
 
 /// Where nobody is there to be asked.
 #[derive(Debug, thiserror::Error)]
-#[error("nobody is at the terminal to be asked about the price: say yes with --yes, and set a limit with --max-price")]
+#[error(
+    "nobody is at the terminal to be asked about the price: say yes with --yes, and set a limit with --max-price"
+)]
 struct NobodyToAsk;
 
 #[derive(Serialize)]
@@ -78,8 +80,7 @@ pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(
     if flags.dry_run {
         return dry_run(c, &acting, &resolved, flags).await;
     }
-    let limits =
-        Limits { max_price: flags.max_price, window_ms: flags.window * 1000, ..Limits::default() };
+    let limits = Limits { max_price: flags.max_price, window_ms: flags.window * 1000, ..Limits::default() };
     let (environment, home) = (c.environment, c.home.clone());
     let mut nobody = false;
     let mut says_yes = |choice: &Choice<'_>| {
@@ -228,7 +229,7 @@ fn no_fit(acting: &Acting, resolved: &Resolved, matches: Matches) -> Failure {
     let others = matches.excluded.into_iter().map(not_taken).collect();
     let name = resolved.name.clone();
     let failure = OrderFailure::NoFit { name: name.clone() };
-    why::failure(name, acting.grid.name(), failure, Explain { chosen: None, others })
+    why::failure(name, acting.grid.name(), failure, &Explain { chosen: None, others })
 }
 
 impl Deployed {
@@ -239,10 +240,8 @@ impl Deployed {
         addresses: &[String],
         node_id: NodeId,
     ) -> Self {
-        let used = |i: &crate::deploy_file::ResolvedImage| UsedImage {
-            name: i.name.clone(),
-            manifest: i.manifest,
-        };
+        let used =
+            |i: &crate::deploy_file::ResolvedImage| UsedImage { name: i.name.clone(), manifest: i.manifest };
         Self {
             name: resolved.name.clone(),
             contract: None,

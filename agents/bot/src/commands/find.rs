@@ -225,7 +225,7 @@ fn matches_text(matches: &[MatchView], duration_s: u64) -> String {
     let rows: Vec<Vec<String>> = matches.iter().map(row).collect();
     let price = format!("FOR {}", show_duration(duration_s).to_uppercase());
     let headings =
-        ["NODE", "FARM", "IN", &price, "TRUST", "UPTIME", "CPU FREE", "MEMORY FREE", "ADDRESSES"];
+        ["NODE", "FARM", "IN", price.as_str(), "TRUST", "UPTIME", "CPU FREE", "MEMORY FREE", "ADDRESSES"];
     table(&headings, &rows)
 }
 

@@ -106,8 +106,10 @@ Example:
   croft cost web.toml --json
 
 Asks nobody and pays nothing: prices of the farms' lists on the ledger for what the file needs. Farms may sell for less.
-JSON: {name, duration_s, resources, balance, cheapest?, median?, dearest?, matches: [...], excluded: [...]}
-      prices are grains for the whole duration of the file; matches and excluded are as those of 'croft find'")]
+JSON: {name, duration_s, resources, balance, cheapest?, median?, dearest?, 
+       matches: [{node, node_id, farm, country, trust, uptime_permille?, rate, price, free, contracts, addresses}],
+       excluded: [{node, node_id, farm, country, trust, uptime_permille?, reasons: [text]}]}
+      rate is grains per second, all other prices are grains for the whole duration of the file")]
 pub struct CostFlags {
     /// The deploy file
     #[arg(value_name = "FILE", default_value = "croft.toml")]

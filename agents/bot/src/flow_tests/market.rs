@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 
 use croft_protocol::api::{ContractQuery, Phases, Query};
 use croft_protocol::contract::Quorum;
-use croft_protocol::market::{
-    Demand, Message, NegotiationId, RESERVATION, Reservation, Said, SignedMessage,
-};
+use croft_protocol::market::{Demand, Message, NegotiationId, RESERVATION, Reservation, Said, SignedMessage};
 use croft_protocol::{Capacity, Grains, Hash, Name, NodeId, SecretKey, Terms};
 
 use super::fake_node::{Behaviour, FakeNode};
@@ -45,8 +43,7 @@ fn the_farm_that_haggles_most_is_taken_and_each_other_one_is_explained() {
     let shed = world.add_farm("carol", "shed", "--country nl", &format!("--policy {policy}"));
     let closed = world.file("closed.toml", "maintenance = true\n");
     let barn = world.add_farm("dave", "barn", "--country de --price-cpu 1", &format!("--policy {closed}"));
-    let _nodes =
-        [world.boot_config(), shed, barn].map(|config| FakeNode::start_with(&config, behaviour()));
+    let _nodes = [world.boot_config(), shed, barn].map(|config| FakeNode::start_with(&config, behaviour()));
     let file = world.file("web.toml", SMALL);
     // A tenth of a CPU at 100, a sixteenth GiB at 50, rounded up: 14 grains per second by the list.
     let list = 14 * 3600;
@@ -151,6 +148,14 @@ fn a_farmer_who_is_asked_decides() {
     log.wait_for("signed 'web' of alice on node-1 for 50 400 grains");
 }
 
+/// Serves 'attic' anew: what is promised stays promised however slow this machine is.
+fn hold_long(world: &mut World) -> String {
+    let policy = world.file("hold.toml", "[hold]\ntime = \"10m\"\nfee_percent = 1\n");
+    world.stop_farmer();
+    world.serve(&format!("--policy {policy}"), &[]);
+    policy
+}
+
 /// A bot of the world with its own connection.
 struct Someone {
     home: Home,
@@ -192,10 +197,13 @@ struct Images(Home);
 impl ImageDefaults for Images {
     fn find(&self, image: &str) -> Result<(Hash, croft_protocol::image::ImageConfig), String> {
         let entry = self.0.image(&name(image)).unwrap();
-        Ok((entry.manifest, croft_protocol::image::ImageConfig {
-            entrypoint: vec!["/usr/sbin/nginx".to_owned()],
-            ..Default::default()
-        }))
+        Ok((
+            entry.manifest,
+            croft_protocol::image::ImageConfig {
+                entrypoint: vec!["/usr/sbin/nginx".to_owned()],
+                ..Default::default()
+            },
+        ))
     }
 }
 
@@ -210,7 +218,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 #[test]
 fn a_crash_between_any_two_steps_never_orders_twice() {
-    let world = World::with_farm();
+    let mut world = World::with_farm();
+    hold_long(&mut world);
     world.text("bot new carol --grains 1000000");
     world.text("bot new dave --grains 1000000");
     let _node = FakeNode::start(&world, behaviour());
@@ -250,7 +259,8 @@ fn a_crash_between_any_two_steps_never_orders_twice() {
 
 #[test]
 fn an_interrupted_order_of_another_file_is_settled_and_said() {
-    let world = World::with_farm();
+    let mut world = World::with_farm();
+    hold_long(&mut world);
     let _node = FakeNode::start(&world, behaviour());
     block_on(async {
         let alice = Someone::new(&world, "alice");
@@ -259,7 +269,10 @@ fn an_interrupted_order_of_another_file_is_settled_and_said() {
         assert!(matches!(crashed, Err(PlaceError::Crashed)), "{crashed:?}");
         let other = resolved(&alice.home, &SMALL.replace("64M", "128M"));
         let error = alice.order(&other, None).await.unwrap_err().to_string();
-        assert!(error.contains("an earlier 'croft deploy' of 'web' was interrupted, and went through now"), "{error}");
+        assert!(
+            error.contains("an earlier 'croft deploy' of 'web' was interrupted, and went through now"),
+            "{error}"
+        );
         assert!(error.contains("end it with 'croft stop web', then deploy again"), "{error}");
         alice.grid.close().await;
     });
@@ -268,6 +281,7 @@ fn an_interrupted_order_of_another_file_is_settled_and_said() {
 #[test]
 fn what_a_farmer_promised_is_kept_over_its_restart() {
     let mut world = World::with_farm();
+    let policy = hold_long(&mut world);
     let _node = FakeNode::start(&world, behaviour());
     world.text("bot new carol --grains 1000000");
     // One and a half of two CPUs; the order ends before it commits.
@@ -280,12 +294,16 @@ fn what_a_farmer_promised_is_kept_over_its_restart() {
         alice.grid.close().await;
     });
     world.stop_farmer();
-    let log = world.serve("--json", &[]);
+    let log = world.serve(&format!("--json --policy {policy}"), &[]);
     assert!(log.text().contains("\"promised\":1"), "{}", log.text());
     let other = world.file("large.toml", &large);
     let refused = world.run(&format!("deploy {other} --yes --bot carol"));
     assert_eq!(refused.code, 3, "{}", refused.err);
-    assert!(refused.err.contains("too little is free: ask for less, or choose another node"), "{}", refused.err);
+    assert!(
+        refused.err.contains("too little is free: ask for less, or choose another node"),
+        "{}",
+        refused.err
+    );
     // Its own buyer still gets it.
     let file = world.file("web.toml", &large);
     let deployed = world.json(&format!("deploy {file} --yes --bot alice"));

@@ -184,7 +184,8 @@ mod tests {
         let (user, farmer) = (Signature([0; 64]), Signature([0; 64]));
         let signed = SignedTerms { terms, user, farmer };
         let id = signed.terms.id();
-        let body = ContractBody { signed, state: ContractState::Active, agreed_ms: 0, starts_ms, ended_ms: 0 };
+        let body =
+            ContractBody { signed, state: ContractState::Active, agreed_ms: 0, starts_ms, ended_ms: 0 };
         let record = Record {
             id: RecordId::contract(&id),
             version: 1,

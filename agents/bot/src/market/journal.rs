@@ -58,9 +58,8 @@ impl<E: BorshSerialize + BorshDeserialize> FileJournal<E> {
     pub(crate) fn open(dir: &Path) -> Result<Self, JournalError> {
         let path = dir.join("journal");
         let failed = |source| JournalError::Write { path: path.clone(), source };
-        let lock = files::try_lock(dir)
-            .map_err(failed)?
-            .ok_or_else(|| JournalError::Busy { path: path.clone() })?;
+        let lock =
+            files::try_lock(dir).map_err(failed)?.ok_or_else(|| JournalError::Busy { path: path.clone() })?;
         if !path.exists() {
             files::aside(&path, &[], true).and_then(|file| file.add(&path)).map_err(failed)?;
         }
@@ -131,8 +130,7 @@ fn read(path: &Path) -> Result<Vec<u8>, JournalError> {
 /// The entries, and how many bytes of the file hold them: what a crash cut off is left out.
 fn parse<E: BorshDeserialize>(path: &Path, all: &[u8]) -> Result<(Vec<E>, usize), JournalError> {
     let (mut entries, mut offset) = (Vec::new(), 0);
-    let damaged =
-        |offset, reason: String| JournalError::Damaged { path: path.to_owned(), offset, reason };
+    let damaged = |offset, reason: String| JournalError::Damaged { path: path.to_owned(), offset, reason };
     loop {
         let rest = &all[offset..];
         // A power cut may leave a longer file without its bytes, which reads as zeros.
@@ -206,7 +204,10 @@ mod tests {
         bytes[HEAD_BYTES] ^= 1;
         fs::write(&path, &bytes).unwrap();
         let error = FileJournal::<u64>::open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("is damaged at byte 0 (an entry does not have its hash): restore it"), "{error}");
+        assert!(
+            error.contains("is damaged at byte 0 (an entry does not have its hash): restore it"),
+            "{error}"
+        );
         bytes[..4].copy_from_slice(&u32::MAX.to_le_bytes());
         fs::write(&path, &bytes).unwrap();
         let error = FileJournal::<u64>::open(dir.path()).unwrap_err().to_string();

@@ -225,7 +225,8 @@ impl Office {
         };
         let keys: Vec<_> = ports.iter().map(|port| (node, *port)).collect();
         let taken = self.grid.ports_taken(&keys).await?;
-        let taken_ports = ports.iter().zip(taken).filter(|(_, taken)| *taken).map(|(port, _)| *port).collect();
+        let taken_ports =
+            ports.iter().zip(taken).filter(|(_, taken)| *taken).map(|(port, _)| *port).collect();
         let books = Books {
             farm: farm_id,
             country: farm.country,
@@ -287,11 +288,7 @@ impl Inner {
     }
 
     /// Carries out what the desk wants, in its order. What is written survives before anything after it is said.
-    fn tell(
-        &mut self,
-        event: DeskEvent,
-        caller: BotId,
-    ) -> Result<(FarmResponse, Vec<News>), OfficeError> {
+    fn tell(&mut self, event: DeskEvent, caller: BotId) -> Result<(FarmResponse, Vec<News>), OfficeError> {
         let is_repeat = self.is_repeat(&event);
         let (mut response, mut news) = (FarmResponse::Heard, Vec::new());
         for output in self.desk.handle(event, now_ms()) {

@@ -142,8 +142,8 @@ pub(crate) enum PlaceError {
     /// Says all by itself.
     #[error("{}", .0.message())]
     Upload(Box<Failure>),
-    #[error("{source}")]
-    Failed { name: Name, grid: Name, source: OrderFailure, explain: Box<Explain> },
+    #[error("'{name}' was not placed")]
+    Failed { name: Name, grid: Name, source: Box<OrderFailure>, explain: Box<Explain> },
     #[error(
         "an earlier 'croft deploy' of '{name}' was interrupted, and went through now: contract {contract}, of the file as it was then; end it with 'croft stop {name}', then deploy again"
     )]
@@ -161,14 +161,25 @@ pub(crate) enum PlaceError {
     Crashed,
 }
 
+impl PlaceError {
+    fn failed(name: Name, grid: Name, source: OrderFailure, explain: Explain) -> Self {
+        Self::Failed { name, grid, source: Box::new(source), explain: Box::new(explain) }
+    }
+}
+
 /// What is kept of an order.
 #[derive(Debug, BorshSerialize, BorshDeserialize)]
 enum Entry {
     /// The seed of all its randomness, and the hash of what is to run.
-    Began { seed: [u8; 16], workload: Hash },
+    Began {
+        seed: [u8; 16],
+        workload: Hash,
+    },
     Order(OrderEntry),
     /// A later run goes on with another file.
-    Changed { workload: Hash },
+    Changed {
+        workload: Hash,
+    },
 }
 
 /// What an earlier run left open.
@@ -186,15 +197,14 @@ impl Kept {
     fn open(entries: Vec<Entry>) -> Option<Self> {
         let mut kept: Option<Self> = None;
         for entry in entries {
-            match (entry, &mut kept) {
-                (Entry::Began { seed, workload }, _) => {
+            match entry {
+                Entry::Began { seed, workload } => {
                     let (entries, contracts) = Default::default();
                     kept = Some(Self { seed, workload, entries, contracts });
                 }
-                (Entry::Order(OrderEntry::Placed(_) | OrderEntry::Failed), _) => kept = None,
-                (Entry::Changed { workload }, Some(kept)) => kept.workload = workload,
-                (Entry::Order(entry), Some(kept)) => kept.take(entry),
-                (Entry::Order(_) | Entry::Changed { .. }, None) => {}
+                Entry::Order(OrderEntry::Placed(_) | OrderEntry::Failed) => kept = None,
+                Entry::Order(entry) => kept.iter_mut().for_each(|kept| kept.take(entry.clone())),
+                Entry::Changed { workload } => kept.iter_mut().for_each(|kept| kept.workload = workload),
             }
         }
         kept.filter(|kept| kept.entries.iter().any(|entry| !matches!(entry, OrderEntry::Started { .. })))
@@ -294,7 +304,7 @@ pub(crate) async fn place(
         Ok(contract) => contract,
         Err(source) => {
             let (name, grid) = (name.clone(), buyer.grid.name().clone());
-            return Err(PlaceError::Failed { name, grid, source, explain: Box::new(outcome.explain) });
+            return Err(PlaceError::failed(name, grid, source, outcome.explain));
         }
     };
     if kept.as_ref().and_then(|kept| kept.contracts.get(&contract)).is_some_and(|of| *of != workload) {
@@ -333,7 +343,7 @@ async fn somebody_fits(
             && let Err(source) = outcome.result
         {
             let (name, grid) = (wish.name.clone(), buyer.grid.name().clone());
-            return Err(PlaceError::Failed { name, grid, source, explain: Box::new(outcome.explain) });
+            return Err(PlaceError::failed(name, grid, source, outcome.explain));
         }
     }
     Ok(())
@@ -532,11 +542,7 @@ impl Run<'_> {
         Ok(None)
     }
 
-    fn owner_agrees(
-        &mut self,
-        node: NodeId,
-        agrees: &mut (dyn FnMut(&Choice<'_>) -> bool + '_),
-    ) -> bool {
+    fn owner_agrees(&mut self, node: NodeId, agrees: &mut (dyn FnMut(&Choice<'_>) -> bool + '_)) -> bool {
         let explain = self.order.explain(Some(node));
         let Some(price) = explain.chosen.as_ref().map(|chosen| chosen.price) else { return false };
         // He who agreed to a price is not asked about a lower one.
@@ -634,7 +640,9 @@ impl From<PlaceError> for Failure {
             PlaceError::Exists { .. } | PlaceError::OtherFile { .. } => Self::refused(error),
             PlaceError::Overflow { .. } | PlaceError::Seal { .. } => Self::usage(error),
             PlaceError::Interrupted { .. } => Self::unreachable(error),
-            PlaceError::Failed { name, grid, source, explain } => why::failure(name, &grid, source, *explain),
+            PlaceError::Failed { name, grid, source, explain } => {
+                why::failure(name, &grid, *source, &explain)
+            }
             PlaceError::Randomness(_)
             | PlaceError::Journal { .. }
             | PlaceError::Kept { .. }

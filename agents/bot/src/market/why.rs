@@ -27,7 +27,7 @@ enum NothingHad {
 }
 
 /// What a failed order says, and its exit code.
-pub(crate) fn failure(name: Name, grid: &Name, failure: OrderFailure, explain: Explain) -> Failure {
+pub(crate) fn failure(name: Name, grid: &Name, failure: OrderFailure, explain: &Explain) -> Failure {
     let others = &explain.others;
     match failure {
         OrderFailure::NoFit { .. } if others.is_empty() => {
@@ -79,7 +79,9 @@ fn remedy(name: &Name, others: &[NotTaken]) -> String {
     } else if every(|r| matches!(r, Exclusion::PortTaken { .. })) {
         "publish another port".to_owned()
     } else {
-        format!("ask for less, or widen [placement]; 'croft find' shows what is free, 'croft cost' what '{name}' needs")
+        format!(
+            "ask for less, or widen [placement]; 'croft find' shows what is free, 'croft cost' what '{name}' needs"
+        )
     }
 }
 

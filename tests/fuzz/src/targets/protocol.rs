@@ -21,8 +21,8 @@ use croft_protocol::state::NodeContracts;
 use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
 use croft_protocol::workload::Workload;
 use croft_protocol::{
-    Body, ChainId, Command, ContractBody, Escrow, Grains, Hash, NodeCapacity, PriceList, Rate, Record, RecordId, Rejection,
-    SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange, StateKey, limits,
+    Body, ChainId, Command, ContractBody, Escrow, Grains, Hash, NodeCapacity, PriceList, Rate, Record,
+    RecordId, Rejection, SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange, StateKey, limits,
 };
 
 use crate::check::{bounded, bounded_message, canonical};
