@@ -88,7 +88,9 @@ mod tests {
 
     fn wide(parts: &[&[u8]]) -> Scalar {
         let mut hash = Sha512::new();
-        parts.iter().for_each(|part| hash.update(part));
+        for part in parts {
+            hash.update(part);
+        }
         Scalar::from_bytes_mod_order_wide(&hash.finalize().into())
     }
 
