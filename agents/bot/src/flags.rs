@@ -3,6 +3,7 @@
 
 mod bot;
 mod ledger;
+mod recipe;
 mod release;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ pub use ledger::{
     StateFlag, ThingFlags, TrustFlag,
 };
 
+pub use recipe::{RecipeCommand, RecipeDeployFlags, RecipeRef};
 pub use release::{
     PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
 };
@@ -107,6 +109,9 @@ pub enum Command {
     /// Versions of the image: signing, publishing, halting them
     #[command(subcommand)]
     Release(ReleaseCommand),
+    /// Whole architectures that experts wrote down, with parameters
+    #[command(subcommand)]
+    Recipe(RecipeCommand),
     /// Run a workload: find a node, agree with its farmer, pay, wait until it runs
     Deploy(DeployFlags),
     /// Contracts of the bot

@@ -6,6 +6,7 @@ mod fake_node;
 mod keys;
 mod ledger;
 mod media;
+mod recipes;
 mod releases;
 mod validators;
 mod world;

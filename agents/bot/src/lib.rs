@@ -21,6 +21,7 @@ pub mod image;
 pub mod keyfile;
 pub mod peers;
 pub mod plan;
+pub mod recipe;
 pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -56,6 +56,10 @@ pub enum Command {
     SetFarmPolicy { farm: FarmId, policy: FarmPolicy },
     /// The author, a node, says what became of a release on it.
     ReleaseOutcome { channel: Name, version: ReleaseVersion, outcome: Outcome },
+    /// The author, a bot, publishes a recipe of its own, or a new version of it.
+    PublishRecipe { name: Name, title: String, text: String },
+    /// The author takes a recipe of its own back. Its versions stay on the ledger.
+    WithdrawRecipe { name: Name, reason: String },
 }
 
 /// A farm owner's permission for nodes to join.
@@ -216,6 +220,8 @@ pub enum Rejection {
     Attestation { node: NodeId, reason: RefusedQuote },
     #[error("the release, its keys, the policy or the outcome is no good: {0}")]
     Release(InvalidRelease),
+    #[error("bot {author} has no recipe '{name}'")]
+    UnknownRecipe { author: BotId, name: Name },
 }
 
 /// A version that never was is stale too, whatever fits.

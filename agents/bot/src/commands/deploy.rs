@@ -11,7 +11,7 @@
 //! is over exactly these.
 
 mod candidates;
-mod upload;
+pub(super) mod upload;
 mod wait;
 
 use std::time::Duration;
@@ -120,6 +120,15 @@ struct UsedImage {
 
 pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(), Failure> {
     let file = DeployFile::read(&flags.file).map_err(file_failure)?;
+    deploy_file(c, &file, flags).await
+}
+
+/// The same of a file that was read, or never was one.
+pub(super) async fn deploy_file(
+    c: &mut Context<'_>,
+    file: &DeployFile,
+    flags: &DeployFlags,
+) -> Result<(), Failure> {
     let images = HomeImages { home: c.home.clone() };
     let environment = c.environment;
     let resolved = file.resolve(&images, &|name| environment.variable(name)).map_err(resolve_failure)?;
@@ -443,8 +452,8 @@ fn dry_run_text(d: &Deployed, matches: &Matches) -> String {
 }
 
 /// Images by their names in the home, or by the hashes of their manifests.
-struct HomeImages {
-    home: Home,
+pub(super) struct HomeImages {
+    pub(super) home: Home,
 }
 
 impl ImageDefaults for HomeImages {
