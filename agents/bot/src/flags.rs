@@ -4,6 +4,7 @@
 mod bot;
 mod ledger;
 mod market;
+mod recipe;
 mod release;
 
 use std::ffi::OsString;
@@ -19,6 +20,8 @@ pub use ledger::{
     StateFlag, ThingFlags, TrustFlag,
 };
 pub use market::{CostFlags, DeployFlags, FindFlags};
+
+pub use recipe::{RecipeCommand, RecipeDeployFlags, RecipeRef};
 pub use release::{
     PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
 };
@@ -108,6 +111,9 @@ pub enum Command {
     /// Versions of the image: signing, publishing, halting them
     #[command(subcommand)]
     Release(ReleaseCommand),
+    /// Whole architectures that experts wrote down, with parameters
+    #[command(subcommand)]
+    Recipe(RecipeCommand),
     /// Run a workload: find a node, agree with its farmer, pay, wait until it runs
     Deploy(DeployFlags),
     /// Contracts of the bot

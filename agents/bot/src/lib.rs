@@ -22,6 +22,7 @@ pub mod keyfile;
 pub(crate) mod market;
 pub mod peers;
 pub mod plan;
+pub mod recipe;
 pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -13,8 +13,8 @@ use crate::exit::Failure;
 use crate::flags::{
     BotCommand, Command, Common, CostFlags, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags,
     FindFlags, Flags, GridCommand, GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, MediaCommand,
-    MediaServeFlags, NewPower, PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand,
-    ReleaseTarget, ValidatorsCommand, WalletCommand,
+    MediaServeFlags, NewPower, PolicyFlags, PrepareFlags, PublishFlags, RecipeCommand, RecipeDeployFlags,
+    RecipeRef, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -147,6 +147,11 @@ pub enum Action {
     ReleaseList { channel: Name },
     ReleaseShow(ReleaseTarget),
     ReleaseHalt { target: ReleaseTarget, reason: String, key: PathBuf },
+    RecipePublish { file: PathBuf },
+    RecipeWithdraw { name: Name, reason: String },
+    RecipeList { author: Option<Name> },
+    RecipeShow { recipe: RecipeRef, version: Option<u64>, text: bool },
+    RecipeDeploy(RecipeDeployFlags),
     Deploy(DeployFlags),
     Ps { all: bool },
     Logs { contract: Name, vm: Option<Name>, follow: bool, tail: u32 },
@@ -381,6 +386,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Media(MediaCommand::Serve(flags)) => Action::MediaServe(flags),
         Command::Media(MediaCommand::Sign { file, keys, out }) => Action::MediaSign { file, keys, out },
         Command::Release(command) => release(command),
+        Command::Recipe(command) => recipe(command),
         Command::Deploy(flags) => Action::Deploy(flags),
         Command::Ps(flags) => Action::Ps { all: flags.all },
         Command::Logs(flags) => {
@@ -402,6 +408,16 @@ fn action(command: Command) -> Result<Action, PlanError> {
         }
         Command::Cost(flags) => Action::Cost(flags),
     })
+}
+
+fn recipe(command: RecipeCommand) -> Action {
+    match command {
+        RecipeCommand::Publish { file } => Action::RecipePublish { file },
+        RecipeCommand::Withdraw { name, reason } => Action::RecipeWithdraw { name, reason },
+        RecipeCommand::List { author } => Action::RecipeList { author },
+        RecipeCommand::Show { recipe, version, text } => Action::RecipeShow { recipe, version, text },
+        RecipeCommand::Deploy(flags) => Action::RecipeDeploy(flags),
+    }
 }
 
 fn release(command: ReleaseCommand) -> Action {

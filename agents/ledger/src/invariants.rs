@@ -154,6 +154,14 @@ impl Whole {
             | Body::Channel(_)
             | Body::FarmPolicy(_)
             | Body::Outcome(_) => self.insert_of_releases(record)?,
+            Body::Recipe(recipe) => {
+                ensure(record.id == RecordId::recipe(&recipe.author, &recipe.name), || {
+                    format!("recipe '{}' stands under {id}", recipe.name)
+                })?;
+                ensure(record.author == recipe.author, || {
+                    format!("recipe '{}' was written by somebody else", recipe.name)
+                })?;
+            }
             Body::Approval(_) | Body::Report(_) | Body::Transfer(_) => {}
         }
         Ok(())

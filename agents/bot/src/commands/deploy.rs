@@ -74,7 +74,17 @@ struct UsedImage {
 }
 
 pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(), Failure> {
-    let resolved = read(c, &flags.file)?;
+    let file = DeployFile::read(&flags.file).map_err(file_failure)?;
+    deploy_file(c, &file, flags).await
+}
+
+/// The same of a file that was read, or never was one.
+pub(super) async fn deploy_file(
+    c: &mut Context<'_>,
+    file: &DeployFile,
+    flags: &DeployFlags,
+) -> Result<(), Failure> {
+    let resolved = resolve(c, file)?;
     let acting = c.acting()?;
     acting.must_be_registered().await?;
     if flags.dry_run {
@@ -127,7 +137,10 @@ pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(
 
 /// Reads a deploy file and fills in what it leaves open.
 pub(super) fn read(c: &Context<'_>, file: &std::path::Path) -> Result<Resolved, Failure> {
-    let file = DeployFile::read(file).map_err(file_failure)?;
+    resolve(c, &DeployFile::read(file).map_err(file_failure)?)
+}
+
+fn resolve(c: &Context<'_>, file: &DeployFile) -> Result<Resolved, Failure> {
     let images = HomeImages { home: c.home.clone() };
     let environment = c.environment;
     file.resolve(&images, &|name| environment.variable(name)).map_err(resolve_failure)
@@ -327,8 +340,8 @@ fn dry_run_text(d: &Deployed, matches: &Matches) -> String {
 }
 
 /// Images by their names in the home, or by the hashes of their manifests.
-struct HomeImages {
-    home: Home,
+pub(super) struct HomeImages {
+    pub(super) home: Home,
 }
 
 impl ImageDefaults for HomeImages {
