@@ -167,7 +167,9 @@ mod tests {
     fn two_wrong_ones_do_not_make_up_for_each_other() {
         let (mut one, mut other) = (good(1), good(2));
         // Without weights the sum of both scalars would be right.
-        let scalar = |claim: &Claim| Scalar::from_canonical_bytes(claim.signature.0[32..].try_into().unwrap()).unwrap();
+        let scalar = |claim: &Claim| {
+            Scalar::from_canonical_bytes(claim.signature.0[32..].try_into().unwrap()).unwrap()
+        };
         let (a, b) = (scalar(&one) + Scalar::ONE, scalar(&other) - Scalar::ONE);
         one.signature.0[32..].copy_from_slice(a.as_bytes());
         other.signature.0[32..].copy_from_slice(b.as_bytes());

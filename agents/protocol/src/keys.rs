@@ -52,7 +52,11 @@ impl Domain {
     pub const VOUCHER: Self = Self("croft/voucher/1");
 }
 
-pub(crate) fn signed_bytes<T: BorshSerialize + ?Sized>(domain: Domain, chain: &ChainId, value: &T) -> Vec<u8> {
+pub(crate) fn signed_bytes<T: BorshSerialize + ?Sized>(
+    domain: Domain,
+    chain: &ChainId,
+    value: &T,
+) -> Vec<u8> {
     crate::encode(&(domain.0, chain, value))
 }
 

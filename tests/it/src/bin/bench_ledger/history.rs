@@ -158,7 +158,9 @@ async fn fresh(client: &Client) -> Result<()> {
         }
         anyhow::Ok(())
     };
-    timeout(patience, wait).await.with_context(|| format!("an idle replica makes no block in {patience:?}"))?
+    timeout(patience, wait)
+        .await
+        .with_context(|| format!("an idle replica makes no block in {patience:?}"))?
 }
 
 /// A verified copy for a replica that has nothing yet.
