@@ -228,7 +228,9 @@ mod tests {
     fn entries_are_replaced_all_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = FileJournal::open(dir.path()).unwrap();
-        (0..9_u64).for_each(|number| journal.write(&number).unwrap());
+        for number in 0..9_u64 {
+            journal.write(&number).unwrap();
+        }
         journal.replace(&[8]).unwrap();
         journal.write(&9).unwrap();
         assert_eq!(numbers(&journal), [8, 9]);

@@ -197,14 +197,15 @@ impl Kept {
     fn open(entries: Vec<Entry>) -> Option<Self> {
         let mut kept: Option<Self> = None;
         for entry in entries {
-            match entry {
-                Entry::Began { seed, workload } => {
+            match (entry, kept.as_mut()) {
+                (Entry::Began { seed, workload }, _) => {
                     let (entries, contracts) = Default::default();
                     kept = Some(Self { seed, workload, entries, contracts });
                 }
-                Entry::Order(OrderEntry::Placed(_) | OrderEntry::Failed) => kept = None,
-                Entry::Order(entry) => kept.iter_mut().for_each(|kept| kept.take(entry.clone())),
-                Entry::Changed { workload } => kept.iter_mut().for_each(|kept| kept.workload = workload),
+                (Entry::Order(OrderEntry::Placed(_) | OrderEntry::Failed), _) => kept = None,
+                (Entry::Order(entry), Some(kept)) => kept.take(entry),
+                (Entry::Changed { workload }, Some(kept)) => kept.workload = workload,
+                (Entry::Order(_) | Entry::Changed { .. }, None) => {}
             }
         }
         kept.filter(|kept| kept.entries.iter().any(|entry| !matches!(entry, OrderEntry::Started { .. })))
@@ -268,20 +269,7 @@ pub(crate) async fn place(
         let sent = upload::upload(buyer.grid, &store, image, progress).await;
         sent.map_err(|failure| PlaceError::Upload(Box::new(failure)))?;
     }
-    let (order, first) = match &kept {
-        Some(kept) => {
-            progress.note(&format!("going on with '{name}' where an earlier run was interrupted"));
-            if kept.workload != workload {
-                journal.write(&Entry::Changed { workload }).map_err(unkept)?;
-            }
-            let recovered = Order::recover(party, wish, &kept.entries, now_ms());
-            recovered.map_err(|source| PlaceError::Kept { name: name.clone(), source })?
-        }
-        None => {
-            journal.replace(&[Entry::Began { seed, workload }]).map_err(unkept)?;
-            Order::new(party, wish)
-        }
-    };
+    let (order, first) = begin(&mut journal, kept.as_ref(), party, wish, workload, progress)?;
     let run = Run {
         buyer: *buyer,
         resolved,
@@ -311,6 +299,29 @@ pub(crate) async fn place(
         return Err(PlaceError::OtherFile { name: name.clone(), contract });
     }
     placed(buyer, name, contract, outcome.explain, kept.is_some()).await
+}
+
+/// A new order, or the one that an earlier run left open.
+fn begin(
+    journal: &mut FileJournal<Entry>,
+    kept: Option<&Kept>,
+    party: Party,
+    wish: Wish,
+    workload: Hash,
+    progress: &mut dyn Progress,
+) -> Result<(Order, Vec<OrderOutput>), PlaceError> {
+    let name = wish.name.clone();
+    let unkept = |source| PlaceError::Journal { name: name.clone(), source };
+    let Some(kept) = kept else {
+        journal.replace(&[Entry::Began { seed: wish.seed, workload }]).map_err(unkept)?;
+        return Ok(Order::new(party, wish));
+    };
+    progress.note(&format!("going on with '{name}' where an earlier run was interrupted"));
+    if kept.workload != workload {
+        journal.write(&Entry::Changed { workload }).map_err(unkept)?;
+    }
+    let recovered = Order::recover(party, wish, &kept.entries, now_ms());
+    recovered.map_err(|source| PlaceError::Kept { name: name.clone(), source })
 }
 
 async fn placed(
