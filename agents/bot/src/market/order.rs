@@ -285,7 +285,7 @@ pub(crate) async fn place(
         #[cfg(test)]
         crash: limits.crash,
     };
-    let (outcome, mut journal) = run.to_the_end(agrees, progress).await?;
+    let (outcome, mut journal) = run.until_done(agrees, progress).await?;
     // It holds nothing any more that is open.
     journal.replace(&[]).map_err(unkept)?;
     let contract = match outcome.result {
@@ -450,7 +450,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn to_the_end(
+    async fn until_done(
         mut self,
         agrees: &mut (dyn FnMut(&Choice<'_>) -> bool + '_),
         progress: &mut dyn Progress,
