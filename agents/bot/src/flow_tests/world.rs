@@ -132,7 +132,7 @@ impl World {
     pub(super) fn with_faucet(flags: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut world = Self { dir, port, replica: None, farmer: None };
+        let mut world = Self { dir, port, replica: None, farmer: None, others: Vec::new() };
         world.text(&format!("grid init demo --listen 127.0.0.1:{port} {flags}"));
         world.start_replica();
         world.text("bot new alice");
