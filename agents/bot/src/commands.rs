@@ -4,6 +4,7 @@
 mod bot;
 mod contracts;
 mod deploy;
+mod directory;
 mod explain;
 mod farm;
 mod find;
@@ -14,12 +15,14 @@ mod keys;
 mod ledger;
 mod logs;
 mod media;
+mod message;
 mod policy;
 mod ps;
 mod recipe;
 pub(crate) mod release;
 mod serve;
 mod show;
+mod statement;
 mod stop;
 pub(crate) mod validators;
 mod wallet;
@@ -203,6 +206,12 @@ pub async fn run(
         Action::BotPhrase { name } => keys::phrase(c, name),
         Action::BotExport { name, file, passphrase } => keys::export(c, &name, &file, passphrase.as_deref()),
         Action::BotImport { name, from } => keys::import(c, name, &from),
+        Action::BotUpdate(flags) => directory::update(c, &flags).await,
+        Action::BotFind(flags) => directory::find(c, flags).await,
+        Action::MessageSend { to, text } => message::send(c, &to, &text).await,
+        Action::MessageRead { follow } => message::read(c, follow).await,
+        Action::WalletStatement { since_ms } => statement::statement(c, since_ms).await,
+        Action::WalletFaucet => wallet::faucet(c).await,
         Action::WalletShow => wallet::show(c).await,
         Action::WalletSend { to, amount, memo } => wallet::send(c, &to, amount, memo).await,
         Action::FarmNew(farm) => farm::new(c, farm).await,

@@ -7,6 +7,7 @@ mod keys;
 mod ledger;
 mod market;
 mod media;
+mod messages;
 mod recipes;
 mod releases;
 mod validators;
