@@ -6,19 +6,23 @@ mod contracts;
 mod deploy;
 mod explain;
 mod farm;
+mod fund;
 mod grid;
 mod history;
 mod image;
+mod keep;
 mod keys;
 mod ledger;
 mod logs;
 mod media;
 mod policy;
 mod ps;
+mod quorum;
 pub(crate) mod release;
 mod serve;
 mod show;
 mod stop;
+mod target;
 pub(crate) mod validators;
 mod wallet;
 
@@ -232,5 +236,10 @@ pub async fn run(
         Action::Explain { name } => explain::explain(c, &name).await,
         Action::Stop { name } => stop::stop(c, &name).await,
         Action::Ledger(action) => ledger::ledger(c, action).await,
+        Action::Approve { contract, refuse } => quorum::approve(c, &contract, refuse).await,
+        Action::Approvals { all } => quorum::approvals(c, all).await,
+        Action::Fund { contract, amount } => fund::fund(c, &contract, amount).await,
+        Action::Settle { contract } => fund::settle(c, &contract).await,
+        Action::Keep(flags) => keep::keep(c, &flags).await,
     }
 }

@@ -3,6 +3,7 @@
 
 mod bot;
 mod ledger;
+mod life;
 mod release;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ pub use ledger::{
     StateFlag, ThingFlags, TrustFlag,
 };
 
+pub use life::{ApprovalsFlags, ApproveFlags, FundFlags, KeepFlags, SettleFlags};
 pub use release::{
     PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
 };
@@ -39,7 +41,7 @@ Exit codes:
   4  what you named does not exist, or no node fits
   5  a replica, a node or a farmer's bot can't be reached
 
-With --json the result is one JSON document on stdout ('logs', 'farm serve' and 'grid up': one object per
+With --json the result is one JSON document on stdout ('logs', 'keep', 'farm serve' and 'grid up': one object per
 line), and an error is one object {\"error\": {\"exit\", \"message\", \"remedy\"?}} on stderr. Times are
 milliseconds since 1970 UTC in fields that end with _ms; amounts are whole grains; ids and hashes are hex.
 
@@ -122,6 +124,16 @@ pub enum Command {
     Ledger(LedgerCommand),
     /// Every version of a record, verified: short for 'ledger history'
     History(HistoryFlags),
+    /// Approve or refuse a contract that names this bot as an approver
+    Approve(ApproveFlags),
+    /// Contracts that wait for this bot's approval
+    Approvals(ApprovalsFlags),
+    /// Pay more into a contract
+    Fund(FundFlags),
+    /// Do what time has made due for a contract: anyone may
+    Settle(SettleFlags),
+    /// Keep so many replicas running, whoever fails: a standing order
+    Keep(KeepFlags),
 }
 
 #[derive(Debug, Subcommand)]
@@ -572,10 +584,10 @@ Example:
   croft deploy web.toml --dry-run      # what it would cost, and where
   croft deploy web.toml
 
-The cheapest node that fits is taken. Its farmer signs, the price for the whole duration goes into escrow,
-and you pay for the time in which the node reports that it runs; the rest is refunded at the end.
+The cheapest node that fits is taken. Its farmer signs, the price for the whole duration goes into escrow (or
+for what 'prepaid' under [terms] says), and you pay for the time in which the node reports that it runs; the rest is refunded at the end.
 
-JSON: {name, contract, node, node_id, farm, country, state, height, rate, price, duration_s, ports, images,
+JSON: {name, contract, node, node_id, farm, country, state, height, rate, price, deposit, duration_s, ports, images,
        excluded: [{node, farm, reasons}], dry_run}
       ports: [{published, transport, urls}]
 
@@ -602,7 +614,8 @@ Example:
 
 JSON: {contracts: [{name, contract, state, reason?, node, node_id, farm, online, trust?, ports: [{published,
        transport, urls}], agreed_ms, starts_ms, expires_ms, ended_ms, rate, price, paid, held, refunded,
-       covered_ms, height}]}
+       covered_ms, height, deposit, funded_until_ms?, missing?, paused_until_ms?, quorum?: {threshold, approved,
+       approvers: [{bot, weight, required, decision}]}}]}
 'online' is what the replica says; everything else is proved.")]
 pub struct PsFlags {
     /// Ended ones too
@@ -636,7 +649,7 @@ Example:
 
 JSON: {name, contract, state, reason?, states: [{state, version, height, time_ms, hash}], escrow, rate, price,
        node: {node, id, farm, online, trust?, trust_reasons, addresses}, report: {state, detail, height, time_ms, ran_ms}?,
-       explanation: {state, steps, vms}?, explanation_error?, advice: [text]}")]
+       explanation: {state, steps, vms}?, explanation_error?, quorum?, funded_until_ms?, missing?, advice: [text]}")]
 pub struct ContractFlags {
     /// The contract; an ended one too
     pub name: Name,
@@ -647,7 +660,9 @@ pub struct ContractFlags {
 Example:
   croft stop web
 
-JSON: {name, contract, state, reason, height, price, paid, refunded, balance, data_kept_until_ms}")]
+What its node ran since its last report stays held until the node's final report, for 15 minutes at most.
+JSON: {name, contract, state, reason, height, price, paid, held, refunded, balance, data_kept_until_ms,
+       final_report_until_ms?}")]
 pub struct StopFlags {
     /// The contract
     pub name: Name,
@@ -684,9 +699,13 @@ impl Flags {
     /// Parses a command line; clap's own error says what is wrong, or is the help text.
     pub fn parse_line(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         use clap::{CommandFactory as _, FromArgMatches as _};
-        let mut command = Self::command().mut_subcommand("deploy", |deploy| {
+        let command = Self::command().mut_subcommand("deploy", |deploy| {
             let text = deploy.get_after_long_help().map(ToString::to_string).unwrap_or_default();
             deploy.after_long_help(text + crate::deploy_file::FORMAT)
+        });
+        let mut command = command.mut_subcommand("keep", |keep| {
+            let text = keep.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            keep.after_long_help(text + crate::keep_file::FORMAT)
         });
         Self::from_arg_matches(&command.try_get_matches_from_mut(args)?).map_err(|e| e.format(&mut command))
     }

@@ -55,6 +55,7 @@ pub(crate) fn bot(seed: u64, index: usize, all: usize, random: &mut Random) -> B
         ports: Vec::new(),
         duration_s: DURATION_S,
         grace_s: 60,
+        prepaid_s: None,
         quorum: Quorum::default(),
         max_price: Grains(DURATION_S * (40 + 20 * millis / 1000)),
         max_hold_fee: Grains(10_000),

@@ -9,7 +9,7 @@
 //! ```
 //! [`order`] and [`desk`] are the two bots as machines: events and time in, outputs in their order out. [`transcript`] is
 //! what was said, provable; [`strategy`] and [`policy`] decide; [`score`] chooses and explains; [`journal`] is where
-//! intents are written before they are acted on. [`check_proposal`] is the farmer's check at fixed prices.
+//! intents are written before they are acted on. [`standing`] keeps so many replicas of one thing. [`check_proposal`] is the farmer's check at fixed prices.
 //!
 //! No I/O, no clock, no randomness: the same input gives the same answer in every bot. Only typed terms count;
 //! free text and speed of reply never do. Every refusal explains itself before anybody pays.
@@ -22,6 +22,7 @@ pub mod policy;
 mod proposal;
 mod rank;
 pub mod score;
+pub mod standing;
 pub mod strategy;
 #[cfg(test)]
 mod testing;

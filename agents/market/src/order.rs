@@ -54,6 +54,8 @@ pub struct Wish {
     pub ports: Vec<PublishedPort>,
     pub duration_s: u64,
     pub grace_s: u64,
+    /// As in [`Terms::prepaid_s`].
+    pub prepaid_s: Option<u64>,
     pub quorum: Quorum,
     /// For the whole duration; never exceeded.
     pub max_price: Grains,
@@ -508,6 +510,7 @@ impl Order {
             rate: quote.rate,
             duration_s: demand.duration_s,
             grace_s: demand.grace_s,
+            prepaid_s: demand.prepaid_s,
             capacity_version: quote.capacity_version,
             quorum: self.wish.quorum.clone(),
             sealed,

@@ -155,6 +155,11 @@ fn check_times(terms: &Terms, policy: &FarmerPolicy, now_ms: u64) -> Result<(), 
     };
     bounds("the duration in seconds", terms.duration_s, policy.min_duration_s, policy.max_duration_s)?;
     bounds("the grace period in seconds", terms.grace_s, 0, policy.max_grace_s)?;
+    // A paused contract keeps its capacity for the grace period, unpaid: for no longer than was paid ahead.
+    let prepaid_s = terms.prepaid_s.unwrap_or(terms.duration_s);
+    if terms.prepaid_s.is_some() {
+        bounds("the time that is paid ahead, in seconds,", prepaid_s, terms.grace_s, terms.duration_s)?;
+    }
     bounds("the CPU in millis", terms.resources.cpu_millis, 1, u64::MAX)?;
     bounds("the memory in bytes", terms.resources.memory_bytes, 1, u64::MAX)?;
     bounds(

@@ -39,6 +39,7 @@ pub enum Kind {
     Channel,
     FarmPolicy,
     Outcome,
+    Funding,
 }
 
 /// A farm: hash of its owner and first name.
@@ -125,6 +126,11 @@ impl RecordId {
     pub fn transfer(author: &PublicKey, sequence: u64) -> Self {
         Self { kind: Kind::Transfer, id: Hash::of("croft/transfer/1", &(author, sequence)) }
     }
+    /// One payment into an escrow: its author and sequence number.
+    #[must_use]
+    pub fn funding(author: &PublicKey, sequence: u64) -> Self {
+        Self { kind: Kind::Funding, id: Hash::of("croft/funding/1", &(author, sequence)) }
+    }
     /// The one validator set of the grid.
     #[must_use]
     pub fn validators() -> Self {
@@ -197,6 +203,7 @@ pub enum Body {
     Channel(ChannelBody),
     FarmPolicy(FarmPolicy),
     Outcome(OutcomeBody),
+    Funding(FundingBody),
 }
 
 impl Body {
@@ -216,6 +223,7 @@ impl Body {
             Self::Channel(_) => Kind::Channel,
             Self::FarmPolicy(_) => Kind::FarmPolicy,
             Self::Outcome(_) => Kind::Outcome,
+            Self::Funding(_) => Kind::Funding,
         }
     }
 }
@@ -304,6 +312,14 @@ pub struct TransferBody {
     pub to: BotId,
     pub amount: Grains,
     pub memo: String,
+}
+
+/// Grains that somebody paid into a contract's escrow after the agreement.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct FundingBody {
+    pub from: BotId,
+    pub contract: ContractId,
+    pub amount: Grains,
 }
 
 /// What a node says of the contracts addressed to it.

@@ -16,8 +16,8 @@ use croft_protocol::header::{Allocation, Validator};
 use croft_protocol::image::{Chunk, ImageConfig, ImageManifest, Verity};
 use croft_protocol::keys::Domain;
 use croft_protocol::record::{
-    ApprovalBody, BotBody, ContractReport, FarmBody, HardwareSummary, NodeBody, ReportBody, TransferBody,
-    TrustClass, WorkloadState,
+    ApprovalBody, BotBody, ContractReport, FarmBody, FundingBody, HardwareSummary, NodeBody, ReportBody,
+    TransferBody, TrustClass, WorkloadState,
 };
 use croft_protocol::release::{
     BootFile, BootManifest, ChannelBody, FarmPolicy, Halt, KeyChange, Measurement, Outcome, OutcomeBody,
@@ -73,6 +73,7 @@ fn terms() -> Terms {
         rate: Rate(7),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: Some(3600),
         capacity_version: 9,
         quorum: Quorum {
             threshold: 1,
@@ -173,6 +174,7 @@ fn commands() -> [(&'static str, Command); 17] {
                 outcome: Outcome::Returned { reason: "late".to_owned() },
             },
         ),
+        ("command/fund", Command::Fund { contract, amount: Grains(5) }),
     ]
 }
 
@@ -348,6 +350,9 @@ fn records() -> Vec<(&'static str, Record)> {
     let transfer =
         TransferBody { from: public(1), to: public(2), amount: Grains(5), memo: "memo".to_owned() };
     let farm_id = FarmId::new(&public(2), &name("green"));
+    let funding = FundingBody { from: public(1), contract: id, amount: Grains(5) };
+    let paused =
+        ContractBody { state: ContractState::Paused { since_ms: 4 }, ended_ms: 0, ..contract.clone() };
     [
         ("record/bot", RecordId::bot(&public(1)), Body::Bot(BotBody { name: name("alice") })),
         ("record/farm", RecordId::farm(&farm_id), Body::Farm(farm)),
@@ -369,6 +374,8 @@ fn records() -> Vec<(&'static str, Record)> {
         ("record/channel", RecordId::channel(&channel.name), Body::Channel(channel)),
         ("record/farm-policy", RecordId::farm_policy(&told.farm), Body::FarmPolicy(policy())),
         ("record/outcome", RecordId::outcome(&release, &public(3)), Body::Outcome(told)),
+        ("record/funding", RecordId::funding(&public(1), 3), Body::Funding(funding)),
+        ("record/paused-contract", RecordId::contract(&id), Body::Contract(Box::new(paused))),
     ]
     .map(|(what, id, body)| {
         let prev = Some(Hash([5; 32]));

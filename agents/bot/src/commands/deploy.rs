@@ -28,7 +28,7 @@ use croft_protocol::{
 use serde::Serialize;
 
 use super::show::{self, PortView};
-use super::{Acting, Context, contracts};
+use super::{Acting, Context, contracts, quorum};
 use crate::deploy_file::{DeployFile, DeployFileError, ImageDefaults, ResolveError, Resolved};
 use crate::exit::Failure;
 use crate::flags::DeployFlags;
@@ -105,6 +105,8 @@ struct Deployed {
     rate: Rate,
     /// For the whole duration.
     price: Grains,
+    /// Of it with the agreement.
+    deposit: Grains,
     duration_s: u64,
     ports: Vec<PortView>,
     images: Vec<UsedImage>,
@@ -118,15 +120,64 @@ struct UsedImage {
     manifest: Hash,
 }
 
-pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(), Failure> {
-    let file = DeployFile::read(&flags.file).map_err(file_failure)?;
+/// What a deploy file means in this home.
+pub(super) fn resolve(c: &Context<'_>, path: &std::path::Path) -> Result<Resolved, Failure> {
+    let file = DeployFile::read(path).map_err(file_failure)?;
     let images = HomeImages { home: c.home.clone() };
     let environment = c.environment;
-    let resolved = file.resolve(&images, &|name| environment.variable(name)).map_err(resolve_failure)?;
+    file.resolve(&images, &|name| environment.variable(name)).map_err(resolve_failure)
+}
+
+/// Where something is not to be placed.
+pub(super) struct Not<'a> {
+    pub(super) nodes: &'a std::collections::BTreeSet<NodeId>,
+    /// In none but these; empty for anywhere.
+    pub(super) regions_but: &'a [Name],
+}
+
+/// From a resolved file to a contract on the ledger, without waiting until it runs.
+pub(super) async fn place(
+    c: &mut Context<'_>,
+    acting: &Acting,
+    resolved: &Resolved,
+    not: &Not<'_>,
+) -> Result<ContractId, Failure> {
+    must_not_run(acting, &resolved.name).await?;
+    let quorum = quorum::resolve(&acting.grid, resolved.approval.as_ref()).await?;
+    let demand = demand(acting, resolved).await?;
+    let mut all = candidates::candidates(&acting.grid, &resolved.placement, &demand).await?;
+    all.retain(|candidate| !not.nodes.contains(&candidate.node));
+    if !not.regions_but.is_empty() {
+        let mut allowed = Vec::new();
+        for candidate in all {
+            let farm = acting.grid.farm(candidate.farm).await?;
+            if farm.and_then(|farm| farm.region).is_some_and(|region| not.regions_but.contains(&region)) {
+                allowed.push(candidate);
+            }
+        }
+        all = allowed;
+    }
+    if all.is_empty() {
+        return Err(Failure::not_found(DeployError::NoNodes { grid: acting.grid.name().clone() }));
+    }
+    let matches = rank(&all, &demand);
+    if matches.fits.is_empty() {
+        return Err(no_fit(acting, resolved, matches));
+    }
+    let store = c.home.blobs();
+    for image in &resolved.images {
+        upload::upload(&acting.grid, &store, image, &mut *c.progress()).await?;
+    }
+    agree(c, acting, resolved, &quorum, &matches).await.map(|(_, id)| id)
+}
+
+pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(), Failure> {
+    let resolved = resolve(c, &flags.file)?;
     let acting = c.acting()?;
     acting.must_be_registered().await?;
     must_not_run(&acting, &resolved.name).await?;
 
+    let quorum = quorum::resolve(&acting.grid, resolved.approval.as_ref()).await?;
     let demand = demand(&acting, &resolved).await?;
     let candidates = candidates::candidates(&acting.grid, &resolved.placement, &demand).await?;
     if candidates.is_empty() {
@@ -147,7 +198,7 @@ pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(
     for image in &resolved.images {
         upload::upload(&acting.grid, &store, image, &mut *c.progress()).await?;
     }
-    let (fit, id) = agree(c, &acting, &resolved, &matches).await?;
+    let (fit, id) = agree(c, &acting, &resolved, &quorum, &matches).await?;
     let mut contract = acting
         .grid
         .contract(id)
@@ -193,7 +244,11 @@ async fn demand(acting: &Acting, resolved: &Resolved) -> Result<Demand, Failure>
         countries: resolved.placement.countries.clone(),
         trust: None,
         max_price: resolved.terms.max_price.map(Grains),
-        funds: Some(acting.grid.account(acting.id()).await?.balance),
+        // A part of the price is the ledger's to judge.
+        funds: match resolved.terms.prepaid_s {
+            None => Some(acting.grid.account(acting.id()).await?.balance),
+            Some(_) => None,
+        },
     })
 }
 
@@ -229,12 +284,13 @@ async fn agree(
     c: &mut Context<'_>,
     acting: &Acting,
     resolved: &Resolved,
+    quorum: &Quorum,
     matches: &Matches,
 ) -> Result<(Fit, ContractId), Failure> {
     let mut reasons = Vec::new();
     let mut last = None;
     for fit in matches.fits.iter().take(NODES_TRIED) {
-        match agree_with(acting, resolved, fit).await {
+        match agree_with(acting, resolved, quorum, fit).await {
             Ok(id) => return Ok((fit.clone(), id)),
             Err(failure) if failure.elsewhere => {
                 let message = failure.failure.message();
@@ -269,7 +325,12 @@ impl NotThisOne {
     }
 }
 
-async fn agree_with(acting: &Acting, resolved: &Resolved, fit: &Fit) -> Result<ContractId, NotThisOne> {
+async fn agree_with(
+    acting: &Acting,
+    resolved: &Resolved,
+    quorum: &Quorum,
+    fit: &Fit,
+) -> Result<ContractId, NotThisOne> {
     let grid = &acting.grid;
     let node = grid
         .node(fit.node)
@@ -284,7 +345,8 @@ async fn agree_with(acting: &Acting, resolved: &Resolved, fit: &Fit) -> Result<C
             let failure = Failure::usage(DeployError::Seal { name, node, source });
             if too_large { NotThisOne::anywhere(failure) } else { NotThisOne::here(failure) }
         })?;
-    let terms = terms(acting, resolved, fit, sealed).map_err(NotThisOne::anywhere)?;
+    let mut terms = terms(acting, resolved, fit, sealed).map_err(NotThisOne::anywhere)?;
+    terms.quorum = quorum.clone();
     let id = terms.id();
     let user = acting.key.sign(Domain::TERMS, &grid.pin().chain, &terms);
     let request = FarmRequest::Propose { terms: Box::new(terms.clone()), user };
@@ -346,6 +408,7 @@ fn terms(acting: &Acting, resolved: &Resolved, fit: &Fit, sealed: Vec<u8>) -> Re
         rate: fit.rate,
         duration_s: resolved.terms.duration_s,
         grace_s: resolved.terms.grace_s,
+        prepaid_s: resolved.terms.prepaid_s,
         capacity_version: fit.capacity_version,
         quorum: Quorum::default(),
         sealed,
@@ -373,6 +436,11 @@ fn deployed(
         height: contract.map(|c| c.record.height),
         rate: fit.rate,
         price: fit.price,
+        deposit: resolved
+            .terms
+            .prepaid_s
+            .and_then(|prepaid_s| fit.rate.for_seconds(prepaid_s))
+            .unwrap_or(fit.price),
         duration_s: resolved.terms.duration_s,
         ports: show::ports(&resolved.workload.published_ports(), &addresses),
         images: resolved
@@ -401,8 +469,8 @@ fn deployed_text(d: &Deployed) -> String {
     push!(
         text,
         "  {} are in escrow for {}; what is not used is refunded\n",
-        d.price,
-        crate::terminal::show_duration(d.duration_s)
+        d.deposit,
+        crate::terminal::show_duration(d.deposit.0.checked_div(d.rate.0).unwrap_or(d.duration_s))
     );
     text
 }

@@ -11,7 +11,7 @@ use crate::flags::{
     StateFlag, TrustFlag,
 };
 
-const KINDS: [(&str, Kind); 15] = [
+const KINDS: [(&str, Kind); 16] = [
     ("bot", Kind::Bot),
     ("farm", Kind::Farm),
     ("node", Kind::Node),
@@ -27,6 +27,7 @@ const KINDS: [(&str, Kind); 15] = [
     ("channel", Kind::Channel),
     ("farm-policy", Kind::FarmPolicy),
     ("outcome", Kind::Outcome),
+    ("funding", Kind::Funding),
 ];
 
 pub(super) fn action(command: LedgerCommand) -> Result<LedgerAction, PlanError> {
@@ -131,6 +132,7 @@ fn contracts(flags: ContractQueryFlags) -> Result<QuerySubject, PlanError> {
             StateFlag::Active => phases.push(Phase::Active),
             StateFlag::Degraded => phases.push(Phase::Degraded),
             StateFlag::Ended => phases.push(Phase::Ended),
+            StateFlag::Paused => phases.push(Phase::Paused),
         }
     }
     let phases = Phases::of(&phases).unwrap_or(Phases::LIVE);

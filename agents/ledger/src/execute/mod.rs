@@ -45,6 +45,9 @@ pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCo
         Command::ReleaseOutcome { channel, version, outcome } => {
             releases::outcome(work, author, channel, *version, outcome)
         }
+        Command::Fund { contract, amount } => {
+            contracts::fund(work, author, contract, *amount, signed.body.sequence)
+        }
     }
 }
 

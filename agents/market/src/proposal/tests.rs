@@ -28,6 +28,7 @@ fn terms() -> Terms {
         rate: Rate(12),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: None,
         capacity_version: 5,
         quorum: Quorum::default(),
         sealed: vec![1],

@@ -303,6 +303,7 @@ fn touched(command: &Command, author: &PublicKey, sequence: u64) -> Option<Recor
         Command::ReleaseOutcome { channel, version, .. } => {
             RecordId::outcome(&ReleaseId::new(channel, *version), author)
         }
+        Command::Fund { .. } => RecordId::funding(author, sequence),
     })
 }
 
@@ -324,6 +325,9 @@ fn effect(command: &Command, author: &PublicKey, record: &Record) -> bool {
         }
         (Command::Transfer { to, amount, memo }, Body::Transfer(is)) => {
             (is.to, is.amount, &is.memo) == (*to, *amount, memo)
+        }
+        (Command::Fund { contract, amount }, Body::Funding(is)) => {
+            (is.contract, is.amount) == (*contract, *amount)
         }
         (Command::SetValidators(change), Body::Validators(is)) => change.change.validators == *is,
         (Command::SetReleaseKeys(change), Body::ReleaseKeys(is)) => change.change.keys == *is,
