@@ -178,7 +178,7 @@ impl Keeper {
             }
             if let Act::Wait { slot, reason } = &act {
                 if self.said.insert(*slot, kind_of(reason)) != Some(kind_of(reason)) {
-                    self.say(c, "waiting", |line| line.reason = Some(reason))?;
+                    self.say(c, "waiting", |line| line.reason = Some(reason.as_str()))?;
                 }
                 continue;
             }
@@ -297,7 +297,7 @@ impl Keeper {
         if error.is_none() {
             line.event = event;
         }
-        line.reason = Some(reason);
+        line.reason = Some(reason.as_str());
         line.error = error;
         c.terminal.item(&line, text)
     }

@@ -85,7 +85,7 @@ fn approvers_and_prepaid_time_are_checked_before_anything_is_asked() {
             "[approval]\nthreshold = 2\napprovers = [{ bot = \"a\" }]",
             "threshold 2; allowed are 1 to 1, the sum of the weights",
         ),
-        ("[terms]\nprepaid = \"59m\"", "prepaid: 3540 s are too short; at least 1h"),
+        ("[terms]\nprepaid = \"59m\"", "prepaid: 3540 s are too short; at least 60 min"),
         ("[terms]\nprepaid = \"25h\"", "prepaid: 90000 s are too long"),
     ] {
         let error = parse(&with(text)).unwrap_err();

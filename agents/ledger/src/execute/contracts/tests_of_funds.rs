@@ -149,10 +149,10 @@ fn no_more_is_taken_than_the_whole_duration_costs() {
         refused,
         "the amount in grains is out of bounds: 108001, allowed are 1 to 108000, which pay for its whole duration"
     );
-    let none = fund(&mut scenario, start_ms + 1, id, 0).unwrap_err().to_string();
+    let none = fund(&mut scenario, start_ms + 2, id, 0).unwrap_err().to_string();
     assert!(none.contains("out of bounds: 0, allowed are 1 to 108000"), "{none}");
-    fund(&mut scenario, start_ms + 1, id, 108_000).unwrap();
-    let full = fund(&mut scenario, start_ms + 2, id, 1).unwrap_err().to_string();
+    fund(&mut scenario, start_ms + 3, id, 108_000).unwrap();
+    let full = fund(&mut scenario, start_ms + 4, id, 1).unwrap_err().to_string();
     assert!(full.ends_with("1, allowed are none, since its whole duration is paid for"), "{full}");
     // Fully funded, it is never paused before its time is over.
     for hour in 0..4 {
@@ -172,8 +172,8 @@ fn who_can_not_pay_or_is_nobody_does_not_fund() {
     assert!(refused.contains("is no bot on this grid"), "{refused}");
     let other = scenario.other.clone();
     let poor = Command::Transfer { to: scenario.user.public(), amount: ALLOWANCE, memo: String::new() };
-    scenario.ledger.submit_at(start_ms + 1, &other, poor).unwrap();
-    let refused = fund(&mut scenario, start_ms + 2, id, 5).unwrap_err().to_string();
+    scenario.ledger.submit_at(start_ms + 2, &other, poor).unwrap();
+    let refused = fund(&mut scenario, start_ms + 3, id, 5).unwrap_err().to_string();
     assert!(refused.ends_with("has 0 grains, but 5 grains are needed: top up the wallet"), "{refused}");
 }
 
