@@ -18,6 +18,7 @@ mod media;
 mod policy;
 mod ps;
 mod quorum;
+mod recipe;
 pub(crate) mod release;
 mod serve;
 mod show;
@@ -230,6 +231,11 @@ pub async fn run(
         Action::ReleaseList { channel } => release::list(c, &channel).await,
         Action::ReleaseShow(target) => release::show(c, &target).await,
         Action::ReleaseHalt { target, reason, key } => release::halt(c, &target, reason, &key).await,
+        Action::RecipePublish { file } => recipe::publish(c, &file).await,
+        Action::RecipeWithdraw { name, reason } => recipe::withdraw(c, name, reason).await,
+        Action::RecipeList { author } => recipe::list(c, author).await,
+        Action::RecipeShow { recipe, version, text } => recipe::show(c, &recipe, version, text).await,
+        Action::RecipeDeploy(flags) => recipe::deploy(c, flags).await,
         Action::Deploy(flags) => deploy::deploy(c, &flags).await,
         Action::Ps { all } => ps::ps(c, all).await,
         Action::Logs { contract, vm, follow, tail } => logs::logs(c, &contract, vm, follow, tail).await,

@@ -4,6 +4,7 @@
 mod bot;
 mod ledger;
 mod life;
+mod recipe;
 mod release;
 
 use std::ffi::OsString;
@@ -20,6 +21,7 @@ pub use ledger::{
 };
 
 pub use life::{ApprovalsFlags, ApproveFlags, FundFlags, KeepFlags, SettleFlags};
+pub use recipe::{RecipeCommand, RecipeDeployFlags, RecipeRef};
 pub use release::{
     PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
 };
@@ -109,6 +111,9 @@ pub enum Command {
     /// Versions of the image: signing, publishing, halting them
     #[command(subcommand)]
     Release(ReleaseCommand),
+    /// Whole architectures that experts wrote down, with parameters
+    #[command(subcommand)]
+    Recipe(RecipeCommand),
     /// Run a workload: find a node, agree with its farmer, pay, wait until it runs
     Deploy(DeployFlags),
     /// Contracts of the bot

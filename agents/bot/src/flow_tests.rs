@@ -8,6 +8,7 @@ mod keys;
 mod ledger;
 mod life;
 mod media;
+mod recipes;
 mod releases;
 mod validators;
 mod world;

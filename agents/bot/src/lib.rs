@@ -22,6 +22,7 @@ pub mod keep_file;
 pub mod keyfile;
 pub mod peers;
 pub mod plan;
+pub mod recipe;
 pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -13,8 +13,8 @@ use crate::exit::Failure;
 use crate::flags::{
     BotCommand, Command, Common, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, Flags, GridCommand,
     GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, KeepFlags, MediaCommand, MediaServeFlags,
-    NewPower, PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
-    ValidatorsCommand, WalletCommand,
+    NewPower, PolicyFlags, PrepareFlags, PublishFlags, RecipeCommand, RecipeDeployFlags, RecipeRef,
+    ReleaseCommand, ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -132,6 +132,11 @@ pub enum Action {
     ReleaseList { channel: Name },
     ReleaseShow(ReleaseTarget),
     ReleaseHalt { target: ReleaseTarget, reason: String, key: PathBuf },
+    RecipePublish { file: PathBuf },
+    RecipeWithdraw { name: Name, reason: String },
+    RecipeList { author: Option<Name> },
+    RecipeShow { recipe: RecipeRef, version: Option<u64>, text: bool },
+    RecipeDeploy(RecipeDeployFlags),
     Deploy(DeployFlags),
     Ps { all: bool },
     Logs { contract: Name, vm: Option<Name>, follow: bool, tail: u32 },
@@ -382,6 +387,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Media(MediaCommand::Serve(flags)) => Action::MediaServe(flags),
         Command::Media(MediaCommand::Sign { file, keys, out }) => Action::MediaSign { file, keys, out },
         Command::Release(command) => release(command),
+        Command::Recipe(command) => recipe(command),
         Command::Deploy(flags) => Action::Deploy(flags),
         Command::Ps(flags) => Action::Ps { all: flags.all },
         Command::Logs(flags) => {
@@ -407,6 +413,16 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Settle(flags) => Action::Settle { contract: contract_target(&flags.contract)? },
         Command::Keep(flags) => Action::Keep(flags),
     })
+}
+
+fn recipe(command: RecipeCommand) -> Action {
+    match command {
+        RecipeCommand::Publish { file } => Action::RecipePublish { file },
+        RecipeCommand::Withdraw { name, reason } => Action::RecipeWithdraw { name, reason },
+        RecipeCommand::List { author } => Action::RecipeList { author },
+        RecipeCommand::Show { recipe, version, text } => Action::RecipeShow { recipe, version, text },
+        RecipeCommand::Deploy(flags) => Action::RecipeDeploy(flags),
+    }
 }
 
 fn release(command: ReleaseCommand) -> Action {

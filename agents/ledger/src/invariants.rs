@@ -158,6 +158,14 @@ impl Whole {
             | Body::Channel(_)
             | Body::FarmPolicy(_)
             | Body::Outcome(_) => self.insert_of_releases(record)?,
+            Body::Recipe(recipe) => {
+                ensure(record.id == RecordId::recipe(&recipe.author, &recipe.name), || {
+                    format!("recipe '{}' stands under {id}", recipe.name)
+                })?;
+                ensure(record.author == recipe.author, || {
+                    format!("recipe '{}' was written by somebody else", recipe.name)
+                })?;
+            }
             Body::Funding(funding) => {
                 let sum = self.funded.entry(funding.contract).or_default();
                 *sum = sum

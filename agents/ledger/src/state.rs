@@ -4,7 +4,7 @@ use std::fmt;
 
 use borsh::BorshDeserialize;
 use croft_protocol::contract::{ContractBody, ContractId};
-use croft_protocol::record::{BotBody, FarmBody, NodeBody};
+use croft_protocol::record::{BotBody, FarmBody, NodeBody, RecipeBody};
 use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody, ReleaseKeys, Trials};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
@@ -149,6 +149,13 @@ pub trait StateReadExt: StateRead {
     fn farm_policy(&self, farm: &FarmId) -> Result<Option<FarmPolicy>, StateError> {
         body(self, RecordId::farm_policy(farm), |body| match body {
             Body::FarmPolicy(policy) => Some(policy),
+            _ => None,
+        })
+    }
+
+    fn recipe(&self, author: &PublicKey, name: &Name) -> Result<Option<RecipeBody>, StateError> {
+        body(self, RecordId::recipe(author, name), |body| match body {
+            Body::Recipe(recipe) => Some(recipe),
             _ => None,
         })
     }

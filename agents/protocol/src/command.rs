@@ -4,10 +4,11 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::attestation::Attestation;
+use crate::batch::{Claim, all_hold};
 use crate::capacity::Shortfall;
 use crate::contract::{ContractId, PublishedPort, SignedTerms};
 use crate::header::ChainId;
-use crate::keys::{BadSignature, Domain};
+use crate::keys::{BadSignature, Domain, signed_bytes};
 use crate::record::{BotBody, FarmId, NodeBody, ReportBody};
 use crate::release::{FarmPolicy, InvalidRelease, Outcome, ReleaseVersion, SignedKeyChange, SignedRelease};
 use crate::trust::RefusedQuote;
@@ -56,6 +57,10 @@ pub enum Command {
     SetFarmPolicy { farm: FarmId, policy: FarmPolicy },
     /// The author, a node, says what became of a release on it.
     ReleaseOutcome { channel: Name, version: ReleaseVersion, outcome: Outcome },
+    /// The author, a bot, publishes a recipe of its own, or a new version of it.
+    PublishRecipe { name: Name, title: String, text: String },
+    /// The author takes a recipe of its own back. Its versions stay on the ledger.
+    WithdrawRecipe { name: Name, reason: String },
     /// The author, any bot, pays into the escrow of a contract that has not ended. What is not used goes back to the
     /// contract's user.
     Fund { contract: ContractId, amount: Grains },
@@ -103,12 +108,27 @@ impl SignedCommand {
         Self { body, signature }
     }
 
-    /// Checks the author's signature.
+    /// Checks the author's signature, by a rule that does not depend on what it is checked with.
     ///
     /// # Errors
     /// [`BadSignature`] names the author.
     pub fn verify(&self) -> Result<(), BadSignature> {
-        self.body.author.verify(Domain::COMMAND, &self.body.chain, &self.body, &self.signature)
+        let bad = BadSignature { domain: Domain::COMMAND.0, key: self.body.author };
+        if self.claim().holds() { Ok(()) } else { Err(bad) }
+    }
+
+    /// Whether [`Self::verify`] finds nothing wrong with any of them, at half the cost. It does not tell which one is
+    /// wrong.
+    #[must_use]
+    pub fn all_verify(commands: &[&Self]) -> bool {
+        let claims: Vec<Claim> = commands.iter().map(|command| command.claim()).collect();
+        all_hold(&claims)
+    }
+
+    fn claim(&self) -> Claim {
+        let Self { body, signature } = self;
+        let message = signed_bytes(Domain::COMMAND, &body.chain, body);
+        Claim { key: body.author, signature: *signature, message }
     }
 
     #[must_use]
@@ -204,6 +224,8 @@ pub enum Rejection {
     Attestation { node: NodeId, reason: RefusedQuote },
     #[error("the release, its keys, the policy or the outcome is no good: {0}")]
     Release(InvalidRelease),
+    #[error("bot {author} has no recipe '{name}'")]
+    UnknownRecipe { author: BotId, name: Name },
 }
 
 /// A version that never was is stale too, whatever fits.

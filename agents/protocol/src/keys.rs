@@ -1,7 +1,8 @@
 //! ed25519 identities: bots, nodes and validators are their public keys.
 //!
 //! Verification is `verify_strict` only: it refuses small-order keys and the malleable encodings that
-//! RFC 8032 leaves open, so that every implementation agrees on every signature.
+//! RFC 8032 leaves open, so that every implementation agrees on every signature. Signatures of commands have a rule of
+//! their own, as exact and as safe, by which many can be checked together (`batch.rs`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -51,7 +52,11 @@ impl Domain {
     pub const VOUCHER: Self = Self("croft/voucher/1");
 }
 
-fn signed_bytes<T: BorshSerialize + ?Sized>(domain: Domain, chain: &ChainId, value: &T) -> Vec<u8> {
+pub(crate) fn signed_bytes<T: BorshSerialize + ?Sized>(
+    domain: Domain,
+    chain: &ChainId,
+    value: &T,
+) -> Vec<u8> {
     crate::encode(&(domain.0, chain, value))
 }
 

@@ -13,6 +13,7 @@
 pub mod addition;
 pub mod api;
 pub mod attestation;
+mod batch;
 pub mod boot;
 pub mod capacity;
 pub mod command;

@@ -83,6 +83,10 @@ pub const BOND_MEMBERS: usize = 8;
 pub const HOST_BYTES: usize = 253;
 /// A release's boot file. The budget is a quarter of it; a node keeps one in memory while it checks it.
 pub const BOOT_FILE_BYTES: u64 = 128 << 20;
+/// A recipe's text: what an expert writes down by hand, with room for comments. It travels in one command.
+pub const RECIPE_BYTES: usize = 32 * 1024;
+/// A recipe's title, in one line of a list.
+pub const RECIPE_TITLE_BYTES: usize = 120;
 /// Release keys of a grid: a small group of people.
 pub const RELEASE_KEYS: usize = 16;
 /// Digests that one release predicts.

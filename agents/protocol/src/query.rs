@@ -22,6 +22,10 @@ pub enum Query {
     Transfers {
         of: BotId,
     },
+    /// Recipes that were not withdrawn.
+    Recipes {
+        author: Option<BotId>,
+    },
 }
 
 /// Nodes by themselves and by their farm.
@@ -187,7 +191,7 @@ impl Query {
         let (country, region) = match self {
             Self::Nodes(NodeQuery { country, region, .. })
             | Self::Farms(FarmQuery { country, region, .. }) => (country, region),
-            Self::Contracts(_) | Self::Transfers { .. } => return Ok(()),
+            Self::Contracts(_) | Self::Transfers { .. } | Self::Recipes { .. } => return Ok(()),
         };
         match (country, region) {
             (Some(country), _) if !is_country(country) => {

@@ -126,6 +126,11 @@ impl RecordId {
     pub fn transfer(author: &PublicKey, sequence: u64) -> Self {
         Self { kind: Kind::Transfer, id: Hash::of("croft/transfer/1", &(author, sequence)) }
     }
+    /// A recipe: its author and its name, which is the author's to give.
+    #[must_use]
+    pub fn recipe(author: &BotId, name: &Name) -> Self {
+        Self { kind: Kind::Recipe, id: Hash::of("croft/recipe/1", &(author, name)) }
+    }
     /// One payment into an escrow: its author and sequence number.
     #[must_use]
     pub fn funding(author: &PublicKey, sequence: u64) -> Self {
@@ -203,6 +208,7 @@ pub enum Body {
     Channel(ChannelBody),
     FarmPolicy(FarmPolicy),
     Outcome(OutcomeBody),
+    Recipe(RecipeBody),
     Funding(FundingBody),
 }
 
@@ -223,9 +229,24 @@ impl Body {
             Self::Channel(_) => Kind::Channel,
             Self::FarmPolicy(_) => Kind::FarmPolicy,
             Self::Outcome(_) => Kind::Outcome,
+            Self::Recipe(_) => Kind::Recipe,
             Self::Funding(_) => Kind::Funding,
         }
     }
+}
+
+/// What an expert wrote down for others to deploy. The ledger keeps the text and who wrote it; what it means, and whether
+/// it means anything, the deployer's bot decides. Its versions are those of its record.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct RecipeBody {
+    pub author: BotId,
+    pub name: Name,
+    /// One line for lists.
+    pub title: String,
+    /// A deploy file with parameters, in TOML.
+    pub text: String,
+    /// Why nobody should deploy it any more; until then it is offered.
+    pub withdrawn: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]

@@ -133,7 +133,7 @@ fn report() -> ReportBody {
     }
 }
 
-fn commands() -> [(&'static str, Command); 17] {
+fn commands() -> [(&'static str, Command); 19] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let (country, region) = ("be".to_owned(), Some(name("flanders")));
@@ -174,6 +174,15 @@ fn commands() -> [(&'static str, Command); 17] {
                 outcome: Outcome::Returned { reason: "late".to_owned() },
             },
         ),
+        (
+            "command/publish-recipe",
+            Command::PublishRecipe {
+                name: name("shop"),
+                title: "A shop".to_owned(),
+                text: "x = 1".to_owned(),
+            },
+        ),
+        ("command/withdraw-recipe", Command::WithdrawRecipe { name: name("shop"), reason: "old".to_owned() }),
         ("command/fund", Command::Fund { contract, amount: Grains(5) }),
     ]
 }

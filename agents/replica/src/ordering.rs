@@ -91,6 +91,7 @@ pub fn make_block(
     // Time only ever grows, whatever the clock does.
     let time_ms = time_ms.max(header.time_ms + 1);
     let ctx = BlockContext::after(&header, time_ms);
+    before.learn_signatures(commands);
     let outcome = execute_block(before, ctx, commands)?;
     let from = assemble::Before::Header { header: &header, map: before.map_head() };
     let assembled = assemble::assemble(from, ctx, &outcome, before, before)?;

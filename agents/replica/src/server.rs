@@ -10,6 +10,7 @@
 
 mod answer;
 mod follow;
+mod gate;
 mod relay;
 mod replicate;
 mod snapshots;
@@ -83,6 +84,7 @@ pub(crate) struct Server {
     pub(crate) ordering: Arc<dyn Ordering>,
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) presence: Arc<Presence>,
+    gate: Arc<gate::Gate>,
     reads: Semaphore,
     large_frames: Semaphore,
     known_answers: Semaphore,
@@ -132,6 +134,7 @@ impl Server {
     ) -> Arc<Self> {
         let rate = Rate { amount: commands_per_minute, per: Duration::from_secs(60) };
         Arc::new(Self {
+            gate: gate::Gate::new(chain.clone()),
             chain,
             ordering,
             blobs,

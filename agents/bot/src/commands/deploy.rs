@@ -11,7 +11,7 @@
 //! is over exactly these.
 
 mod candidates;
-mod upload;
+pub(super) mod upload;
 mod wait;
 
 use std::time::Duration;
@@ -120,9 +120,17 @@ struct UsedImage {
     manifest: Hash,
 }
 
+pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(), Failure> {
+    let file = DeployFile::read(&flags.file).map_err(file_failure)?;
+    deploy_file(c, &file, flags).await
+}
+
 /// What a deploy file means in this home.
 pub(super) fn resolve(c: &Context<'_>, path: &std::path::Path) -> Result<Resolved, Failure> {
-    let file = DeployFile::read(path).map_err(file_failure)?;
+    resolve_file(c, &DeployFile::read(path).map_err(file_failure)?)
+}
+
+fn resolve_file(c: &Context<'_>, file: &DeployFile) -> Result<Resolved, Failure> {
     let images = HomeImages { home: c.home.clone() };
     let environment = c.environment;
     file.resolve(&images, &|name| environment.variable(name)).map_err(resolve_failure)
@@ -171,8 +179,13 @@ pub(super) async fn place(
     agree(c, acting, resolved, &quorum, &matches).await.map(|(_, id)| id)
 }
 
-pub(super) async fn deploy(c: &mut Context<'_>, flags: &DeployFlags) -> Result<(), Failure> {
-    let resolved = resolve(c, &flags.file)?;
+/// The same of a file that was read, or never was one.
+pub(super) async fn deploy_file(
+    c: &mut Context<'_>,
+    file: &DeployFile,
+    flags: &DeployFlags,
+) -> Result<(), Failure> {
+    let resolved = resolve_file(c, file)?;
     let acting = c.acting()?;
     acting.must_be_registered().await?;
     must_not_run(&acting, &resolved.name).await?;
@@ -511,8 +524,8 @@ fn dry_run_text(d: &Deployed, matches: &Matches) -> String {
 }
 
 /// Images by their names in the home, or by the hashes of their manifests.
-struct HomeImages {
-    home: Home,
+pub(super) struct HomeImages {
+    pub(super) home: Home,
 }
 
 impl ImageDefaults for HomeImages {

@@ -141,6 +141,10 @@ pub(super) fn what(body: &Body, before: Option<&Body>) -> String {
         Body::Transfer(transfer) => transfer.amount.to_string(),
         Body::Funding(funding) => format!("{} for contract {}", funding.amount, funding.contract.0.short()),
         Body::Validators(set) => format!("{} validators", set.validators.len()),
+        Body::Recipe(recipe) => match &recipe.withdrawn {
+            Some(reason) => format!("recipe '{}' withdrawn: {}", recipe.name, printable(reason)),
+            None => format!("recipe '{}': {}", recipe.name, printable(&recipe.title)),
+        },
         Body::Release(_)
         | Body::ReleaseKeys(_)
         | Body::Channel(_)

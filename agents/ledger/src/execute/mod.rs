@@ -2,6 +2,7 @@
 
 mod contracts;
 mod identities;
+mod recipes;
 pub(crate) mod releases;
 mod reports;
 mod trust;
@@ -45,6 +46,8 @@ pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCo
         Command::ReleaseOutcome { channel, version, outcome } => {
             releases::outcome(work, author, channel, *version, outcome)
         }
+        Command::PublishRecipe { name, title, text } => recipes::publish(work, author, name, title, text),
+        Command::WithdrawRecipe { name, reason } => recipes::withdraw(work, author, name, reason),
         Command::Fund { contract, amount } => {
             contracts::fund(work, author, contract, *amount, signed.body.sequence)
         }

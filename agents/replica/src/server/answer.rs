@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, PoisonError};
 
-use croft_ledger::check_admission;
 use croft_protocol::api::{
     Cursor, Failure, Page, ProvedPage, ProvedRecord, Query, Request, Response, Status,
 };
@@ -121,16 +120,7 @@ impl Server {
 
     /// Checks what is cheap, then waits until the command is final or rejected.
     async fn submit(&self, command: SignedCommand) -> Result<Response, Failure> {
-        let snapshot = self.chain.latest();
-        let command = self
-            .blocking(move || {
-                let header = snapshot.tip().header;
-                let verdict = check_admission(&*snapshot, &header.chain, header.height + 1, &command)
-                    .map_err(|error| failed(StoreError::State(error)))?;
-                Ok(verdict.map(|()| command))
-            })
-            .await?;
-        let verdict = match command {
+        let verdict = match self.gate.look_at(command).await? {
             Err(rejection) => Verdict::Rejected(rejection),
             Ok(command) => match self.take_turn(command.body.author) {
                 Err(rejection) => Verdict::Rejected(rejection),

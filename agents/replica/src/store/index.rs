@@ -53,6 +53,10 @@ pub(super) enum Part {
     ContractsByExpiry = 12,
     /// Bot and height.
     TransfersOf = 13,
+    /// Whether it is withdrawn.
+    Recipes = 14,
+    /// Author, and whether it is withdrawn.
+    RecipesOf = 15,
 }
 
 /// Resources by which nodes are ordered.
@@ -82,6 +86,7 @@ pub(super) enum Entry {
     Farm(FarmEntry),
     Node(NodeEntry),
     Contract(ContractEntry),
+    Recipe(RecipeEntry),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -108,6 +113,12 @@ pub(super) struct ContractEntry {
     pub(super) expires_ms: Option<u64>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(super) struct RecipeEntry {
+    pub(super) author: BotId,
+    pub(super) withdrawn: bool,
+}
+
 impl Entry {
     /// The entry of the latest version of a thing; `None` for kinds that have none. `free` is asked for nodes.
     fn of(
@@ -131,6 +142,9 @@ impl Entry {
                     phase: contract.state.into(),
                     expires_ms: contract.expires_ms(),
                 })
+            }
+            Body::Recipe(recipe) => {
+                Self::Recipe(RecipeEntry { author: recipe.author, withdrawn: recipe.withdrawn.is_some() })
             }
             _ => return Ok(None),
         }))
@@ -169,6 +183,11 @@ impl Entry {
                     add(Part::ContractsByExpiry, &[&ended, &expires_ms.to_be_bytes()]);
                 }
             }
+            Self::Recipe(recipe) => {
+                let withdrawn = [u8::from(recipe.withdrawn)];
+                add(Part::Recipes, &[&withdrawn]);
+                add(Part::RecipesOf, &[&recipe.author.0, &withdrawn]);
+            }
         }
         keys
     }
@@ -201,7 +220,7 @@ fn keys_of_record(record: &Record) -> BTreeSet<Vec<u8>> {
 }
 
 fn is_indexed(kind: Kind) -> bool {
-    matches!(kind, Kind::Farm | Kind::Node | Kind::Contract | Kind::Transfer)
+    matches!(kind, Kind::Farm | Kind::Node | Kind::Contract | Kind::Transfer | Kind::Recipe)
 }
 
 struct Writer<'t> {

@@ -114,6 +114,8 @@ fn plans_of(query: &Query) -> Vec<Plan> {
         }
         Query::Contracts(query) => contract_plans(query),
         Query::Transfers { of } => vec![flat(all(Part::TransfersOf, &[&of.0]))],
+        Query::Recipes { author: Some(author) } => vec![flat(all(Part::RecipesOf, &[&author.0, &[0]]))],
+        Query::Recipes { author: None } => vec![flat(all(Part::Recipes, &[&[0]]))],
     }
 }
 
@@ -314,6 +316,9 @@ impl Search<'_> {
                 is_in(&farm, (query.owner, query.country.as_ref(), query.region.as_ref()))
             }
             (Query::Contracts(query), Entry::Contract(contract)) => contract_fits(query, &contract),
+            (Query::Recipes { author }, Entry::Recipe(recipe)) => {
+                !recipe.withdrawn && author.is_none_or(|author| recipe.author == author)
+            }
             _ => return Err(StoreError::damaged(format!("the index entry of {id:?} is of another kind"))),
         })
     }
@@ -375,6 +380,7 @@ fn kind_of(query: &Query) -> Kind {
         Query::Farms(_) => Kind::Farm,
         Query::Contracts(_) => Kind::Contract,
         Query::Transfers { .. } => Kind::Transfer,
+        Query::Recipes { .. } => Kind::Recipe,
     }
 }
 

@@ -9,6 +9,10 @@ use croft_protocol::{Hash, SignedCommand, limits};
 
 /// Twice what may wait: about 2 MiB.
 const REMEMBERED: usize = 20 * limits::COMMANDS_PER_BLOCK;
+/// Signatures that are checked together: more gain little, and one wrong one costs all of them.
+const BATCH: usize = 128;
+/// Fewer are checked faster one by one.
+const WORTHWHILE: usize = 4;
 
 #[derive(Debug, Default)]
 struct Known {
@@ -32,6 +36,26 @@ impl Signatures {
             self.remember(hash);
         }
         holds
+    }
+
+    /// Looks at many together, so that [`Self::holds`] knows them afterwards. Of a batch in which one is wrong it learns
+    /// nothing: then each is computed when it is asked for.
+    pub(super) fn learn(&self, commands: &[SignedCommand]) {
+        let mut unknown: Vec<(Hash, &SignedCommand)> = {
+            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let hashed = commands.iter().map(|command| (command.hash(), command));
+            hashed.filter(|(hash, _)| !known.hashes.contains(hash)).collect()
+        };
+        unknown.dedup_by_key(|(hash, _)| *hash);
+        for batch in unknown.chunks(BATCH) {
+            if batch.len() < WORTHWHILE {
+                break;
+            }
+            let together: Vec<&SignedCommand> = batch.iter().map(|(_, command)| *command).collect();
+            if SignedCommand::all_verify(&together) {
+                batch.iter().for_each(|(hash, _)| self.remember(*hash));
+            }
+        }
     }
 
     fn knows(&self, hash: &Hash) -> bool {
@@ -74,6 +98,23 @@ mod tests {
         for forged in [other_signature, other_body] {
             assert!(!signatures.holds(&forged) && !signatures.knows(&forged.hash()));
         }
+    }
+
+    #[test]
+    fn of_many_the_good_batches_are_learnt_and_nothing_of_a_bad_one() {
+        let signatures = Signatures::default();
+        let mut commands: Vec<SignedCommand> = (0..2 * BATCH as u64 + 2).map(command).collect();
+        commands[BATCH + 5].signature.0[3] ^= 1;
+        signatures.learn(&commands);
+        let known = |range: std::ops::Range<usize>| {
+            commands[range].iter().filter(|command| signatures.knows(&command.hash())).count()
+        };
+        assert_eq!((known(0..BATCH), known(BATCH..2 * BATCH)), (BATCH, 0));
+        // Two are left for later: alone they are cheaper.
+        assert_eq!(known(2 * BATCH..2 * BATCH + 2), 0);
+        assert!(!signatures.holds(&commands[BATCH + 5]) && signatures.holds(&commands[BATCH + 6]));
+        signatures.learn(&commands);
+        assert_eq!(known(0..BATCH), BATCH);
     }
 
     #[test]

@@ -303,6 +303,9 @@ fn touched(command: &Command, author: &PublicKey, sequence: u64) -> Option<Recor
         Command::ReleaseOutcome { channel, version, .. } => {
             RecordId::outcome(&ReleaseId::new(channel, *version), author)
         }
+        Command::PublishRecipe { name, .. } | Command::WithdrawRecipe { name, .. } => {
+            RecordId::recipe(author, name)
+        }
         Command::Fund { .. } => RecordId::funding(author, sequence),
     })
 }
@@ -335,6 +338,10 @@ fn effect(command: &Command, author: &PublicKey, record: &Record) -> bool {
         (Command::HaltRelease { .. }, Body::Release(is)) => is.state != ReleaseState::Published,
         (Command::SetFarmPolicy { policy, .. }, Body::FarmPolicy(is)) => policy == is,
         (Command::ReleaseOutcome { outcome, .. }, Body::Outcome(is)) => *outcome == is.outcome,
+        (Command::PublishRecipe { title, text, .. }, Body::Recipe(is)) => {
+            (title, text) == (&is.title, &is.text) && is.withdrawn.is_none()
+        }
+        (Command::WithdrawRecipe { .. }, Body::Recipe(is)) => is.withdrawn.is_some(),
         _ => false,
     }
 }

@@ -439,11 +439,12 @@ impl Core {
     fn commands(&mut self, commands: Vec<croft_protocol::SignedCommand>) {
         let tip = self.shell.chain.latest();
         let now = self.instant();
-        for command in commands {
-            let known = lock(&self.pool).knows(&command);
-            if known {
-                continue;
-            }
+        let new: Vec<_> = {
+            let pool = lock(&self.pool);
+            commands.into_iter().filter(|command| !pool.knows(command)).collect()
+        };
+        tip.learn_signatures(&new);
+        for command in new {
             let admitted =
                 croft_ledger::check_admission(&*tip, &tip.tip().header.chain, tip.height() + 1, &command);
             if matches!(admitted, Ok(Ok(()))) {

@@ -135,6 +135,7 @@ async fn one(dir: &Path, plan: Plan, records: usize) -> Result<Shown> {
     let process = start_replica(&built.config, 1, dir.join("replica.log")).await?;
     let ready = started.elapsed();
     let client = Client::new(&key("reader", 0), vec![built.pin.clone()])?;
+    fresh(&client).await?;
     let status = client.status().await?.value;
     let resident = process.resident_bytes()?;
     let gets = gets(&client, &built, plan).await?;
@@ -145,6 +146,21 @@ async fn one(dir: &Path, plan: Plan, records: usize) -> Result<Shown> {
     process.stop().await?;
     let (records, build) = (status.records, built.took);
     Ok(Shown { records, bytes, build, ready, resident, gets, pages, searches, join })
+}
+
+/// Building took its time: waits for a block of now, which an idle replica makes by itself, since clients believe no
+/// tip that is old.
+async fn fresh(client: &Client) -> Result<()> {
+    let patience = Duration::from_millis(6 * limits::HEARTBEAT_MS);
+    let wait = async {
+        while client.tip().await?.value.header.time_ms + limits::TIP_MAX_AGE_MS / 2 < now_ms() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        anyhow::Ok(())
+    };
+    timeout(patience, wait)
+        .await
+        .with_context(|| format!("an idle replica makes no block in {patience:?}"))?
 }
 
 /// A verified copy for a replica that has nothing yet.

@@ -153,6 +153,7 @@ async fn run(plan: Plan) -> Result<bool> {
     report.circumstance("counts", if plan.quick { "quick: to try, not to judge" } else { "full" });
     report.circumstance("processors", processors.to_string());
     report.circumstance("load before", machine::load_average());
+    std::fs::create_dir_all(&plan.dir)?;
     let dir = tempfile::Builder::new().prefix("croft-bench-").tempdir_in(&plan.dir)?;
     if machine::in_memory(dir.path())? {
         report.circumstance("disk", "none: the files lie in memory, where durable writes cost nothing");
