@@ -133,7 +133,7 @@ fn report() -> ReportBody {
     }
 }
 
-fn commands() -> [(&'static str, Command); 19] {
+fn commands() -> [(&'static str, Command); 20] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let (country, region) = ("be".to_owned(), Some(name("flanders")));
