@@ -6,6 +6,7 @@ mod contracts;
 mod deploy;
 mod explain;
 mod farm;
+mod find;
 mod fund;
 mod grid;
 mod history;
@@ -212,7 +213,7 @@ pub async fn run(
         Action::FarmImage(flags) => media::image(c, &flags),
         Action::FarmNodes { name, all } => farm::nodes(c, name, all).await,
         Action::FarmPolicy(change) => policy::policy(c, change).await,
-        Action::FarmServe { names } => serve::serve(c, &names).await,
+        Action::FarmServe { names, policy } => serve::serve(c, &names, policy.as_deref()).await,
         Action::ImageBuild { layout, name, scratch } => image::build(c, &layout, &name, scratch),
         Action::ImageList => image::list(c),
         Action::MediaDisks => media::disks(c),
@@ -242,6 +243,8 @@ pub async fn run(
         Action::Explain { name } => explain::explain(c, &name).await,
         Action::Stop { name } => stop::stop(c, &name).await,
         Action::Ledger(action) => ledger::ledger(c, action).await,
+        Action::Find(flags) => find::find(c, &flags).await,
+        Action::Cost(flags) => find::cost(c, &flags).await,
         Action::Approve { contract, refuse } => quorum::approve(c, &contract, refuse).await,
         Action::Approvals { all } => quorum::approvals(c, all).await,
         Action::Fund { contract, amount } => fund::fund(c, &contract, amount).await,

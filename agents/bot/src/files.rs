@@ -71,6 +71,19 @@ pub(crate) fn lock_file(path: &Path) -> io::Result<fs::File> {
     Ok(file)
 }
 
+/// The same without waiting; `None` when another process holds it.
+pub(crate) fn try_lock(dir: &Path) -> io::Result<Option<fs::File>> {
+    make_dirs(dir)?;
+    let path = dir.join(".lock");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+    belong_to_parent(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// The directory of a path, also of one without any.
 pub(crate) fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))

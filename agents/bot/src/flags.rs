@@ -4,6 +4,7 @@
 mod bot;
 mod ledger;
 mod life;
+mod market;
 mod recipe;
 mod release;
 
@@ -19,6 +20,7 @@ pub use ledger::{
     ContractQueryFlags, FarmQueryFlags, LedgerCommand, LogFlags, NodeQueryFlags, PageFlags, QueryCommand,
     StateFlag, ThingFlags, TrustFlag,
 };
+pub use market::{CostFlags, DeployFlags, FindFlags};
 
 pub use life::{ApprovalsFlags, ApproveFlags, FundFlags, KeepFlags, SettleFlags};
 pub use recipe::{RecipeCommand, RecipeDeployFlags, RecipeRef};
@@ -129,6 +131,10 @@ pub enum Command {
     Ledger(LedgerCommand),
     /// Every version of a record, verified: short for 'ledger history'
     History(HistoryFlags),
+    /// Nodes with room, their prices, and why the others don't fit
+    Find(FindFlags),
+    /// What a deploy file would cost, before anything is paid
+    Cost(CostFlags),
     /// Approve or refuse a contract that names this bot as an approver
     Approve(ApproveFlags),
     /// Contracts that wait for this bot's approval
@@ -365,17 +371,29 @@ JSON: {nodes: [{node, id, farm, country, region, online, trust, trust_reasons, r
     /// Which releases the farm's machines take, and when
     #[command(after_help = release::POLICY_HELP)]
     Policy(PolicyFlags),
-    /// Answer users' proposals at the farm's prices, until interrupted
-    #[command(after_help = "\
+    /// Negotiate with users by the farm's policy, until interrupted
+    #[command(
+        after_long_help = "\
 Example:
   croft farm serve --bot bob
+  croft farm serve attic --policy policy.toml --bot bob
 
-Stays connected and signs what fits: right farm, price, free capacity and ports. Each decision is one line.
-JSON, one object per line: {time_ms, event: \"serving\", bot, farms} and then
-      {time_ms, event: \"signed\" | \"refused\" | \"failed\", user, contract?, name?, node?, price?, reason?}")]
+Stays connected and signs what fits: policy, price, free capacity and ports. Without --policy it sells to
+everybody at the farm's prices on the ledger. What it promised is kept in the home over restarts. Each decision
+is one line.
+JSON, one object per line: {time_ms, event: \"serving\", bot, farms, policy?, promised} and then
+      {time_ms, event: \"signed\" | \"refused\" | \"unused\" | \"failed\", user, contract?, name?, node?, price?,
+      reason?}
+
+",
+        after_help = "See 'croft farm serve --help' for the format of the policy file."
+    )]
     Serve {
         /// Which farms [default: all of the acting bot]
         names: Vec<Name>,
+        /// Prices, terms, customers and when a person is asked; its format is at the end of the long help
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
     },
 }
 
@@ -584,35 +602,6 @@ pub struct ImageBuildFlags {
 }
 
 #[derive(Debug, Args)]
-#[command(after_long_help = concat!("\
-Example:
-  croft deploy web.toml --dry-run      # what it would cost, and where
-  croft deploy web.toml
-
-The cheapest node that fits is taken. Its farmer signs, the price for the whole duration goes into escrow (or
-for what 'prepaid' under [terms] says), and you pay for the time in which the node reports that it runs; the rest is refunded at the end.
-
-JSON: {name, contract, node, node_id, farm, country, state, height, rate, price, deposit, duration_s, ports, images,
-       excluded: [{node, farm, reasons}], dry_run}
-      ports: [{published, transport, urls}]
-
-"), after_help = "See 'croft deploy --help' for the format of the deploy file.")]
-pub struct DeployFlags {
-    /// The deploy file
-    #[arg(value_name = "FILE", default_value = "croft.toml")]
-    pub file: PathBuf,
-    /// Show price and choice, change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Return as soon as the contract is on the ledger
-    #[arg(long)]
-    pub detach: bool,
-    /// How long to wait until it runs
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_seconds, conflicts_with = "detach")]
-    pub timeout: u64,
-}
-
-#[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   croft ps --all
@@ -704,14 +693,16 @@ impl Flags {
     /// Parses a command line; clap's own error says what is wrong, or is the help text.
     pub fn parse_line(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         use clap::{CommandFactory as _, FromArgMatches as _};
-        let command = Self::command().mut_subcommand("deploy", |deploy| {
-            let text = deploy.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-            deploy.after_long_help(text + crate::deploy_file::FORMAT)
-        });
-        let mut command = command.mut_subcommand("keep", |keep| {
-            let text = keep.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-            keep.after_long_help(text + crate::keep_file::FORMAT)
-        });
+        let with = |format: &'static str| {
+            move |command: clap::Command| {
+                let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+                command.after_long_help(text + format)
+            }
+        };
+        let mut command = Self::command()
+            .mut_subcommand("deploy", with(crate::deploy_file::FORMAT))
+            .mut_subcommand("keep", with(crate::keep_file::FORMAT))
+            .mut_subcommand("farm", |farm| farm.mut_subcommand("serve", with(croft_market::policy::FORMAT)));
         Self::from_arg_matches(&command.try_get_matches_from_mut(args)?).map_err(|e| e.format(&mut command))
     }
 }

@@ -7,6 +7,7 @@ mod keep;
 mod keys;
 mod ledger;
 mod life;
+mod market;
 mod media;
 mod recipes;
 mod releases;
@@ -116,6 +117,8 @@ fn every_field_of_the_json_is_documented_in_the_help() {
         "farm new shed --country nl --bot bob".to_owned(),
         "image list".to_owned(),
         format!("deploy {file} --dry-run --bot alice"),
+        format!("cost {file} --bot alice"),
+        "find --cpu 64".to_owned(),
         format!("deploy {file} --bot alice"),
         "ps --bot alice".to_owned(),
         "explain web --bot alice".to_owned(),
@@ -130,7 +133,7 @@ fn every_field_of_the_json_is_documented_in_the_help() {
         let json = world.json(&line);
         let mut fields: Vec<&String> = json.as_object().unwrap().keys().collect();
         // One level down, where the result is a list of things.
-        for list in ["contracts", "nodes", "images", "versions", "transfers"] {
+        for list in ["contracts", "nodes", "images", "versions", "transfers", "matches", "excluded"] {
             if let Some(first) = json.get(list).and_then(|l| l.get(0)).and_then(|f| f.as_object()) {
                 fields.extend(first.keys());
             }
@@ -265,7 +268,7 @@ fn an_absent_farmer_node_or_replica_is_named_as_unreachable() {
     assert_eq!(output.code, 5, "{}", output.err);
     assert!(
         output.err.contains(
-            "the farmer's bot of farm 'attic' is not connected: its owner must run 'croft farm serve'"
+            "node 'node-1' of farm 'attic': its farmer's bot is not connected: its owner must run 'croft farm serve'"
         ),
         "{}",
         output.err

@@ -11,6 +11,8 @@
 //!   grids/NAME/ledger/       there, unless --dir said otherwise
 //!   images/NAME.json         what a name stands for
 //!   blobs/                   chunks and manifests
+//!   orders/GRID/BOT/NAME/    journal of an order that is under way
+//!   desks/GRID/BOT/          journal of what a farmer's bot promised
 //!   farms/NAME/boot.toml     boot configuration of a farm's machines, unless --boot-config said otherwise
 //!   tmp/                     images being built
 //! ```
@@ -365,6 +367,20 @@ impl Home {
     #[must_use]
     pub fn scratch(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    // Journals.
+
+    /// Where the journal of a bot's order of this name is.
+    #[must_use]
+    pub fn order_dir(&self, grid: &Name, bot: &Name, order: &Name) -> PathBuf {
+        self.root.join("orders").join(grid.as_str()).join(bot.as_str()).join(order.as_str())
+    }
+
+    /// Where the journal of a farmer's bot is.
+    #[must_use]
+    pub fn desk_dir(&self, grid: &Name, bot: &Name) -> PathBuf {
+        self.root.join("desks").join(grid.as_str()).join(bot.as_str())
     }
 
     // Files.

@@ -20,6 +20,7 @@ pub mod home;
 pub mod image;
 pub mod keep_file;
 pub mod keyfile;
+pub(crate) mod market;
 pub mod peers;
 pub mod plan;
 pub mod recipe;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use croft_protocol::market::SignedMessage;
 use croft_protocol::peer::{Explanation, FarmRequest, FarmResponse, LogLine, NodeRequest, NodeResponse};
 use croft_protocol::{BotId, ContractId, Name, NodeId, limits};
 use croft_transport::{FrameError, PeerStream, frame};
@@ -28,10 +29,10 @@ pub enum PeerProblem {
         "node '{name}' does not answer: it has just gone offline, or its replica is another one; try again in a moment"
     )]
     NodeSilent { name: Name, source: GridError },
-    #[error("the farmer's bot of farm '{farm}' is not connected: its owner must run 'croft farm serve'")]
-    FarmerOffline { farm: Name },
-    #[error("the farmer's bot of farm '{farm}' does not answer: try again in a moment")]
-    FarmerSilent { farm: Name, source: GridError },
+    #[error("the farmer's bot {} is not connected: its owner must run 'croft farm serve'", farmer.short())]
+    FarmerOffline { farmer: BotId },
+    #[error("the farmer's bot {} does not answer: try again in a moment", farmer.short())]
+    FarmerSilent { farmer: BotId, source: GridError },
     #[error(transparent)]
     Grid(#[from] GridError),
     #[error("the conversation with {whom} broke off")]
@@ -142,25 +143,30 @@ pub(crate) async fn finish(stream: &mut PeerStream) {
     let _ = tokio::time::timeout(Duration::from_millis(HANG_UP_MS), ended).await;
 }
 
-/// Brings a proposal to a farmer's bot.
-pub(crate) async fn propose(
+/// Brings a message of a negotiation to a farmer's bot; `None` where that has nothing to say to it now.
+pub(crate) async fn negotiate(
     grid: &Grid,
     farmer: BotId,
-    farm: &Name,
-    request: &FarmRequest,
-) -> Result<FarmResponse, PeerProblem> {
-    let whom = format!("the farmer's bot of farm '{farm}'");
+    message: Box<SignedMessage>,
+) -> Result<Option<Box<SignedMessage>>, PeerProblem> {
+    let whom = || format!("the farmer's bot {}", farmer.short());
     let mut stream = grid.verified().peer(farmer).await.map_err(|error| {
         let error = grid.error(error);
-        let farm = farm.clone();
         match error {
-            error if error.is_not_listening() => PeerProblem::FarmerOffline { farm },
-            error if error.is_peers() => PeerProblem::FarmerSilent { farm, source: error },
+            error if error.is_not_listening() => PeerProblem::FarmerOffline { farmer },
+            error if error.is_peers() => PeerProblem::FarmerSilent { farmer, source: error },
             error => error.into(),
         }
     })?;
-    write(&mut stream, whom.clone(), request).await?;
-    read(&mut stream, whom.clone(), ANSWER_MS).await?.ok_or(PeerProblem::Nonsense { whom })
+    write(&mut stream, whom(), &FarmRequest::Negotiate { message }).await?;
+    match read(&mut stream, whom(), ANSWER_MS).await? {
+        Some(FarmResponse::Said { message }) => Ok(Some(message)),
+        Some(FarmResponse::Heard) => Ok(None),
+        Some(FarmResponse::Refused { reason }) => {
+            Err(PeerProblem::Refused { whom: whom(), reason: bounded(reason) })
+        }
+        None => Err(PeerProblem::Nonsense { whom: whom() }),
+    }
 }
 
 async fn write<T: BorshSerialize>(

@@ -11,10 +11,11 @@ use croft_protocol::{ContractId, Name, PriceList, PublicKey, RecordId};
 
 use crate::exit::Failure;
 use crate::flags::{
-    BotCommand, Command, Common, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags, Flags, GridCommand,
-    GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, KeepFlags, MediaCommand, MediaServeFlags,
-    NewPower, PolicyFlags, PrepareFlags, PublishFlags, RecipeCommand, RecipeDeployFlags, RecipeRef,
-    ReleaseCommand, ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand, WalletCommand,
+    BotCommand, Command, Common, CostFlags, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags,
+    FindFlags, Flags, GridCommand, GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, KeepFlags,
+    MediaCommand, MediaServeFlags, NewPower, PolicyFlags, PrepareFlags, PublishFlags, RecipeCommand,
+    RecipeDeployFlags, RecipeRef, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand,
+    WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -26,6 +27,14 @@ pub trait Environment {
     /// What the person at the terminal answers; `None` when nobody is there.
     fn ask(&self, _question: &str) -> Option<String> {
         None
+    }
+
+    /// The same without waiting for it, for who has something else to do meanwhile.
+    fn ask_aside(&self, question: String) -> tokio::sync::oneshot::Receiver<Option<String>> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        // Whoever asked may have ended meanwhile.
+        let _ = sender.send(self.ask(&question));
+        receiver
     }
 
     /// The same for what is not shown while it is typed.
@@ -52,6 +61,13 @@ impl Environment for ProcessEnvironment {
         let mut answer = String::new();
         input.read_line(&mut answer).ok()?;
         Some(answer)
+    }
+
+    fn ask_aside(&self, question: String) -> tokio::sync::oneshot::Receiver<Option<String>> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        // Reading a terminal can't be interrupted: the thread ends with the answer, or with the process.
+        drop(std::thread::spawn(move || sender.send(Self.ask(&question))));
+        receiver
     }
 
     fn ask_secret(&self, question: &str) -> Option<String> {
@@ -115,7 +131,7 @@ pub enum Action {
     FarmImage(FarmImageFlags),
     FarmNodes { name: Option<Name>, all: bool },
     FarmPolicy(PolicyFlags),
-    FarmServe { names: Vec<Name> },
+    FarmServe { names: Vec<Name>, policy: Option<PathBuf> },
     ImageBuild { layout: LayoutRef, name: Name, scratch: Option<PathBuf> },
     ImageList,
     MediaDisks,
@@ -143,6 +159,8 @@ pub enum Action {
     Explain { name: Name },
     Stop { name: Name },
     Ledger(LedgerAction),
+    Find(FindFlags),
+    Cost(CostFlags),
     Approve { contract: ContractTarget, refuse: bool },
     Approvals { all: bool },
     Fund { contract: ContractTarget, amount: croft_protocol::Grains },
@@ -372,7 +390,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Farm(FarmCommand::Image(flags)) => Action::FarmImage(flags),
         Command::Farm(FarmCommand::Nodes { name, all }) => Action::FarmNodes { name, all },
         Command::Farm(FarmCommand::Policy(flags)) => Action::FarmPolicy(flags),
-        Command::Farm(FarmCommand::Serve { names }) => Action::FarmServe { names },
+        Command::Farm(FarmCommand::Serve { names, policy }) => Action::FarmServe { names, policy },
         Command::Image(ImageCommand::Build(flags)) => Action::ImageBuild {
             layout: LayoutRef::parse(&flags.layout),
             name: flags.name,
@@ -403,6 +421,11 @@ fn action(command: Command) -> Result<Action, PlanError> {
             Action::Ledger(LedgerAction::History(Thing::Named(subject(flags.kind, &flags.name)?)))
         }
         Command::Ledger(command) => Action::Ledger(ledger::action(command)?),
+        Command::Find(flags) => {
+            countries(&flags.country)?;
+            Action::Find(flags)
+        }
+        Command::Cost(flags) => Action::Cost(flags),
         Command::Approve(flags) => {
             Action::Approve { contract: contract_target(&flags.contract)?, refuse: flags.refuse }
         }
@@ -458,6 +481,13 @@ fn contract_target(text: &str) -> Result<ContractTarget, PlanError> {
         name(text)?;
     }
     Ok(ContractTarget::Text(text.to_ascii_lowercase()))
+}
+
+fn countries(countries: &[String]) -> Result<(), PlanError> {
+    match countries.iter().find(|country| !croft_protocol::name::is_country(country)) {
+        Some(country) => Err(PlanError::Country { country: country.chars().take(80).collect() }),
+        None => Ok(()),
+    }
 }
 
 fn farm_and_node(text: &str) -> Result<(Name, Name), PlanError> {

@@ -57,6 +57,8 @@ pub(crate) fn bot(seed: u64, index: usize, all: usize, random: &mut Random) -> B
         grace_s: 60,
         prepaid_s: None,
         quorum: Quorum::default(),
+        place: croft_market::order::Place::default(),
+        window_ms: croft_market::order::WINDOW_MS,
         max_price: Grains(DURATION_S * (40 + 20 * millis / 1000)),
         max_hold_fee: Grains(10_000),
         opening_percent: random.between(60, 100) as u8,

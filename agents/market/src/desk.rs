@@ -27,8 +27,10 @@ use crate::policy::Policy;
 use crate::strategy::{Decision, Strategy as _, View};
 use crate::transcript::{MessageRefusal, Transcript};
 
-/// Negotiations of one bot. A user has a few; who wants more at once is a flood.
+/// Negotiations of one bot that go on. A user has a few; who wants more at once is a flood.
 pub const OPEN_PER_PEER: usize = 8;
+/// Negotiations of one bot with those that ended, which are remembered until their messages are void.
+pub const KNOWN_PER_PEER: usize = 64;
 /// Negotiations of all. Each may keep two proposals with sealed workloads.
 pub const OPEN: usize = 1024;
 /// Reservations of one bot: the most that one identity can hold back.
@@ -117,6 +119,8 @@ pub enum DeskRefusal {
     NotTheAuthor { from: BotId, author: BotId },
     #[error("{from} has {limit} negotiations open here, which is all it may have: end some")]
     PeerLimit { from: BotId, limit: usize },
+    #[error("{from} had {limit} negotiations here within a minute, which is all it may have: wait for one")]
+    PeerPace { from: BotId, limit: usize },
     #[error("{limit} negotiations are open here, which is all there may be: try again in a minute")]
     Limit { limit: usize },
     #[error("a negotiation has at most two proposals: open another one")]
@@ -276,8 +280,12 @@ impl Desk {
         let id = message.message.negotiation;
         let conversation = Conversation::answer(&self.party, message, now_ms)?;
         let of_peer = |talk: &&Talk| talk.conversation.transcript().demand().buyer == from;
-        if self.talks.values().filter(of_peer).count() >= OPEN_PER_PEER {
+        let is_open = |talk: &&Talk| !talk.conversation.transcript().is_ended();
+        if self.talks.values().filter(of_peer).filter(is_open).count() >= OPEN_PER_PEER {
             return Err(DeskRefusal::PeerLimit { from, limit: OPEN_PER_PEER });
+        }
+        if self.talks.values().filter(of_peer).count() >= KNOWN_PER_PEER {
+            return Err(DeskRefusal::PeerPace { from, limit: KNOWN_PER_PEER });
         }
         if self.talks.len() >= OPEN {
             return Err(DeskRefusal::Limit { limit: OPEN });

@@ -9,7 +9,7 @@
 //! ```
 //! [`order`] and [`desk`] are the two bots as machines: events and time in, outputs in their order out. [`transcript`] is
 //! what was said, provable; [`strategy`] and [`policy`] decide; [`score`] chooses and explains; [`journal`] is where
-//! intents are written before they are acted on. [`standing`] keeps so many replicas of one thing. [`check_proposal`] is the farmer's check at fixed prices.
+//! intents are written before they are acted on. [`standing`] keeps so many replicas of one thing.
 //!
 //! No I/O, no clock, no randomness: the same input gives the same answer in every bot. Only typed terms count;
 //! free text and speed of reply never do. Every refusal explains itself before anybody pays.
@@ -19,7 +19,6 @@ pub mod desk;
 pub mod journal;
 pub mod order;
 pub mod policy;
-mod proposal;
 mod rank;
 pub mod score;
 pub mod standing;
@@ -29,8 +28,7 @@ mod testing;
 pub mod transcript;
 
 pub use desk::{Desk, DeskEntry, DeskEvent, DeskOutput};
-pub use order::{Order, OrderEntry, OrderEvent, OrderOutput, Outcome, Wish};
+pub use order::{Order, OrderEntry, OrderEvent, OrderFailure, OrderOutput, Outcome, Wish};
 pub use policy::{Policy, PolicyFile};
-pub use proposal::{FarmerPolicy, OfferedNode, ProposalRefusal, check_proposal};
 pub use rank::{Candidate, Demand, Excluded, Exclusion, Fit, Matches, rank};
 pub use score::{Estimate, Explain, cost};

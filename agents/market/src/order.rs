@@ -5,7 +5,8 @@
 //!              ^  └ a price per round, all at once       │  written first       │  written first
 //!              └──────── next best, or another attempt ──┴──────────────────────┴──> Failed(why)
 //! ```
-//! Prices are answered at the end of each round, to everybody at once, so that a fast reply earns nothing. One
+//! Prices are answered at the end of each round, to everybody at once, so that a fast reply earns nothing. A round ends
+//! early only when everybody who was asked has answered, or can't be reached. One
 //! reservation at a time: the next farm is asked only when the one before can't become a contract any more. It does no
 //! I/O: outputs are to be carried out in order, and what is written must be durable before the next one. It must never
 //! exceed the owner's limits, nor sign two contracts for one order.
@@ -20,15 +21,15 @@ use croft_protocol::keys::Domain;
 use croft_protocol::market::{
     NegotiationId, RESERVATION, RESERVATION_MS, Reason, Reservation, Role, Said, SignedMessage,
 };
+use croft_protocol::record::TrustClass;
 use croft_protocol::{
     BotId, Capacity, ContractId, Grains, Hash, Name, NodeId, Rejection, Signature, SignedTerms, Terms,
 };
 
-use self::asking::{decide, half};
+use self::asking::half;
 use crate::conversation::{Conversation, Heard, Party};
 use crate::rank::Candidate;
-use crate::score::{Bid, Explain, Scored, Weights, Why, score};
-use crate::strategy::Decision;
+use crate::score::{Explain, Scored, Weights, Why};
 use crate::transcript::{MessageRefusal, Transcript};
 
 /// Farms that are asked at once: half by price, half by lot, so that nobody crowds the others out with cheap lies.
@@ -39,11 +40,23 @@ const PER_FARMER: usize = 2;
 const ATTEMPTS: u32 = 4;
 /// Prices are answered once per round.
 const ROUNDS: u32 = 4;
-const ROUND_MS: u64 = 1_000;
+/// How long offers are collected, unless the owner wants otherwise: a farmer's bot answers within a second of network.
+pub const WINDOW_MS: u64 = 4_000;
 /// What stays unanswered is said again.
 const AGAIN_MS: u64 = 2_000;
 /// A message of ours is good for this long.
 const OPEN_MS: u64 = 60_000;
+
+/// Where it may run, and what is in the wallet. Empty is anywhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    pub node: Option<Name>,
+    pub farm: Option<Name>,
+    pub countries: Vec<String>,
+    /// At least this.
+    pub trust: Option<TrustClass>,
+    pub funds: Option<Grains>,
+}
 
 /// What is wanted, and the owner's limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +70,9 @@ pub struct Wish {
     /// As in [`Terms::prepaid_s`].
     pub prepaid_s: Option<u64>,
     pub quorum: Quorum,
+    pub place: Place,
+    /// Offers are collected for at most this long.
+    pub window_ms: u64,
     /// For the whole duration; never exceeded.
     pub max_price: Grains,
     /// For a reservation that is not used; never exceeded.
@@ -103,7 +119,22 @@ pub enum OrderEvent {
     },
     /// Fresh candidates, as [`OrderOutput::Search`] asked for.
     Found(Vec<Offered>),
+    /// A message did not arrive, or was not taken: nobody needs to wait for its answer.
+    Unheard {
+        negotiation: NegotiationId,
+        problem: Unheard,
+    },
+    /// The owner does not want it any more. Without effect once a proposal is out: that has to be settled first.
+    Cancel,
     Tick,
+}
+
+/// Why a farmer's bot did not take a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unheard {
+    Unreachable,
+    /// In its own words, shortened.
+    Refused(String),
 }
 
 /// What is to be done, in this order.
@@ -174,6 +205,8 @@ pub enum OrderFailure {
     Ledger { name: Name, source: Rejection },
     #[error("'{name}' is over already: it failed before the restart; order it anew")]
     Before { name: Name },
+    #[error("'{name}' was not ordered: its owner was asked and said no")]
+    Declined { name: Name },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,17 +235,19 @@ pub struct Order {
     avoid: BTreeSet<NodeId>,
     /// Signed or proposed once, and given up.
     voided: BTreeSet<ContractId>,
+    /// Whose last message from us got nowhere, and why.
+    unheard: BTreeMap<NegotiationId, Why>,
 }
 
 impl Order {
     /// A new order. The first output asks for candidates.
     #[must_use]
     pub fn new(party: Party, wish: Wish) -> (Self, Vec<OrderOutput>) {
-        let (options, talks, queue, why, voided) = Default::default();
+        let (options, talks, queue, why, voided, unheard) = Default::default();
         let avoid = wish.avoid.clone();
         let state = State::Searching;
         (
-            Self { party, wish, attempt: 0, state, options, talks, queue, why, avoid, voided },
+            Self { party, wish, attempt: 0, state, options, talks, queue, why, avoid, voided, unheard },
             vec![OrderOutput::Search],
         )
     }
@@ -288,6 +323,10 @@ impl Order {
             OrderEvent::Looked { contract, agreed, announced, ledger_ms } => {
                 self.looked(contract, agreed, announced, ledger_ms, now_ms, &mut out);
             }
+            OrderEvent::Unheard { negotiation, problem } => {
+                self.not_heard(negotiation, problem, now_ms, &mut out);
+            }
+            OrderEvent::Cancel => self.cancel(now_ms, &mut out),
             OrderEvent::Tick => self.tick(now_ms, &mut out),
             // Answers to what was asked before a change of state.
             OrderEvent::Found(_) | OrderEvent::Sealed { .. } => {}
@@ -323,9 +362,13 @@ impl Order {
         if let Heard::Repeat(Some(message)) = &heard {
             out.push(OrderOutput::Send { to: from, message: message.clone() });
         }
-        let is_proposing = matches!(self.state, State::Proposing { id: of, .. } if of == id);
-        if heard == Heard::New && is_proposing {
-            self.answered(id, now_ms, out);
+        if heard == Heard::New {
+            self.unheard.remove(&id);
+            match self.state {
+                State::Proposing { id: of, .. } if of == id => self.answered(id, now_ms, out),
+                State::Collecting { .. } if self.everybody_answered() => self.end_round(now_ms, out),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -361,13 +404,8 @@ impl Order {
 
     fn tick(&mut self, now_ms: u64, out: &mut Vec<OrderOutput>) {
         match self.state.clone() {
-            State::Collecting { round, round_ends_ms } if now_ms >= round_ends_ms => {
-                if round + 1 >= ROUNDS {
-                    self.choose(now_ms, out);
-                } else {
-                    self.haggle(round, now_ms, out);
-                    self.state = State::Collecting { round: round + 1, round_ends_ms: now_ms + ROUND_MS };
-                }
+            State::Collecting { round_ends_ms, .. } if now_ms >= round_ends_ms => {
+                self.end_round(now_ms, out);
             }
             State::Proposing { id, again_ms } if now_ms >= again_ms => {
                 let Some(talk) = self.talks.get(&id) else { return };
@@ -385,71 +423,6 @@ impl Order {
             }
             _ => {}
         }
-    }
-
-    /// The end of a round: every price on the table is answered, in the order of ids.
-    fn haggle(&mut self, round: u32, now_ms: u64, out: &mut Vec<OrderOutput>) {
-        let mut refused = Vec::new();
-        for talk in self.talks.values_mut() {
-            let (node, farmer) = (talk.transcript().demand().node, talk.transcript().demand().farmer);
-            if let Some(message) = talk.unanswered() {
-                out.push(OrderOutput::Send { to: farmer, message: Box::new(message.clone()) });
-                continue;
-            }
-            let Some(option) = self.options.get(&node).filter(|_| talk.is_my_turn()) else { continue };
-            let said = match decide(&self.wish, option, talk.transcript(), round) {
-                Decision::Negotiating(rate) if talk.has_room_for_a_round() => {
-                    let Some(quote) = talk.transcript().quote() else { continue };
-                    Said::Counter(croft_protocol::market::Quote { rate, capacity_version: 0, ..quote })
-                }
-                Decision::Ready | Decision::Negotiating(_) => continue,
-                Decision::Reject(reason) => {
-                    refused.push((node, reason.clone()));
-                    Said::Reject { last: true, reason }
-                }
-            };
-            if let Ok(message) = talk.say(&self.party, said, now_ms + OPEN_MS) {
-                out.push(OrderOutput::Send { to: farmer, message: Box::new(message) });
-            }
-        }
-        for (node, reason) in refused {
-            self.not(node, Why::Failed { reason });
-        }
-    }
-
-    /// The window is over: what is on the table is scored, whenever it came.
-    fn choose(&mut self, now_ms: u64, out: &mut Vec<OrderOutput>) {
-        let (mut bids, mut not) = (Vec::new(), Vec::new());
-        for talk in self.talks.values() {
-            let transcript = talk.transcript();
-            let demand = transcript.demand();
-            let Some(option) = self.options.get(&demand.node) else { continue };
-            let price = transcript.quote().and_then(|q| Some((q, q.rate.for_seconds(demand.duration_s)?)));
-            let why = match (&transcript.last().message.said, price) {
-                (Said::Reject { last: true, reason }, _) | (Said::Reject { reason, .. }, None) => {
-                    Why::Refused { reason: reason.clone() }
-                }
-                _ if !talk.is_my_turn() || now_ms > talk.expires_ms() => Why::NoReply,
-                (_, None) => Why::Refused { reason: Reason::Overflow },
-                (_, Some((_, price))) if price > self.wish.max_price => {
-                    Why::TooDear { price, limit: self.wish.max_price }
-                }
-                (_, Some((quote, _))) if quote.hold_fee > self.wish.max_hold_fee => {
-                    Why::Refused { reason: Reason::HoldFeeTooHigh }
-                }
-                (_, Some((quote, price))) => {
-                    let up = option.uptime_permille;
-                    bids.push(Bid::of(&option.candidate, up, quote.rate, price, quote.hold_fee));
-                    continue;
-                }
-            };
-            not.push((demand.node, why));
-        }
-        for (node, why) in not {
-            self.not(node, why);
-        }
-        self.queue = score(&bids, self.wish.weights, &self.wish.seed);
-        self.try_next(now_ms, out);
     }
 
     /// The best that is left, or another attempt with others.
@@ -492,6 +465,12 @@ impl Order {
         out: &mut Vec<OrderOutput>,
     ) {
         let Some(talk) = self.talks.get_mut(&id) else { return };
+        if now_ms > talk.expires_ms() && self.attempt < ATTEMPTS {
+            // The owner thought about it for longer than the offers stood: the same ones are asked anew.
+            self.reject_others(None, now_ms, out);
+            self.state = State::Searching;
+            return out.push(OrderOutput::Search);
+        }
         let demand = talk.transcript().demand().clone();
         let (Some(sealed), Some(quote)) = (sealed, talk.transcript().quote()) else {
             self.not(demand.node, Why::Failed { reason: Reason::Malformed });
@@ -615,6 +594,16 @@ impl Order {
         let explain = self.explain(node);
         self.state = State::Done;
         out.push(OrderOutput::Done(Box::new(Outcome { result: Ok(contract), explain })));
+    }
+
+    /// The owner says no: everybody is told, and nothing was promised.
+    fn cancel(&mut self, now_ms: u64, out: &mut Vec<OrderOutput>) {
+        if !matches!(self.state, State::Searching | State::Collecting { .. } | State::Sealing { .. }) {
+            return;
+        }
+        self.reject_others(None, now_ms, out);
+        let name = self.wish.name.clone();
+        self.fail(OrderFailure::Declined { name }, out);
     }
 
     /// A proposal that can't become a contract any more.

@@ -104,6 +104,12 @@ pub enum Why {
     /// By what the ledger says of it.
     Ledger(Exclusion),
     NoReply,
+    /// Its farmer's bot is not connected.
+    Unreachable,
+    /// Its farmer's bot did not take what was said.
+    Unheard {
+        problem: String,
+    },
     /// It let the owner down before, or in an earlier attempt.
     Avoided,
     Refused {
@@ -133,6 +139,12 @@ impl fmt::Display for Why {
             Self::NotAsked { limit } => write!(f, "it fits, but at most {limit} are asked"),
             Self::Ledger(exclusion) => exclusion.fmt(f),
             Self::NoReply => f.write_str("its farmer's bot did not answer in time"),
+            Self::Unreachable => {
+                f.write_str("its farmer's bot is not connected: its owner must run 'croft farm serve'")
+            }
+            Self::Unheard { problem } => {
+                write!(f, "its farmer's bot did not take what was said: {problem}")
+            }
             Self::Avoided => f.write_str("it let you down before: it is not asked again"),
             Self::Refused { reason } => write!(f, "refused: {reason}"),
             Self::Invalid { problem } => write!(f, "its farmer's bot said something void: {problem}"),

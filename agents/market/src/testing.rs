@@ -85,6 +85,8 @@ pub(crate) fn wish() -> Wish {
         grace_s: 60,
         prepaid_s: None,
         quorum: croft_protocol::contract::Quorum::default(),
+        place: crate::order::Place::default(),
+        window_ms: crate::order::WINDOW_MS,
         max_price: Grains(40_000),
         max_hold_fee: Grains(1_000),
         opening_percent: 70,

@@ -7,9 +7,10 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::Serialize;
 
-use crate::contract::{ContractId, Terms};
+use crate::Name;
+use crate::contract::ContractId;
+use crate::market::SignedMessage;
 use crate::record::WorkloadState;
-use crate::{Name, Signature};
 
 /// ALPN of the TLS inside a relayed stream.
 pub const ALPN: &[u8] = b"croft-peer/1";
@@ -69,18 +70,16 @@ pub struct VmExplanation {
 /// To a farmer's bot.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum FarmRequest {
-    /// Terms that the user has signed; the farmer signs too, or says why not.
-    Propose { terms: Box<Terms>, user: Signature },
+    /// The next message of a negotiation, of which the caller must be the author. Said again, it is answered again.
+    Negotiate { message: Box<SignedMessage> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum FarmResponse {
-    Signed {
-        farmer: Signature,
-    },
-    /// `fatal`: the same proposal will never be accepted.
-    Refused {
-        fatal: bool,
-        reason: String,
-    },
+    /// The farmer's next message.
+    Said { message: Box<SignedMessage> },
+    /// It was taken, and there is nothing to say to it now: say it again later where an answer is due.
+    Heard,
+    /// It was not taken.
+    Refused { reason: String },
 }

@@ -1,5 +1,5 @@
-//! Makes a real OCI image of nginx from the distribution's packages, with tools that are not ours: mmdebstrap
-//! unpacks the packages, umoci makes the layout.
+//! Makes real OCI images from the distribution's packages, with tools that are not ours: mmdebstrap unpacks the
+//! packages, umoci makes the layout.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,19 +8,78 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 const CONFIG: &str = include_str!("../fixtures/nginx/nginx.conf");
+const SHOP: &str = include_str!("../fixtures/shop/shop.py");
 const INDEX: &str = include_str!("../fixtures/nginx/index.html");
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\nwww-data:x:33:\n";
 
-/// Tag of the image inside the layout.
+/// Tag of the image inside the layout of nginx.
 pub const TAG: &str = "nginx";
+
+/// What an image is made of.
+struct Content {
+    /// Name of the layout and tag of the image.
+    name: &'static str,
+    packages: &'static str,
+    files: &'static [(&'static str, &'static str)],
+    config: &'static [&'static str],
+}
 
 /// The OCI layout of nginx in `dir`, made when it is not there yet. Takes some 20 seconds the first time.
 ///
 /// # Errors
 /// Names the tool that failed, with its last words.
 pub fn nginx_layout(dir: &Path) -> Result<PathBuf> {
-    let layout = dir.join("nginx-oci");
+    layout(
+        dir,
+        &Content {
+            name: TAG,
+            packages: "nginx-light",
+            files: &[
+                ("etc/passwd", PASSWD),
+                ("etc/group", GROUP),
+                ("etc/nginx/nginx.conf", CONFIG),
+                ("srv/www/index.html", INDEX),
+                ("data/.keep", ""),
+                ("shared/.keep", ""),
+                ("run/.keep", ""),
+            ],
+            config: &[
+                "--config.entrypoint=/usr/sbin/nginx",
+                "--config.env=PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+                "--config.workingdir=/",
+                "--config.stopsignal=SIGQUIT",
+                "--config.exposedports=80/tcp",
+            ],
+        },
+    )
+}
+
+/// The same of a web server and a database, in one image: which of them a microVM is, its command says.
+///
+/// # Errors
+/// As [`nginx_layout`].
+pub fn shop_layout(dir: &Path) -> Result<PathBuf> {
+    layout(
+        dir,
+        &Content {
+            name: "shop",
+            packages: "python3,redis-server,dash",
+            files: &[
+                ("etc/passwd", PASSWD),
+                ("etc/group", GROUP),
+                ("srv/shop.py", SHOP),
+                ("data/.keep", ""),
+                ("run/.keep", ""),
+                ("tmp/.keep", ""),
+            ],
+            config: &["--config.env=PATH=/usr/sbin:/usr/bin:/sbin:/bin", "--config.workingdir=/"],
+        },
+    )
+}
+
+fn layout(dir: &Path, content: &Content) -> Result<PathBuf> {
+    let layout = dir.join(format!("{}-oci", content.name));
     if layout.join("index.json").is_file() {
         return Ok(layout);
     }
@@ -28,20 +87,13 @@ pub fn nginx_layout(dir: &Path) -> Result<PathBuf> {
     let work = tempfile::tempdir_in(dir)?;
     let root = work.path().join("root");
     let mut bootstrap = Command::new("mmdebstrap");
-    bootstrap.args(["--quiet", "--variant=extract", "--include=nginx-light", "bookworm"]).arg(&root);
+    let include = format!("--include={}", content.packages);
+    bootstrap.args(["--quiet", "--variant=extract", &include, "bookworm"]).arg(&root);
     for source in apt_sources()? {
         bootstrap.arg(source);
     }
     run(&mut bootstrap)?;
-    for (path, text) in [
-        ("etc/passwd", PASSWD),
-        ("etc/group", GROUP),
-        ("etc/nginx/nginx.conf", CONFIG),
-        ("srv/www/index.html", INDEX),
-        ("data/.keep", ""),
-        ("shared/.keep", ""),
-        ("run/.keep", ""),
-    ] {
+    for (path, text) in content.files {
         let path = root.join(path);
         fs::create_dir_all(path.parent().context("a file has a directory")?)?;
         fs::write(path, text)?;
@@ -50,20 +102,14 @@ pub fn nginx_layout(dir: &Path) -> Result<PathBuf> {
         let _ = fs::remove_dir_all(root.join(unwanted));
     }
     let building = work.path().join("layout");
-    let image = format!("{}:{TAG}", building.display());
+    let image = format!("{}:{}", building.display(), content.name);
     let bundle = work.path().join("bundle");
     run(Command::new("umoci").arg("init").arg("--layout").arg(&building))?;
     run(Command::new("umoci").args(["new", "--image", &image]))?;
     run(Command::new("umoci").args(["unpack", "--image", &image]).arg(&bundle))?;
     run(Command::new("cp").arg("-a").arg(format!("{}/.", root.display())).arg(bundle.join("rootfs")))?;
     run(Command::new("umoci").args(["repack", "--image", &image]).arg(&bundle))?;
-    run(Command::new("umoci").args(["config", "--image", &image]).args([
-        "--config.entrypoint=/usr/sbin/nginx",
-        "--config.env=PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-        "--config.workingdir=/",
-        "--config.stopsignal=SIGQUIT",
-        "--config.exposedports=80/tcp",
-    ]))?;
+    run(Command::new("umoci").args(["config", "--image", &image]).args(content.config))?;
     fs::rename(&building, &layout).context("moving the finished layout into place")?;
     Ok(layout)
 }

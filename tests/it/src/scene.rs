@@ -80,7 +80,7 @@ impl Scene {
         std::fs::write(&file, WEB.replace("18080", &self.grid.web_port().to_string()))?;
         let started = Instant::now();
         let file = file.to_str().context("a path in UTF-8")?.to_owned();
-        self.grid.croft(["--bot", "alice", "deploy", &file, "--detach"]).await?;
+        self.grid.croft(["--bot", "alice", "deploy", &file, "--yes", "--detach"]).await?;
         self.table.add("contract final", started.elapsed(), "signed by both bots, sealed to the node");
         let started = Instant::now();
         let answer =

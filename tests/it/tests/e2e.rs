@@ -126,8 +126,33 @@ async fn what_does_not_fit_is_refused_before_anybody_pays() {
     }
     let wallet = grid.croft(["--bot", "alice", "wallet", "show"]).await.unwrap();
     assert!(wallet.contains("1 000 000 000"), "nothing was paid: {wallet}");
+    recipe(&grid, &mut node).await;
     node.kill().await.unwrap();
     grid.stop().await.unwrap();
+}
+
+/// An expert's web server with a database on a network of their own, deployed by somebody else with two parameters.
+async fn recipe(grid: &Grid, node: &mut croft_qemu_harness::Machine) {
+    let source = format!("{}:shop", croft_it::oci::shop_layout(&cache()).unwrap().display());
+    grid.croft(["image", "build", &source, "--name", "shop"]).await.unwrap();
+    grid.croft(["bot", "new", "eve", "--grains", "1000"]).await.unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/shop/recipe.toml");
+    grid.croft(["--bot", "eve", "recipe", "publish", file]).await.unwrap();
+    let port = format!("published={}", grid.web_port());
+    let values = ["--set", "greeting=good day", "--set", &port, "--detach", "--yes"];
+    let deploy = ["--bot", "alice", "recipe", "deploy", "eve/shop", "--yes", "--name", "corner"];
+    grid.croft(deploy.iter().chain(&values)).await.unwrap();
+    let web = node.address(grid.web_port()).unwrap();
+    let limit = Duration::from_secs(300);
+    let first = croft_it::http::wait_for_ok(web, "/", limit).await.unwrap_or_else(|e| {
+        panic!("the shop does not open: {e:#}\n{}", node.serial().tail());
+    });
+    let visitor =
+        |body: &str| body.trim().strip_prefix("good day, visitor ").and_then(|n| n.parse::<u32>().ok());
+    let count = visitor(&first.body).unwrap_or_else(|| panic!("another server answers: {}", first.body));
+    let second = croft_it::http::get(web, "/").await.unwrap();
+    // Some of the questions of before may have been answered meanwhile.
+    assert!(visitor(&second.body) > Some(count), "the database counts: {}", second.body);
 }
 
 /// The same bytes start from both; what is the farm's own comes from the medium, after its signature was checked.

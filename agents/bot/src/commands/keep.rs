@@ -14,13 +14,15 @@ use croft_protocol::api::{Concern, ContractQuery, Phases, Query};
 use croft_protocol::{Command, ContractId, Grains, Kind, Name, NodeId};
 use serde::Serialize;
 
-use super::{Acting, Context, deploy};
+use super::{Acting, Context, deploy, quorum};
 use crate::deploy_file::Resolved;
 use crate::exit::Failure;
 use crate::flags::KeepFlags;
 use crate::grid::{Contract, Grid, GridError, now_ms};
 use crate::home::KeptOrder;
 use crate::keep_file::{KeepFile, KeepFileError};
+use crate::market::candidates::{Scope, candidates};
+use crate::market::order::{self, Buyer, Limits};
 use crate::terminal::show_time;
 
 /// Between two looks when nothing is heard. Presence is not followed, so a node that goes is seen by then.
@@ -38,32 +40,6 @@ enum KeepError {
         "the deploy file asks for {price} at most, the keep file for {limit}: name one limit, in the keep file"
     )]
     Limits { price: Grains, limit: Grains },
-}
-
-/// Brings one contract about: the one thing here that another flow could do.
-trait Placer {
-    /// Finds a node, agrees and pays. The name, and the limits, are in `resolved`.
-    async fn place(
-        &self,
-        c: &mut Context<'_>,
-        acting: &Acting,
-        resolved: &Resolved,
-        not: &deploy::Not<'_>,
-    ) -> Result<ContractId, Failure>;
-}
-
-struct Deploy;
-
-impl Placer for Deploy {
-    async fn place(
-        &self,
-        c: &mut Context<'_>,
-        acting: &Acting,
-        resolved: &Resolved,
-        not: &deploy::Not<'_>,
-    ) -> Result<ContractId, Failure> {
-        deploy::place(c, acting, resolved, not).await
-    }
 }
 
 /// One line of the log.
@@ -86,7 +62,7 @@ struct Line<'a> {
 
 pub(super) async fn keep(c: &mut Context<'_>, flags: &KeepFlags) -> Result<(), Failure> {
     let file = KeepFile::read(&flags.file).map_err(file_failure)?;
-    let mut resolved = deploy::resolve(c, &file.deploy)?;
+    let mut resolved = deploy::read(c, &file.deploy)?;
     if !file.countries.is_empty() {
         resolved.placement.countries.clone_from(&file.countries);
     }
@@ -219,9 +195,32 @@ impl Keeper {
     ) -> Result<(), Failure> {
         let mut resolved = self.resolved.clone();
         resolved.name = name.clone();
-        resolved.terms.max_price = Some(max_price.0);
-        let not = deploy::Not { nodes: avoid, regions_but: &self.file.regions };
-        Deploy.place(c, acting, &resolved, &not).await.map(drop)
+        let mut avoid = avoid.clone();
+        avoid.extend(self.elsewhere(acting, &resolved).await?);
+        let quorum = quorum::resolve(&acting.grid, resolved.approval.as_ref()).await?;
+        let limits = Limits { max_price: Some(max_price), avoid, quorum, ..Limits::default() };
+        let home = c.home.clone();
+        let buyer = Buyer { home: &home, name: &acting.name, key: &acting.key, grid: &acting.grid };
+        // The limits are the owner's yes.
+        order::place(&buyer, &resolved, &limits, &mut |_| true, &mut *c.progress()).await?;
+        Ok(())
+    }
+
+    /// Nodes outside of the regions that are wanted.
+    async fn elsewhere(&self, acting: &Acting, resolved: &Resolved) -> Result<Vec<NodeId>, Failure> {
+        let regions = &self.file.regions;
+        if regions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let demand = deploy::demand(acting, resolved, None).await?;
+        let mut elsewhere = Vec::new();
+        for offered in candidates(&acting.grid, &demand, Scope::All).await? {
+            let farm = acting.grid.farm(offered.candidate.farm).await?;
+            if !farm.and_then(|farm| farm.region).is_some_and(|region| regions.contains(&region)) {
+                elsewhere.push(offered.candidate.node);
+            }
+        }
+        Ok(elsewhere)
     }
 
     /// Durable before anything is done.

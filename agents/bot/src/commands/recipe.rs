@@ -16,7 +16,7 @@ use croft_protocol::record::RecipeBody;
 use croft_protocol::{Body, BotId, Command, Hash, Kind, Name, Record, RecordId, StateKey, limits};
 use serde::Serialize;
 
-use super::deploy::{HomeImages, deploy_file, upload};
+use super::deploy::{HomeImages, deploy_file};
 use super::show::BotNames;
 use super::{Acting, CommandError, Context};
 use crate::deploy_file::{DeployFile, DeployFileError, ImageDefaults as _, ResolvedImage};
@@ -25,6 +25,7 @@ use crate::files;
 use crate::flags::{DeployFlags, RecipeDeployFlags, RecipeRef};
 use crate::grid::{Grid, GridError};
 use crate::home::{Home, HomeError};
+use crate::market::upload;
 use crate::recipe::{Parameter, RecipeError, Template, with_hashes};
 use crate::terminal::{printable, push, show_time, table};
 
@@ -365,6 +366,11 @@ pub(super) async fn deploy(c: &mut Context<'_>, flags: RecipeDeployFlags) -> Res
         dry_run: flags.dry_run,
         detach: flags.detach,
         timeout: flags.timeout,
+        // The recipe's, or what was given instead.
+        max_price: None,
+        window: croft_market::order::WINDOW_MS / 1000,
+        explain: flags.explain,
+        yes: flags.yes,
     };
     deploy_file(c, &file, &flags).await
 }

@@ -117,6 +117,11 @@ pub(crate) fn trust(trust: TrustClass) -> &'static str {
     }
 }
 
+/// A share of a thousand as `99.5 %`.
+pub(crate) fn permille(permille: u16) -> String {
+    format!("{}.{} %", permille / 10, permille % 10)
+}
+
 pub(crate) fn cpus(millis: u64) -> String {
     if millis.is_multiple_of(1000) {
         (millis / 1000).to_string()

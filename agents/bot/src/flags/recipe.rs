@@ -106,6 +106,12 @@ pub struct RecipeDeployFlags {
     /// How long to wait until it runs
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = super::parse_seconds, conflicts_with = "detach")]
     pub timeout: u64,
+    /// Say why this node was taken, and why each other one was not
+    #[arg(long)]
+    pub explain: bool,
+    /// Don't ask: what is within the limits is bought
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// A recipe by its author's name and its own.

@@ -48,7 +48,12 @@ pub(super) struct FakeNode {
 impl FakeNode {
     /// Boots with the world's boot configuration; returns once it is registered and listens.
     pub(super) fn start(world: &World, behaviour: Behaviour) -> Self {
-        let config = BootConfig::parse(&world.boot_config()).unwrap();
+        Self::start_with(&world.boot_config(), behaviour)
+    }
+
+    /// The same with a boot configuration of any farm.
+    pub(super) fn start_with(boot_config: &str, behaviour: Behaviour) -> Self {
+        let config = BootConfig::parse(boot_config).unwrap();
         let (stop, mut stopped) = watch::channel(false);
         let (ready, is_ready) = oneshot::channel();
         let opened = Opened::default();

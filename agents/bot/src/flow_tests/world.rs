@@ -31,7 +31,7 @@ impl Shared {
         String::from_utf8_lossy(&self.0.0.lock().unwrap()).into_owned()
     }
 
-    fn wait_for(&self, what: &str) {
+    pub(super) fn wait_for(&self, what: &str) {
         let deadline = Instant::now() + PATIENCE;
         let mut bytes = self.0.0.lock().unwrap();
         while !String::from_utf8_lossy(&bytes).contains(what) {
@@ -58,11 +58,22 @@ struct Variables {
     set: BTreeMap<&'static str, OsString>,
     /// What the person types where it is not shown, in turn.
     secrets: Mutex<VecDeque<String>>,
+    /// What the person answers to questions, in turn; yes to all others.
+    answers: Mutex<VecDeque<String>>,
 }
 
 impl Environment for Variables {
     fn variable(&self, name: &str) -> Option<OsString> {
         self.set.get(name).cloned()
+    }
+
+    fn ask(&self, question: &str) -> Option<String> {
+        if !question.ends_with("[y/N] ") {
+            return None;
+        }
+        let answer = self.answers.lock().unwrap().pop_front();
+        // Somebody who is asked by a program that nobody sits at.
+        if answer.as_deref() == Some("nobody") { None } else { Some(answer.unwrap_or("y".to_owned())) }
     }
 
     fn ask_secret(&self, _: &str) -> Option<String> {
@@ -94,6 +105,8 @@ pub(super) struct World {
     port: u16,
     replica: Option<Background>,
     farmer: Option<Background>,
+    /// Farmers of other farms.
+    others: Vec<Background>,
 }
 
 impl World {
@@ -102,7 +115,7 @@ impl World {
     pub(super) fn with_farm() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut world = Self { dir, port, replica: None, farmer: None };
+        let mut world = Self { dir, port, replica: None, farmer: None, others: Vec::new() };
         world.text(&format!("grid init demo --listen 127.0.0.1:{port} --treasury 1000000000"));
         world.save_ledger();
         world.start_replica();
@@ -118,7 +131,7 @@ impl World {
     /// A home with two bots of which no ledger knows.
     pub(super) fn of_keys() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let world = Self { dir, port: 0, replica: None, farmer: None };
+        let world = Self { dir, port: 0, replica: None, farmer: None, others: Vec::new() };
         for bot in ["alice", "bob"] {
             Home::new(&world.home()).new_bot(&Name::new(bot).unwrap()).unwrap();
         }
@@ -154,9 +167,18 @@ impl World {
 
     /// The same, with a person at the terminal who types these, in turn, where it is not shown.
     pub(super) fn run_telling(&self, line: &str, secrets: &[&str]) -> Output {
+        self.run_with(line, secrets, &[])
+    }
+
+    /// The same, with a person who answers so to questions of yes or no.
+    pub(super) fn run_answering(&self, line: &str, answers: &[&str]) -> Output {
+        self.run_with(line, &[], answers)
+    }
+
+    fn run_with(&self, line: &str, secrets: &[&str], answers: &[&str]) -> Output {
         let (out, err) = (Shared::default(), Shared::default());
         let (_sender, stop) = Stop::new();
-        let code = self.command(line, secrets, stop, out.clone(), err.clone())();
+        let code = self.command(line, secrets, answers, stop, out.clone(), err.clone())();
         Output { code, out: out.text(), err: err.text() }
     }
 
@@ -244,7 +266,7 @@ impl World {
     pub(super) fn watch(&self, line: &str, first: &str, next: impl FnOnce(), then: &str) -> String {
         let (out, err) = (Shared::default(), Shared::default());
         let (sender, stop) = Stop::new();
-        let thread = std::thread::spawn(self.command(line, &[], stop, out.clone(), err));
+        let thread = std::thread::spawn(self.command(line, &[], &[], stop, out.clone(), err));
         out.wait_for(first);
         next();
         out.wait_for(then);
@@ -253,17 +275,41 @@ impl World {
     }
 
     fn background(&self, line: &str, ready: &str) -> Background {
+        self.background_answering(line, ready, &[]).0
+    }
+
+    fn background_answering(&self, line: &str, ready: &str, answers: &[&str]) -> (Background, Shared) {
         let (out, err) = (Shared::default(), Shared::default());
         let (sender, stop) = Stop::new();
-        let thread = std::thread::spawn(self.command(line, &[], stop, out.clone(), err));
+        let thread = std::thread::spawn(self.command(line, &[], answers, stop, out.clone(), err));
         out.wait_for(ready);
-        Background { stop: sender, thread }
+        (Background { stop: sender, thread }, out)
+    }
+
+    /// Another farm with its owner, who serves it with these flags; what its machines boot with.
+    pub(super) fn add_farm(&mut self, bot: &str, farm: &str, flags: &str, serve: &str) -> String {
+        self.text(&format!("bot new {bot}"));
+        let boot = self.dir.path().join(format!("{farm}.toml"));
+        self.text(&format!("farm new {farm} --bot {bot} {flags} --boot-config {}", boot.display()));
+        let line = format!("farm serve --bot {bot} {serve}");
+        let farmer = self.background(&line, &format!("serves {farm}"));
+        self.others.push(farmer);
+        std::fs::read_to_string(boot).unwrap()
+    }
+
+    /// Serves 'attic' again, after [`Self::stop_farmer`]; what it prints.
+    pub(super) fn serve(&mut self, flags: &str, answers: &[&str]) -> Shared {
+        let line = format!("farm serve --bot bob {flags}");
+        let (farmer, out) = self.background_answering(&line, "serv", answers);
+        self.farmer = Some(farmer);
+        out
     }
 
     fn command(
         &self,
         line: &str,
         secrets: &[&str],
+        answers: &[&str],
         stop: Stop,
         out: Shared,
         err: Shared,
@@ -273,6 +319,7 @@ impl World {
         let variables = Variables {
             set: [("CROFT_HOME", self.home().into_os_string()), ("WEB_TOKEN", "t0ken".into())].into(),
             secrets: Mutex::new(secrets.iter().map(|text| (*text).to_owned()).collect()),
+            answers: Mutex::new(answers.iter().map(|text| (*text).to_owned()).collect()),
         };
         let line = line.to_owned();
         move || {

@@ -121,7 +121,7 @@ fn a_secret_given_by_its_place_is_read_there_and_nothing_else_is_a_secret() {
 #[test]
 fn a_recipe_reads_no_file_and_no_variable_of_its_deployer() {
     for stolen in [
-        "{ DB_PASSWORD = { file = \"/root/.ssh/id_ed25519\" } }",
+        "{ DB_PASSWORD = { file = \"/etc/ssl/private/key.pem\" } }",
         "{ DB_PASSWORD = { env = \"AWS_SECRET\" } }",
         "{ DB_PASSWORD = { env = \"${password}\" } }",
         "{ DB_PASSWORD = \"x\" }",

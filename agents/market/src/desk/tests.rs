@@ -280,3 +280,22 @@ fn a_proposal_that_is_not_the_quote_is_refused_with_what_differs() {
     assert!(refused.to_string().ends_with("it was tampered with"), "{refused}");
     assert_eq!(farm(&party(2)), hand.talk.transcript().demand().farm);
 }
+
+#[test]
+fn negotiations_that_ended_make_room_for_others_but_not_at_any_pace() {
+    let mut desk = desk(2, policy());
+    for n in 0..KNOWN_PER_PEER as u8 {
+        let mut hand = Hand::new(1, |demand| demand.nonce = [n; 16]);
+        hand.hear(&hand.first(&mut desk));
+        let out = hand.say(&mut desk, Said::Reject { last: true, reason: Reason::ChoseAnother });
+        assert_eq!(refusal(&out), None);
+    }
+    let hand = Hand::new(1, |demand| demand.nonce = [200; 16]);
+    let text = refusal(&hand.first(&mut desk)).unwrap();
+    assert!(
+        text.ends_with("had 64 negotiations here within a minute, which is all it may have: wait for one"),
+        "{text}"
+    );
+    let hand = Hand::new(3, |_| {});
+    assert!(answer(&hand.first(&mut desk)).is_some(), "others are served");
+}

@@ -1,17 +1,17 @@
-//! Who an order asks, what it answers to a price, and what it says of all of them in the end.
+//! Who an order asks, what it answers to a price, whom it chooses, and what it says of all of them in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use croft_protocol::market::{Demand, Reason, Role};
+use croft_protocol::market::{Demand, NegotiationId, Quote, Reason, Role, Said};
 use croft_protocol::{BotId, Grains, Hash, NodeId};
 
 use super::{
-    ASKED, OPEN_MS, Offered, Order, OrderEntry, OrderFailure, OrderOutput, PER_FARMER, ROUND_MS, ROUNDS,
-    State, Wish,
+    ASKED, OPEN_MS, Offered, Order, OrderEntry, OrderFailure, OrderOutput, PER_FARMER, ROUNDS, State,
+    Unheard, Wish,
 };
 use crate::conversation::Conversation;
 use crate::rank::{Candidate, Demand as Search, rank};
-use crate::score::{Explain, NotTaken, Why};
+use crate::score::{Bid, Explain, NotTaken, Why, score};
 use crate::strategy::{All, Concession, Decision, Limits, Strategy as _, View};
 use crate::transcript::Transcript;
 
@@ -21,6 +21,7 @@ impl Order {
         self.options = options.into_iter().map(|option| (option.candidate.node, option)).collect();
         self.talks.clear();
         self.queue.clear();
+        self.unheard.clear();
         self.attempt += 1;
         let candidates: Vec<Candidate> = self.options.values().map(|o| o.candidate.clone()).collect();
         let matches = rank(&candidates, &self.search());
@@ -59,18 +60,134 @@ impl Order {
                 Err(refusal) => self.not(node, Why::Invalid { problem: refusal.to_string() }),
             }
         }
-        self.state = State::Collecting { round: 0, round_ends_ms: now_ms + ROUND_MS };
+        self.state = State::Collecting { round: 0, round_ends_ms: now_ms + round_ms(&self.wish) };
+    }
+
+    /// Whether nobody is left who may still answer in this round.
+    pub(super) fn everybody_answered(&self) -> bool {
+        self.talks.iter().all(|(id, talk)| talk.unanswered().is_none() || self.unheard.contains_key(id))
+    }
+
+    /// A message of ours got nowhere.
+    pub(super) fn not_heard(
+        &mut self,
+        id: NegotiationId,
+        problem: Unheard,
+        now_ms: u64,
+        out: &mut Vec<OrderOutput>,
+    ) {
+        if !self.talks.contains_key(&id) {
+            return;
+        }
+        let why = match problem {
+            Unheard::Unreachable => Why::Unreachable,
+            Unheard::Refused(problem) => Why::Unheard { problem },
+        };
+        self.unheard.insert(id, why);
+        if matches!(self.state, State::Collecting { .. }) && self.everybody_answered() {
+            self.end_round(now_ms, out);
+        }
+    }
+
+    /// Answers all prices, or chooses, where no further answer is expected.
+    pub(super) fn end_round(&mut self, now_ms: u64, out: &mut Vec<OrderOutput>) {
+        let State::Collecting { round, .. } = self.state else { return };
+        if round + 1 >= ROUNDS {
+            return self.choose(now_ms, out);
+        }
+        self.haggle(round, now_ms, out);
+        if self.everybody_answered() {
+            return self.choose(now_ms, out);
+        }
+        let round_ends_ms = now_ms + round_ms(&self.wish);
+        self.state = State::Collecting { round: round + 1, round_ends_ms };
+    }
+
+    /// The end of a round: every price on the table is answered, in the order of ids.
+    fn haggle(&mut self, round: u32, now_ms: u64, out: &mut Vec<OrderOutput>) {
+        let mut refused = Vec::new();
+        for (id, talk) in &mut self.talks {
+            let (node, farmer) = (talk.transcript().demand().node, talk.transcript().demand().farmer);
+            if let Some(message) = talk.unanswered() {
+                if matches!(self.unheard.get(id), Some(Why::Unheard { .. })) {
+                    continue;
+                }
+                self.unheard.remove(id);
+                out.push(OrderOutput::Send { to: farmer, message: Box::new(message.clone()) });
+                continue;
+            }
+            let Some(option) = self.options.get(&node).filter(|_| talk.is_my_turn()) else { continue };
+            let said = match decide(&self.wish, option, talk.transcript(), round) {
+                Decision::Negotiating(rate) if talk.has_room_for_a_round() => {
+                    let Some(quote) = talk.transcript().quote() else { continue };
+                    Said::Counter(Quote { rate, capacity_version: 0, ..quote })
+                }
+                Decision::Ready | Decision::Negotiating(_) => continue,
+                Decision::Reject(reason) => {
+                    refused.push((node, reason.clone()));
+                    Said::Reject { last: true, reason }
+                }
+            };
+            if let Ok(message) = talk.say(&self.party, said, now_ms + OPEN_MS) {
+                out.push(OrderOutput::Send { to: farmer, message: Box::new(message) });
+            }
+        }
+        for (node, reason) in refused {
+            self.not(node, Why::Failed { reason });
+        }
+    }
+
+    /// The window is over: what is on the table is scored, whenever it came.
+    fn choose(&mut self, now_ms: u64, out: &mut Vec<OrderOutput>) {
+        let (mut bids, mut not) = (Vec::new(), Vec::new());
+        for talk in self.talks.values() {
+            let transcript = talk.transcript();
+            let demand = transcript.demand();
+            let Some(option) = self.options.get(&demand.node) else { continue };
+            let price = transcript.quote().and_then(|q| Some((q, q.rate.for_seconds(demand.duration_s)?)));
+            let why = match (&transcript.last().message.said, price) {
+                (Said::Reject { last: true, reason }, _) | (Said::Reject { reason, .. }, None) => {
+                    Why::Refused { reason: reason.clone() }
+                }
+                _ if !talk.is_my_turn() || now_ms > talk.expires_ms() => {
+                    self.unheard.get(&transcript.id()).cloned().unwrap_or(Why::NoReply)
+                }
+                (_, None) => Why::Refused { reason: Reason::Overflow },
+                (_, Some((_, price))) if price > self.wish.max_price => {
+                    Why::TooDear { price, limit: self.wish.max_price }
+                }
+                (_, Some((quote, _))) if quote.hold_fee > self.wish.max_hold_fee => {
+                    Why::Refused { reason: Reason::HoldFeeTooHigh }
+                }
+                (_, Some((quote, price))) => {
+                    let up = option.uptime_permille;
+                    bids.push(Bid::of(&option.candidate, up, quote.rate, price, quote.hold_fee));
+                    continue;
+                }
+            };
+            not.push((demand.node, why));
+        }
+        for (node, why) in not {
+            self.not(node, why);
+        }
+        self.queue = score(&bids, self.wish.weights, &self.wish.seed);
+        self.try_next(now_ms, out);
     }
 
     fn search(&self) -> Search {
         // Prices come down in negotiations: up to half as much again is worth asking.
         let max_price = self.wish.max_price.0.saturating_add(self.wish.max_price.0 / 2);
+        let place = &self.wish.place;
         Search {
             resources: self.wish.resources,
             ports: self.wish.ports.clone(),
             duration_s: self.wish.duration_s,
+            node: place.node.clone(),
+            farm: place.farm.clone(),
+            countries: place.countries.clone(),
+            trust: place.trust,
             max_price: Some(Grains(max_price)),
-            ..Search::default()
+            funds: place.funds,
         }
     }
 
@@ -136,8 +253,13 @@ impl Order {
     }
 }
 
+/// The window in equal rounds.
+fn round_ms(wish: &Wish) -> u64 {
+    (wish.window_ms / u64::from(ROUNDS)).max(1)
+}
+
 /// What the owner's limits say to the price on the table.
-pub(super) fn decide(wish: &Wish, option: &Offered, transcript: &Transcript, round: u32) -> Decision {
+fn decide(wish: &Wish, option: &Offered, transcript: &Transcript, round: u32) -> Decision {
     let demand = transcript.demand();
     let Some(list) = option.candidate.prices.rate(&demand.resources) else {
         return Decision::Reject(Reason::Overflow);

@@ -59,7 +59,7 @@ impl Scene {
                 let outputs = hear(&mut self.order, &reply, now + 1);
                 self.take(outputs, now + 1);
             }
-            now += ROUND_MS;
+            now += WINDOW_MS / u64::from(ROUNDS);
             let outputs = self.order.handle(OrderEvent::Tick, now);
             self.take(outputs, now);
         }
@@ -260,4 +260,66 @@ fn the_ledgers_no_ends_the_order_where_no_other_farm_helps() {
     let again = Order::recover(party(1), wish(), &scene.entries, now).unwrap().1;
     assert!(matches!(&again[..], [OrderOutput::Done(outcome)] if outcome.result.is_err()));
     assert_eq!(scene.order.name(), &name("web"));
+}
+
+#[test]
+fn a_round_ends_early_only_when_nobody_is_left_to_answer() {
+    let mut scene = Scene::new(&[100, 100], Wish { opening_percent: 100, ..wish() });
+    let replies = std::mem::take(&mut scene.replies);
+    let outputs = hear(&mut scene.order, &replies[0], NOW + 1);
+    assert_eq!(outputs, [], "the other one may still answer");
+    let outputs = hear(&mut scene.order, &replies[1], NOW + 2);
+    assert!(seal(&outputs).is_some(), "both said their price, and it is fine");
+}
+
+#[test]
+fn who_can_not_be_reached_is_not_waited_for_and_named() {
+    let mut scene = Scene::new(&[100], wish());
+    let negotiation = scene.order.transcripts().next().unwrap().id();
+    for round in 1..=ROUNDS {
+        let event = OrderEvent::Unheard { negotiation, problem: Unheard::Unreachable };
+        let outputs = scene.order.handle(event, NOW);
+        let again = sent(&outputs).len();
+        assert_eq!(again, usize::from(round < ROUNDS), "it is said again in every round");
+    }
+    let explain = scene.order.explain(None);
+    assert_eq!(explain.others[0].why, [Why::Unreachable]);
+    let text = explain.to_string();
+    assert!(text.contains("is not connected: its owner must run 'croft farm serve'"), "{text}");
+
+    let mut scene = Scene::new(&[100], wish());
+    let negotiation = scene.order.transcripts().next().unwrap().id();
+    let problem = Unheard::Refused("too many are open".to_owned());
+    let outputs = scene.order.handle(OrderEvent::Unheard { negotiation, problem }, NOW);
+    assert_eq!(sent(&outputs), [], "what was refused is not said again");
+    let text = scene.order.explain(None).to_string();
+    assert!(text.contains("its farmer's bot did not take what was said: too many are open"), "{text}");
+}
+
+#[test]
+fn the_owners_no_ends_an_order_only_before_anything_is_promised() {
+    let mut scene = Scene::new(&[100], wish());
+    let now = scene.choose(|_| {});
+    let outputs = scene.order.handle(OrderEvent::Cancel, now);
+    scene.take(outputs, now);
+    let failure = scene.done.take().unwrap().result.unwrap_err();
+    assert_eq!(failure, OrderFailure::Declined { name: name("web") });
+    assert_eq!(scene.entries.last(), Some(&OrderEntry::Failed));
+
+    let mut scene = Scene::new(&[100], wish());
+    let now = scene.choose(|_| {});
+    scene.propose(now);
+    assert_eq!(scene.order.handle(OrderEvent::Cancel, now), [], "a fee is promised: that is settled first");
+}
+
+#[test]
+fn an_owner_who_thinks_for_longer_than_offers_stand_is_given_fresh_ones() {
+    let mut scene = Scene::new(&[100], wish());
+    let now = scene.choose(|_| {});
+    let negotiation = scene.seal.take().unwrap();
+    let event = OrderEvent::Sealed { negotiation, sealed: Some(vec![1]) };
+    let outputs = scene.order.handle(event, now + 10 * 60_000);
+    assert!(outputs.contains(&OrderOutput::Search), "{outputs:?}");
+    scene.take(outputs, now + 10 * 60_000);
+    assert!(scene.entries.iter().all(|entry| matches!(entry, OrderEntry::Started { .. })));
 }

@@ -2,7 +2,7 @@
 
 use croft_attest::soft::SoftTpm;
 use croft_ledger::memory::name;
-use croft_market::{FarmerPolicy, OfferedNode, check_proposal};
+use croft_market::transcript::Transcript;
 use croft_protocol::api::{
     Concern, ContractQuery, Cursor, Event, Failure, FarmQuery, IncomingRelay, NodeQuery, Page, ProvedPage,
     ProvedRecord, ProvedThing, Query, Request, Response,
@@ -11,6 +11,7 @@ use croft_protocol::attestation::{Credential, SignedVoucher, Voucher};
 use croft_protocol::command::SignedJoin;
 use croft_protocol::contract::KeptContract;
 use croft_protocol::image::{Chunk, ImageManifest};
+use croft_protocol::market::{Demand, Message, Quote, Said, SignedMessage};
 use croft_protocol::peer::{
     Explanation, FarmRequest, FarmResponse, LogLine, NodeRequest, NodeResponse, Step, VmExplanation,
 };
@@ -21,8 +22,8 @@ use croft_protocol::state::NodeContracts;
 use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
 use croft_protocol::workload::Workload;
 use croft_protocol::{
-    Body, ChainId, Command, ContractBody, Escrow, Hash, NodeCapacity, PriceList, Record, RecordId, Rejection,
-    SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange, StateKey, limits,
+    Body, ChainId, Command, ContractBody, Escrow, Grains, Hash, NodeCapacity, PriceList, Rate, Record,
+    RecordId, Rejection, SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange, StateKey, limits,
 };
 
 use crate::check::{bounded, bounded_message, canonical};
@@ -315,27 +316,6 @@ fn terms(bytes: &[u8]) {
     if signed.verify(&scenario.ledger.chain()).is_ok() {
         assert_eq!(signed, signed_terms(), "altered terms have good signatures");
     }
-    let terms = &signed.terms;
-    let capacity =
-        NodeCapacity { version: 1, total: scenario.node_body().capacity, ..NodeCapacity::default() };
-    let offered = OfferedNode {
-        node: scenario.node_id(),
-        farm: scenario.farm,
-        farmer: scenario.farmer.public(),
-        prices: &PriceList { cpu: 10, memory_gib: 2, ssd_gib: 1, hdd_gib: 0 },
-        capacity: &capacity,
-        taken_ports: &std::collections::BTreeSet::new(),
-        contracts: 0,
-        connected: Some(true),
-    };
-    let now_ms = croft_ledger::memory::START_MS;
-    match check_proposal(terms, &offered, &FarmerPolicy::default(), now_ms) {
-        Ok(()) => {
-            assert!(terms.price().is_some(), "a farmer signs for a price that can't be computed");
-            assert!(capacity.free().covers(&terms.resources), "a farmer sells what there is not");
-        }
-        Err(refusal) => bounded_message("terms", &refusal.to_string()),
-    }
 }
 
 fn kept_contract(bytes: &[u8]) {
@@ -403,15 +383,28 @@ fn node_peer(bytes: &[u8]) {
 }
 
 fn farm_peer(bytes: &[u8]) {
-    if let Some(FarmRequest::Propose { terms, user }) =
-        canonical::<FarmRequest>("proposal", limits::PEER_MESSAGE_BYTES, bytes)
+    let chain = scene().scenario.ledger.chain();
+    if let Some(FarmRequest::Negotiate { message }) =
+        canonical::<FarmRequest>("message to a farmer", limits::PEER_MESSAGE_BYTES, bytes)
     {
-        let chain = scene().scenario.ledger.chain();
-        if terms.user.verify(croft_protocol::keys::Domain::TERMS, &chain, &*terms, &user).is_ok() {
-            assert_eq!(*terms, signed_terms().terms, "altered terms have a good signature");
+        match Transcript::open(&chain, *message) {
+            Ok(transcript) => {
+                assert_eq!(*transcript.last(), demand(), "an altered demand has a good signature");
+            }
+            Err(refusal) => bounded_message("demand", &refusal.to_string()),
         }
     }
-    drop(canonical::<FarmResponse>("answer to a proposal", limits::PEER_MESSAGE_BYTES, bytes));
+    if let Some(FarmResponse::Said { message }) =
+        canonical::<FarmResponse>("answer of a farmer", limits::PEER_MESSAGE_BYTES, bytes)
+    {
+        // Whatever it is, it is not the farmer's answer to that demand, unless the farmer signed it.
+        let mut transcript = Transcript::open(&chain, demand()).expect("our own demand is good");
+        let before = transcript.clone();
+        if let Err(refusal) = transcript.append(&chain, *message) {
+            bounded_message("answer", &refusal.to_string());
+            assert_eq!(transcript, before, "a refused message changed the transcript");
+        }
+    }
 }
 
 fn opened_workload(bytes: &[u8]) {
@@ -658,10 +651,50 @@ fn node_messages() -> Vec<Seed> {
 }
 
 fn farm_messages() -> Vec<Seed> {
-    let SignedTerms { terms, user, farmer } = signed_terms();
+    let demand = demand();
+    let quote = Quote { rate: Rate(7), hold_fee: Grains(420), hold_ms: 60_000, capacity_version: 1 };
+    let message = Message {
+        negotiation: demand.message.negotiation,
+        step: 1,
+        prev: demand.hash(),
+        author: scene().scenario.farmer.public(),
+        expires_ms: demand.message.expires_ms,
+        said: Said::Offer(quote),
+        note: String::new(),
+    };
+    let scenario = &scene().scenario;
+    let offer = SignedMessage::sign(message, &scenario.ledger.chain(), &scenario.farmer);
     vec![
-        encoded("propose", &FarmRequest::Propose { terms: Box::new(terms), user }),
-        encoded("signed", &FarmResponse::Signed { farmer }),
-        encoded("refused", &FarmResponse::Refused { fatal: true, reason: "no".to_owned() }),
+        encoded("demand", &FarmRequest::Negotiate { message: Box::new(demand) }),
+        encoded("offer", &FarmResponse::Said { message: Box::new(offer) }),
+        encoded("heard", &FarmResponse::Heard),
+        encoded("refused", &FarmResponse::Refused { reason: "no".to_owned() }),
     ]
+}
+
+/// The demand of the scene's user for the scene's node.
+fn demand() -> SignedMessage {
+    let scenario = &scene().scenario;
+    let chain = scenario.ledger.chain();
+    let demand = Demand {
+        buyer: scenario.user.public(),
+        farmer: scenario.farmer.public(),
+        farm: scenario.farm,
+        node: scenario.node_id(),
+        resources: signed_terms().terms.resources,
+        ports: Vec::new(),
+        duration_s: 3600,
+        grace_s: 60,
+        nonce: [1; 16],
+    };
+    let message = Message {
+        negotiation: demand.id(&chain),
+        step: 0,
+        prev: Hash::ZERO,
+        author: scenario.user.public(),
+        expires_ms: croft_ledger::memory::START_MS + 60_000,
+        said: Said::Demand(demand),
+        note: String::new(),
+    };
+    SignedMessage::sign(message, &chain, &scenario.user)
 }

@@ -132,7 +132,7 @@ async fn deploy_rows(scene: &mut Scene) -> Result<Vec<Row>> {
     scene.node.serial().skip_to_end();
     let file = scene.grid.dir().join("web.toml");
     let file = file.to_str().context("a path in UTF-8")?.to_owned();
-    scene.grid.croft(["--bot", "alice", "deploy", &file, "--detach"]).await?;
+    scene.grid.croft(["--bot", "alice", "deploy", &file, "--yes", "--detach"]).await?;
     let r#final = Instant::now();
     http::wait_for_ok(scene.web(), "/", Duration::from_secs(300)).await?;
     let reply_ms = r#final.elapsed().as_millis() as f64;

@@ -29,13 +29,13 @@ enum UploadError {
 }
 
 /// Reads and checks a manifest of the local store.
-pub(in crate::commands) fn manifest(store: &BlobStore, hash: Hash) -> Result<ImageManifest, BlobError> {
+pub(crate) fn manifest(store: &BlobStore, hash: Hash) -> Result<ImageManifest, BlobError> {
     let bytes = store.get(&hash)?;
     ImageManifest::check(&bytes, hash)
         .map_err(|_| BlobError::Altered { path: store.path(&hash), found: Hash::of_bytes(&bytes) })
 }
 
-pub(in crate::commands) async fn upload(
+pub(crate) async fn upload(
     grid: &Grid,
     store: &BlobStore,
     image: &ResolvedImage,

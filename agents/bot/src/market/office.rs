@@ -1,0 +1,355 @@
+//! A farmer's bot at work: drives `croft_market::Desk` with what the ledger proves, and keeps what it promised.
+//!
+//! ```text
+//!   message ──look: books of its node, funds of its author──> Desk ──Write──> journal ──durable──> the answer
+//!                                                               └──Ask──> a person: decide()
+//! ```
+//! The same message said again gets the same answer. Nothing is promised on books older than those that were seen, nor
+//! twice: what is promised is kept over restarts, until the ledger has it or it expires. When the journal can't be
+//! written nothing more is answered. It must never hold the desk while it waits for the ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
+
+use croft_market::conversation::Party;
+use croft_market::desk::Books;
+use croft_market::journal::Journal as _;
+use croft_market::transcript::MessageRefusal;
+use croft_market::{Desk, DeskEntry, DeskEvent, DeskOutput, Policy};
+use croft_protocol::contract::PublishedPort;
+use croft_protocol::market::{NegotiationId, Reason, Said, SignedMessage};
+use croft_protocol::peer::FarmResponse;
+use croft_protocol::{BotId, ContractId, FarmId, Grains, Name, NodeId, SecretKey, Terms, limits};
+
+use super::journal::{FileJournal, JournalError};
+use crate::grid::{Grid, GridError, now_ms};
+
+/// The journal is rewritten with what is still promised when it has grown to this.
+const REWRITE_BYTES: u64 = 16 << 20;
+/// How often the books are looked up again for one message when others were faster.
+const LOOKS: usize = 3;
+
+/// Why a message can't be answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OfficeError {
+    #[error("the ledger can't be asked")]
+    Grid(#[from] GridError),
+    /// Nothing may be promised any more.
+    #[error("what was promised can't be kept: the bot must end here, and start anew")]
+    Journal(#[from] JournalError),
+    #[error("the journal holds what this bot did not say: restore it, or move it away")]
+    Kept(#[from] MessageRefusal),
+    #[error("another call broke the books: the bot must start anew")]
+    Broken,
+}
+
+impl OfficeError {
+    /// Whether the bot must not go on.
+    pub(crate) fn is_fatal(&self) -> bool {
+        !matches!(self, Self::Grid(_))
+    }
+}
+
+/// What happened, for the log and for the person who is asked.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The farm signed.
+    Signed(Deal),
+    /// It said no, for good or until something else is said.
+    Refused { user: BotId, node: Option<NodeId>, deal: Option<Deal>, reason: String },
+    /// A person is to be asked.
+    Ask { negotiation: NegotiationId, deal: Deal },
+    /// A reservation was not used.
+    Unused { user: BotId, contract: ContractId, node: NodeId, fee: Grains },
+}
+
+/// What is signed, or asked about.
+#[derive(Debug, Clone)]
+pub(crate) struct Deal {
+    pub(crate) contract: ContractId,
+    pub(crate) name: Name,
+    pub(crate) user: BotId,
+    pub(crate) node: NodeId,
+    pub(crate) price: Option<Grains>,
+    pub(crate) duration_s: u64,
+}
+
+impl Deal {
+    fn of(terms: &Terms) -> Self {
+        Self {
+            contract: terms.id(),
+            name: terms.name.clone(),
+            user: terms.user,
+            node: terms.node,
+            price: terms.price(),
+            duration_s: terms.duration_s,
+        }
+    }
+}
+
+struct Inner {
+    desk: Desk,
+    journal: FileJournal<DeskEntry>,
+    /// The newest books of each of our nodes that the desk was told.
+    versions: BTreeMap<NodeId, u64>,
+}
+
+/// What the ledger says of a node, at one height.
+struct Seen {
+    node: NodeId,
+    books: Option<Books>,
+    contracts: Vec<ContractId>,
+}
+
+pub(crate) struct Office {
+    me: BotId,
+    grid: Grid,
+    farms: BTreeSet<FarmId>,
+    inner: Mutex<Inner>,
+}
+
+impl Office {
+    /// Opens the journal and takes up what it holds.
+    pub(crate) fn open(
+        key: &SecretKey,
+        grid: Grid,
+        farms: BTreeSet<FarmId>,
+        policy: Policy,
+        dir: &Path,
+    ) -> Result<Self, OfficeError> {
+        let mut journal = FileJournal::open(dir)?;
+        let entries = still_promised(journal.entries()?);
+        journal.replace(&entries)?;
+        let party = Party { key: key.clone(), chain: grid.pin().chain };
+        let desk = Desk::recover(party, policy, &entries, now_ms())?;
+        let inner = Mutex::new(Inner { desk, journal, versions: BTreeMap::new() });
+        Ok(Self { me: key.public(), grid, farms, inner })
+    }
+
+    pub(crate) fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    /// Takes a message of a caller that proved who it is; gives its answer.
+    pub(crate) async fn hear(
+        &self,
+        caller: BotId,
+        message: Box<SignedMessage>,
+    ) -> Result<(FarmResponse, Vec<News>), OfficeError> {
+        let Some((node, ports)) = self.concerns(&message)? else {
+            // Nothing that is known here: the desk says so, without any look at the ledger.
+            let mut inner = self.lock()?;
+            return inner.tell(DeskEvent::Message { from: caller, funds: None, message }, caller);
+        };
+        let funds = Some(self.grid.account(caller).await?.balance);
+        let mut looks = 0;
+        loop {
+            let seen = self.look(node, &ports).await?;
+            looks += 1;
+            let mut inner = self.lock()?;
+            // Where others are always faster, the newer books that the desk has do.
+            if inner.take(seen)? || looks >= LOOKS {
+                return inner.tell(DeskEvent::Message { from: caller, funds, message }, caller);
+            }
+        }
+    }
+
+    /// The person who was asked has decided. The buyer gets the answer when it asks again.
+    pub(crate) async fn decide(
+        &self,
+        negotiation: NegotiationId,
+        approved: bool,
+    ) -> Result<Vec<News>, OfficeError> {
+        let about = {
+            let inner = self.lock()?;
+            inner.desk.transcript(&negotiation).map(|t| (t.demand().node, asked_ports(&t.demand().ports)))
+        };
+        let Some((node, ports)) = about else { return Ok(Vec::new()) };
+        let seen = self.look(node, &ports).await?;
+        let mut inner = self.lock()?;
+        inner.take(seen)?;
+        inner.tell(DeskEvent::Decided { negotiation, approved }, self.me).map(|(_, news)| news)
+    }
+
+    /// What time has made due: reservations that were not used are free again.
+    pub(crate) async fn tick(&self) -> Result<Vec<News>, OfficeError> {
+        let held: Vec<ContractId> = {
+            let inner = self.lock()?;
+            if inner.desk.next_wake_ms().is_none_or(|wake_ms| wake_ms > now_ms()) {
+                return Ok(Vec::new());
+            }
+            inner.desk.reservations().iter().map(|held| held.reservation.contract).collect()
+        };
+        // What became a contract was used, whatever became of it since.
+        let agreed = self.grid.contracts(&held).await?;
+        let mut inner = self.lock()?;
+        let mut news = Vec::new();
+        for contract in agreed {
+            news.extend(inner.tell(DeskEvent::Agreed { contract: contract.id }, self.me)?.1);
+        }
+        news.extend(inner.tell(DeskEvent::Tick, self.me)?.1);
+        inner.rewrite_journal()?;
+        Ok(news)
+    }
+
+    /// Reservations that stand.
+    pub(crate) fn promised(&self) -> Result<usize, OfficeError> {
+        Ok(self.lock()?.desk.reservations().len())
+    }
+
+    fn lock(&self) -> Result<MutexGuard<'_, Inner>, OfficeError> {
+        // A call that panicked may have left half a change behind.
+        self.inner.lock().map_err(|_| OfficeError::Broken)
+    }
+
+    /// Which node a message is about, and which ports are asked for there.
+    fn concerns(&self, message: &SignedMessage) -> Result<Option<(NodeId, Vec<PublishedPort>)>, OfficeError> {
+        if let Said::Demand(demand) = &message.message.said {
+            return Ok(Some((demand.node, asked_ports(&demand.ports))));
+        }
+        let inner = self.lock()?;
+        let known = inner.desk.transcript(&message.message.negotiation);
+        Ok(known.map(|known| (known.demand().node, asked_ports(&known.demand().ports))))
+    }
+
+    async fn look(&self, node: NodeId, ports: &[PublishedPort]) -> Result<Seen, OfficeError> {
+        let Some(found) = self.grid.node(node).await? else {
+            return Ok(Seen { node, books: None, contracts: Vec::new() });
+        };
+        let contracts = found.contracts.clone();
+        let farm_id = found.body.farm;
+        let farm = if self.farms.contains(&farm_id) { self.grid.farm(farm_id).await? } else { None };
+        let Some(farm) = farm.filter(|farm| farm.owner == self.me) else {
+            return Ok(Seen { node, books: None, contracts });
+        };
+        let keys: Vec<_> = ports.iter().map(|port| (node, *port)).collect();
+        let taken = self.grid.ports_taken(&keys).await?;
+        let taken_ports =
+            ports.iter().zip(taken).filter(|(_, taken)| *taken).map(|(port, _)| *port).collect();
+        let books = Books {
+            farm: farm_id,
+            country: farm.country,
+            region: farm.region,
+            prices: farm.prices,
+            capacity: found.capacity,
+            taken_ports,
+            contracts: found.contracts.len(),
+            connected: self.grid.presence_unproved(&[node]).await?.first().copied(),
+        };
+        Ok(Seen { node, books: Some(books), contracts })
+    }
+}
+
+/// A list that is too long is refused by the desk; it need not be looked up.
+fn asked_ports(ports: &[PublishedPort]) -> Vec<PublishedPort> {
+    ports.iter().take(limits::PORTS_PER_CONTRACT).copied().collect()
+}
+
+/// What was promised and is not free again, oldest first.
+fn still_promised(entries: Vec<DeskEntry>) -> Vec<DeskEntry> {
+    let freed: BTreeSet<ContractId> = entries
+        .iter()
+        .filter_map(|entry| match entry {
+            DeskEntry::Freed(contract) => Some(*contract),
+            DeskEntry::Held(_) => None,
+        })
+        .collect();
+    let stands = |entry: &DeskEntry| match entry {
+        // What is held is the last proposal.
+        DeskEntry::Held(transcript) => {
+            transcript.proposal().is_some_and(|(terms, ..)| !freed.contains(&terms.id()))
+        }
+        DeskEntry::Freed(_) => false,
+    };
+    entries.into_iter().filter(stands).collect()
+}
+
+impl Inner {
+    /// Tells the desk what the ledger says. Returns whether these are the newest books that it knows.
+    fn take(&mut self, seen: Seen) -> Result<bool, OfficeError> {
+        let Seen { node, books, contracts } = seen;
+        // A contract on the ledger is there for good, however old the look at it.
+        for contract in contracts {
+            self.tell(DeskEvent::Agreed { contract }, node)?;
+        }
+        match &books {
+            Some(books) => {
+                let version = self.versions.entry(node).or_default();
+                if books.capacity.version < *version {
+                    return Ok(false);
+                }
+                *version = books.capacity.version;
+            }
+            None => drop(self.versions.remove(&node)),
+        }
+        self.tell(DeskEvent::Books { node, books: books.map(Box::new) }, node)?;
+        Ok(true)
+    }
+
+    /// Carries out what the desk wants, in its order. What is written survives before anything after it is said.
+    fn tell(&mut self, event: DeskEvent, caller: BotId) -> Result<(FarmResponse, Vec<News>), OfficeError> {
+        let is_repeat = self.is_repeat(&event);
+        let (mut response, mut news) = (FarmResponse::Heard, Vec::new());
+        for output in self.desk.handle(event, now_ms()) {
+            match output {
+                DeskOutput::Write(entry) => self.journal.write(&entry)?,
+                DeskOutput::Send { to, message } => {
+                    if !is_repeat {
+                        news.extend(self.said(&message));
+                    }
+                    if to == caller {
+                        response = FarmResponse::Said { message };
+                    }
+                }
+                DeskOutput::Ask { negotiation, terms } => {
+                    news.push(News::Ask { negotiation, deal: Deal::of(&terms) });
+                }
+                // The ledger has no command for it yet.
+                DeskOutput::Announce { .. } => {}
+                DeskOutput::Claim(reservation) => {
+                    let held = reservation.reservation;
+                    let (user, contract, node, fee) = (held.user, held.contract, held.node, held.fee);
+                    news.push(News::Unused { user, contract, node, fee });
+                }
+                DeskOutput::Refused { from, refusal } => {
+                    let reason = refusal.to_string();
+                    news.push(News::Refused { user: from, node: None, deal: None, reason: reason.clone() });
+                    response = FarmResponse::Refused { reason };
+                }
+            }
+        }
+        Ok((response, news))
+    }
+
+    /// Whether an event only makes the desk say again what it said.
+    fn is_repeat(&self, event: &DeskEvent) -> bool {
+        let DeskEvent::Message { message, .. } = event else { return false };
+        self.desk.transcript(&message.message.negotiation).is_some_and(|known| known.holds(message))
+    }
+
+    /// What is worth a line: signatures and refusals, not every price.
+    fn said(&self, message: &SignedMessage) -> Option<News> {
+        let transcript = self.desk.transcript(&message.message.negotiation)?;
+        let deal = transcript.proposal().map(|(terms, ..)| Deal::of(terms));
+        match &message.message.said {
+            Said::Approve { .. } => deal.map(News::Signed),
+            // The buyer is still haggling.
+            Said::Reject { last: false, reason: Reason::PriceTooLow } => None,
+            Said::Reject { reason, .. } => {
+                let demand = transcript.demand();
+                let (user, node) = (demand.buyer, Some(demand.node));
+                Some(News::Refused { user, node, deal, reason: reason.to_string() })
+            }
+            _ => None,
+        }
+    }
+
+    fn rewrite_journal(&mut self) -> Result<(), OfficeError> {
+        if self.journal.bytes() >= REWRITE_BYTES {
+            let entries = still_promised(self.journal.entries()?);
+            self.journal.replace(&entries)?;
+        }
+        Ok(())
+    }
+}
