@@ -26,7 +26,7 @@ fn fields_are_documented(command: &str, json: &serde_json::Value) {
 #[test]
 fn a_contract_waits_for_its_approvers_and_runs_once_they_approved() {
     let (world, node, file) = with_approvers();
-    let deployed = world.json(&format!("deploy {file} --bot alice"));
+    let deployed = world.json(&format!("deploy {file} --yes --bot alice"));
     assert_eq!(deployed["state"], "agreed");
     let text = world.text("ps --bot alice");
     assert!(text.contains("agreed: waits for olga (2, required), otto (1), has 0 of 2"), "{text}");
@@ -75,14 +75,14 @@ fn a_contract_waits_for_its_approvers_and_runs_once_they_approved() {
 #[test]
 fn a_required_approver_who_refuses_ends_it_and_everything_goes_back() {
     let (world, _node, file) = with_approvers();
-    world.json(&format!("deploy {file} --bot alice"));
+    world.json(&format!("deploy {file} --yes --bot alice"));
     assert_eq!(world.json("wallet show --bot alice")["balance"], 1_000_000 - 226_800);
     let text = world.text("approve web --refuse --bot olga");
     assert!(text.contains("it has ended: not approved; 226 800 grains went back to alice"), "{text}");
     assert_eq!(world.json("wallet show --bot alice")["balance"], 1_000_000);
     assert_eq!(world.json("farm nodes attic")["nodes"][0]["free"]["cpu_millis"], 2000);
     let stranger = world.file("stranger.toml", &format!("{WEB}{}", APPROVAL.replace("otto", "nobody")));
-    let unknown = world.run(&format!("deploy {stranger} --bot alice"));
+    let unknown = world.run(&format!("deploy {stranger} --yes --bot alice"));
     assert_eq!(unknown.code, 4, "{}", unknown.err);
     assert!(unknown.err.contains("there is no bot 'nobody' on grid 'demo'"), "{}", unknown.err);
     assert!(unknown.err.contains("correct [approval] in the deploy file"), "{}", unknown.err);
@@ -94,7 +94,7 @@ fn what_is_paid_by_the_hour_can_be_funded_by_anyone_up_to_its_price() {
     let _node = FakeNode::start(&world, Behaviour::default());
     let by_the_hour = WEB.replace("duration = \"1h\"", "duration = \"3h\"\nprepaid = \"1h\"");
     let file = world.file("web.toml", &by_the_hour);
-    let deployed = world.json(&format!("deploy {file} --bot alice"));
+    let deployed = world.json(&format!("deploy {file} --yes --bot alice"));
     assert_eq!((&deployed["price"], &deployed["deposit"]), (&680_400.into(), &226_800.into()));
     assert_eq!(world.json("wallet show --bot alice")["balance"], 1_000_000 - 226_800);
     let before = world.json("ps --bot alice")["contracts"][0].clone();

@@ -685,6 +685,7 @@ fn demand() -> SignedMessage {
         ports: Vec::new(),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: None,
         nonce: [1; 16],
     };
     let message = Message {
