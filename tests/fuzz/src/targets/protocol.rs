@@ -88,7 +88,7 @@ pub const TARGETS: &[Target] = &[
         name: "terms",
         decodes: "terms, and terms with both signatures",
         sent_by: "a user's bot, a farmer's bot",
-        files: &["agents/protocol/src/contract.rs", "agents/market/src/proposal.rs"],
+        files: &["agents/protocol/src/contract.rs"],
         seeds: || vec![encoded("web", &signed_terms())],
         rounds: 1_500,
         run: terms,
