@@ -39,7 +39,7 @@ pub struct DeployFlags {
     /// How long to wait until it runs
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_seconds, conflicts_with = "detach")]
     pub timeout: u64,
-    /// Pay at most this for the whole duration under [terms] (not per hour) [default: max_price of the file, else what
+    /// Pay at most this for the whole duration under 'terms' (not per hour) [default: max_price of the file, else what
     /// the wallet has; the lower of both counts]
     #[arg(long, value_name = "GRAINS", value_parser = parse_grains)]
     pub max_price: Option<Grains>,
