@@ -4,6 +4,7 @@
 mod bot;
 mod contracts;
 mod deploy;
+mod directory;
 mod explain;
 mod farm;
 mod find;
@@ -16,6 +17,7 @@ mod keys;
 mod ledger;
 mod logs;
 mod media;
+mod message;
 mod policy;
 mod ps;
 mod quorum;
@@ -23,6 +25,7 @@ mod recipe;
 pub(crate) mod release;
 mod serve;
 mod show;
+mod statement;
 mod stop;
 mod target;
 pub(crate) mod validators;
@@ -207,6 +210,12 @@ pub async fn run(
         Action::BotPhrase { name } => keys::phrase(c, name),
         Action::BotExport { name, file, passphrase } => keys::export(c, &name, &file, passphrase.as_deref()),
         Action::BotImport { name, from } => keys::import(c, name, &from),
+        Action::BotUpdate(flags) => directory::update(c, &flags).await,
+        Action::BotFind(flags) => directory::find(c, flags).await,
+        Action::MessageSend { to, text } => message::send(c, &to, &text).await,
+        Action::MessageRead { follow } => message::read(c, follow).await,
+        Action::WalletStatement { since_ms } => statement::statement(c, since_ms).await,
+        Action::WalletFaucet => wallet::faucet(c).await,
         Action::WalletShow => wallet::show(c).await,
         Action::WalletSend { to, amount, memo } => wallet::send(c, &to, amount, memo).await,
         Action::FarmNew(farm) => farm::new(c, farm).await,

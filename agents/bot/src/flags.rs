@@ -15,7 +15,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use croft_protocol::{Endorsement, Grains, Name, PublicKey, units};
 
-pub use bot::{BotCommand, WalletCommand};
+pub use bot::{
+    BotCommand, BotFindFlags, BotUpdateFlags, FaucetFlags, MessageCommand, RoleFlag, WalletCommand,
+};
 pub use ledger::{
     ContractQueryFlags, FarmQueryFlags, LedgerCommand, LogFlags, NodeQueryFlags, PageFlags, QueryCommand,
     StateFlag, ThingFlags, TrustFlag,
@@ -45,7 +47,7 @@ Exit codes:
   4  what you named does not exist, or no node fits
   5  a replica, a node or a farmer's bot can't be reached
 
-With --json the result is one JSON document on stdout ('logs', 'keep', 'farm serve' and 'grid up': one object per
+With --json the result is one JSON document on stdout ('logs', 'keep', 'farm serve', 'grid up', following: one object per
 line), and an error is one object {\"error\": {\"exit\", \"message\", \"remedy\"?}} on stderr. Times are
 milliseconds since 1970 UTC in fields that end with _ms; amounts are whole grains; ids and hashes are hex.
 
@@ -101,6 +103,9 @@ pub enum Command {
     /// Grains: what there is, what is held, sending some
     #[command(subcommand)]
     Wallet(WalletCommand),
+    /// Messages between bots, which nobody else can read
+    #[command(subcommand)]
+    Message(MessageCommand),
     /// Farms and their machines
     #[command(subcommand)]
     Farm(FarmCommand),
@@ -292,6 +297,8 @@ pub struct GridInitFlags {
     /// A boot file that makes a node 'attested', or its Authenticode SHA-256; may be given several times
     #[arg(long = "boot-file", value_name = "FILE|DIGEST")]
     pub boot_files: Vec<String>,
+    #[command(flatten)]
+    pub faucet: FaucetFlags,
 }
 
 /// As [`croft_protocol::Endorsement`].

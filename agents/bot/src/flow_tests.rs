@@ -9,6 +9,7 @@ mod ledger;
 mod life;
 mod market;
 mod media;
+mod messages;
 mod recipes;
 mod releases;
 mod validators;

@@ -21,8 +21,8 @@ use croft_protocol::release::{FarmPolicy, Trials};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
     Body, BotId, ChainId, Command, ContractBody, ContractId, DecodeError, Escrow, Genesis, Name,
-    NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId, Rejection, ReleaseId, SecretKey, StateKey,
-    limits,
+    NodeCapacity, NodeId, NodeTrust, Profile, PublicKey, Record, RecordId, Rejection, ReleaseId, SecretKey,
+    StateKey, limits,
 };
 use croft_transport::ClientError;
 use croft_transport::verified::{Following, Keep, Trail, Trusted, Verified, VerifiedError};
@@ -38,7 +38,7 @@ pub use croft_transport::verified::Final;
 /// A command is void after so many blocks: some minutes of a busy grid, hours of an idle one.
 const EXPIRES_AFTER_BLOCKS: u64 = 600;
 /// Records of one search that are looked at.
-const FOUND_LIMIT: usize = 2048;
+pub(crate) const FOUND_LIMIT: usize = 2048;
 
 /// Why the grid can't be asked, or says no.
 #[derive(Debug, thiserror::Error)]
@@ -274,6 +274,15 @@ impl Grid {
             None => Ok(None),
             Some(Record { body: Body::Bot(body), .. }) => Ok(Some(body)),
             Some(_) => Err(self.other_record(format!("bot {id}"))),
+        }
+    }
+
+    /// What a bot says of itself, if it ever did.
+    pub async fn profile(&self, id: BotId) -> Result<Option<Profile>, GridError> {
+        match self.record(RecordId::profile(&id)).await? {
+            None => Ok(None),
+            Some(Record { body: Body::Profile(profile), .. }) => Ok(Some(profile)),
+            Some(_) => Err(self.other_record(format!("the profile of bot {id}"))),
         }
     }
 

@@ -9,6 +9,7 @@
 //!   grids/NAME/standing/     standing orders of 'croft keep': BOT.ORDER.json, and a lock for each
 //!   grids/NAME/ledger-dir    where the embedded replica's files are, if the grid was made here
 //!   grids/NAME/ledger/       there, unless --dir said otherwise
+//!   grids/NAME/messages/ID.seen  which messages the bot with this id has had
 //!   images/NAME.json         what a name stands for
 //!   blobs/                   chunks and manifests
 //!   orders/GRID/BOT/NAME/    journal of an order that is under way
@@ -27,7 +28,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use croft_protocol::boot::GridPin;
-use croft_protocol::{Hash, Name, SecretKey};
+use croft_protocol::{BotId, Hash, Name, SecretKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -328,6 +329,27 @@ impl Home {
     #[must_use]
     pub fn contradiction_path(&self, grid: &Name) -> PathBuf {
         self.grid_dir(grid).join("contradiction")
+    }
+
+    // Messages.
+
+    /// Held until dropped: only one process of this home reads messages at a time.
+    pub(crate) fn lock_messages(&self, grid: &Name) -> Result<fs::File, HomeError> {
+        lock(&self.grid_dir(grid).join("messages"))
+    }
+
+    /// Which messages a bot has had, as it was kept.
+    pub fn messages_seen(&self, grid: &Name, bot: &BotId) -> Result<Option<Vec<u8>>, HomeError> {
+        read(&self.messages_seen_path(grid, bot))
+    }
+
+    pub fn keep_messages_seen(&self, grid: &Name, bot: &BotId, bytes: &[u8]) -> Result<(), HomeError> {
+        write(&self.messages_seen_path(grid, bot), bytes)
+    }
+
+    #[must_use]
+    pub fn messages_seen_path(&self, grid: &Name, bot: &BotId) -> PathBuf {
+        self.grid_dir(grid).join("messages").join(format!("{bot}.seen"))
     }
 
     // Images.

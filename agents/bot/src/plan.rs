@@ -11,11 +11,11 @@ use croft_protocol::{ContractId, Name, PriceList, PublicKey, RecordId};
 
 use crate::exit::Failure;
 use crate::flags::{
-    BotCommand, Command, Common, CostFlags, DeployFlags, FarmCommand, FarmImageFlags, FarmNewFlags,
-    FindFlags, Flags, GridCommand, GridInitFlags, GridUpFlags, HistoryKind, ImageCommand, KeepFlags,
-    MediaCommand, MediaServeFlags, NewPower, PolicyFlags, PrepareFlags, PublishFlags, RecipeCommand,
-    RecipeDeployFlags, RecipeRef, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand,
-    WalletCommand,
+    BotCommand, BotFindFlags, BotUpdateFlags, Command, Common, CostFlags, DeployFlags, FarmCommand,
+    FarmImageFlags, FarmNewFlags, FindFlags, Flags, GridCommand, GridInitFlags, GridUpFlags, HistoryKind,
+    ImageCommand, KeepFlags, MediaCommand, MediaServeFlags, MessageCommand, NewPower, PolicyFlags,
+    PrepareFlags, PublishFlags, RecipeCommand, RecipeDeployFlags, RecipeRef, ReleaseCommand,
+    ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -109,6 +109,13 @@ pub enum KeySource {
     Words(Option<PathBuf>),
 }
 
+/// Where the text of a message comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum MessageText {
+    Given(String),
+    File(PathBuf),
+}
+
 #[derive(Debug)]
 pub enum Action {
     GridInit(GridInitFlags),
@@ -125,6 +132,12 @@ pub enum Action {
     BotPhrase { name: Option<Name> },
     BotExport { name: Name, file: PathBuf, passphrase: Option<PathBuf> },
     BotImport { name: Option<Name>, from: KeySource },
+    BotUpdate(BotUpdateFlags),
+    BotFind(BotFindFlags),
+    MessageSend { to: Name, text: MessageText },
+    MessageRead { follow: bool },
+    WalletStatement { since_ms: Option<u64> },
+    WalletFaucet,
     WalletShow,
     WalletSend { to: Name, amount: croft_protocol::Grains, memo: String },
     FarmNew(FarmNew),
@@ -188,6 +201,7 @@ impl Action {
                 | Self::FarmServe { .. }
                 | Self::MediaServe(_)
                 | Self::Logs { follow: true, .. }
+                | Self::MessageRead { follow: true }
                 | Self::Ledger(LedgerAction::Log { follow: true, .. })
         )
     }
@@ -305,6 +319,8 @@ pub enum PlanError {
         "nothing says what to import: name a file that 'croft bot export' wrote, or give --words with --name NAME"
     )]
     NoImport,
+    #[error("nothing says what to write: give a text, or a file with --file")]
+    NoText,
     #[error("'{text}' is not {what}: write {example}")]
     Target { text: String, what: &'static str, example: &'static str },
     #[error("'{what}' is no name")]
@@ -384,6 +400,11 @@ fn action(command: Command) -> Result<Action, PlanError> {
             Action::BotImport { name: Some(name), from: KeySource::Words(words_file) }
         }
         Command::Bot(BotCommand::Import { file: None, name: None, .. }) => return Err(PlanError::NoImport),
+        Command::Bot(BotCommand::Update(flags)) => Action::BotUpdate(flags),
+        Command::Bot(BotCommand::Find(flags)) => Action::BotFind(flags),
+        Command::Message(command) => message(command)?,
+        Command::Wallet(WalletCommand::Statement { since }) => Action::WalletStatement { since_ms: since },
+        Command::Wallet(WalletCommand::Faucet) => Action::WalletFaucet,
         Command::Wallet(WalletCommand::Show) => Action::WalletShow,
         Command::Wallet(WalletCommand::Send { to, amount, memo }) => Action::WalletSend { to, amount, memo },
         Command::Farm(FarmCommand::New(flags)) => Action::FarmNew(farm_new(flags)?),
@@ -446,6 +467,19 @@ fn recipe(command: RecipeCommand) -> Action {
         RecipeCommand::Show { recipe, version, text } => Action::RecipeShow { recipe, version, text },
         RecipeCommand::Deploy(flags) => Action::RecipeDeploy(flags),
     }
+}
+
+fn message(command: MessageCommand) -> Result<Action, PlanError> {
+    Ok(match command {
+        MessageCommand::Send { to, text: _, file: Some(file) } => {
+            Action::MessageSend { to, text: MessageText::File(file) }
+        }
+        MessageCommand::Send { to, text: Some(text), file: None } => {
+            Action::MessageSend { to, text: MessageText::Given(text) }
+        }
+        MessageCommand::Send { text: None, file: None, .. } => return Err(PlanError::NoText),
+        MessageCommand::Read { follow } => Action::MessageRead { follow },
+    })
 }
 
 fn release(command: ReleaseCommand) -> Action {

@@ -6,6 +6,7 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::time::{Duration, Instant};
 
+use croft_protocol::directory::is_printable;
 use serde::Serialize;
 
 use crate::exit::Failure;
@@ -238,10 +239,10 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// What somebody else wrote, for a terminal: control characters could redraw the screen.
+/// What somebody else wrote, for a terminal: control characters could redraw the screen, and others turn its direction.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if is_printable(c) || c == '\t' { c } else { '\u{fffd}' }).collect()
 }
 
 /// How long ago or how long: `45 s`, `12 min`, `3 h`, `2 d`.

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use croft_protocol::faucet;
 use croft_protocol::record::BotBody;
 use croft_protocol::state::Account;
 use croft_protocol::{
@@ -116,6 +117,8 @@ pub enum InvalidGenesis {
     Overflow,
     #[error(transparent)]
     Trust(#[from] croft_protocol::trust::InvalidTrustPolicy),
+    #[error(transparent)]
+    Faucet(#[from] croft_protocol::faucet::InvalidFaucet),
 }
 
 /// Block 0: a bot record and an account for each allocation, the supply, and the validator set.
@@ -157,6 +160,16 @@ pub fn execute_genesis(genesis: &Genesis) -> Result<BlockOutcome, InvalidGenesis
             RecordId::bot(&allocation.bot),
             Body::Bot(BotBody { name: allocation.name.clone() }),
         ));
+    }
+    if let Some(faucet) = &genesis.faucet {
+        faucet.check()?;
+        if !bots.insert(faucet::ACCOUNT) {
+            return Err(InvalidGenesis::SameBot { bot: faucet::ACCOUNT });
+        }
+        supply = supply.checked_add(faucet.fund).ok_or(InvalidGenesis::Overflow)?;
+        let account = Account { balance: faucet.fund, next_sequence: 0 };
+        write(StateKey::Account(faucet::ACCOUNT), croft_protocol::encode(&account));
+        write(StateKey::Faucet, croft_protocol::encode(faucet));
     }
     write(StateKey::Supply, croft_protocol::encode(&supply));
     write(StateKey::TrustPolicy, croft_protocol::encode(&genesis.trust));

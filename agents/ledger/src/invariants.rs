@@ -8,6 +8,7 @@
 //!   shrank;
 //! - names, ports, and the set of contracts addressed to a node are those of the running things, no more and
 //!   no less;
+//! - what the faucet has and what was claimed from it is its fund; a profile is in the name of its bot;
 //! - there is one valid set of validators;
 //! - a node's class is what is known of its TPM, or `plain`; one TPM speaks for one node;
 //! - headers that quotes may name are few, in order and apart;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use borsh::BorshDeserialize;
+use croft_protocol::faucet::{self, Faucet, FaucetClaims};
 use croft_protocol::record::{FarmBody, NodeBody, TrustClass};
 use croft_protocol::release::{ChannelBody, Outcome, ReleaseBody, ReleaseState, Trials};
 use croft_protocol::state::{Account, NodeContracts};
@@ -53,6 +55,8 @@ pub fn check_invariants<'a>(state: impl IntoIterator<Item = (&'a StateKey, &'a [
     let whole = Whole::read(state)?;
     ensure(whole.has_validators, || "the validators are unknown".to_owned())?;
     whole.check_grains()?;
+    whole.check_faucet()?;
+    whole.check_profiles()?;
     whole.check_contracts()?;
     whole.check_nodes()?;
     whole.check_trust()?;
@@ -94,6 +98,9 @@ struct Whole {
     /// As the outcomes add up.
     outcomes: BTreeMap<ReleaseId, Trials>,
     trials: BTreeMap<ReleaseId, Trials>,
+    faucet: Option<Faucet>,
+    claimed: BTreeMap<BotId, FaucetClaims>,
+    profiles: BTreeMap<BotId, String>,
     /// Names and ports, each with its holder.
     claims: BTreeMap<StateKey, Vec<u8>>,
 }
@@ -115,6 +122,8 @@ impl Whole {
                 StateKey::TrustPolicy => decode::<TrustPolicy>(key, bytes)?.check().map_err(broken)?,
                 StateKey::RecentHeaders => check_recent(&decode(key, bytes)?)?,
                 StateKey::Trials(id) => drop(whole.trials.insert(*id, decode(key, bytes)?)),
+                StateKey::Faucet => whole.faucet = Some(decode(key, bytes)?),
+                StateKey::FaucetClaims(id) => drop(whole.claimed.insert(*id, decode(key, bytes)?)),
                 StateKey::Escrow(id) => drop(whole.escrows.insert(*id, decode(key, bytes)?)),
                 StateKey::BotName(_)
                 | StateKey::FarmName(_)
@@ -165,6 +174,10 @@ impl Whole {
                 ensure(record.author == recipe.author, || {
                     format!("recipe '{}' was written by somebody else", recipe.name)
                 })?;
+            }
+            Body::Profile(profile) => {
+                profile.check().map_err(|e| broken(format_args!("the profile of bot {id} is none: {e}")))?;
+                self.profiles.insert(croft_protocol::PublicKey(id.0), profile.name.to_string());
             }
             Body::Funding(funding) => {
                 let sum = self.funded.entry(funding.contract).or_default();
@@ -275,6 +288,27 @@ impl Whole {
         ensure(u128::from(supply.0) == balances + held, || {
             format!("the supply is {supply}, but accounts have {balances} and escrows hold {held}")
         })
+    }
+
+    /// What the faucet has and what was claimed from it is its fund.
+    fn check_faucet(&self) -> Check {
+        let Some(rule) = &self.faucet else {
+            return ensure(self.claimed.is_empty(), || "there are claims, but no faucet".to_owned());
+        };
+        let claims: u128 = self.claimed.values().map(|claims| u128::from(claims.count)).sum();
+        let left = self.accounts.get(&faucet::ACCOUNT).map_or(0, |account| account.balance.0);
+        ensure(u128::from(left) + claims * u128::from(rule.amount.0) == u128::from(rule.fund.0), || {
+            format!("the faucet had {}, {claims} claims were made, and {left} grains are left", rule.fund)
+        })?;
+        let within = |claims: &FaucetClaims| (1..=rule.claims_per_bot).contains(&claims.count);
+        ensure(self.claimed.iter().all(|(bot, claims)| within(claims) && self.bots.contains_key(bot)), || {
+            "claims are those of bots, within the limit".to_owned()
+        })
+    }
+
+    fn check_profiles(&self) -> Check {
+        let odd = self.profiles.iter().find(|(bot, name)| self.bots.get(bot) != Some(name));
+        ensure(odd.is_none(), || format!("a profile is not that of its bot: {odd:?}"))
     }
 
     fn check_contracts(&self) -> Check {

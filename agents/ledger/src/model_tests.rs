@@ -7,8 +7,8 @@ use croft_protocol::contract::{Approver, PublishedPort, Transport};
 use croft_protocol::header::Validator;
 use croft_protocol::record::WorkloadState;
 use croft_protocol::{
-    Capacity, Command, ContractId, ContractState, Grains, Hash, Rate, Rejection, SecretKey, ValidatorSet,
-    limits,
+    Capacity, Command, ContractId, ContractState, Faucet, Grains, Hash, Rate, Rejection, SecretKey,
+    ValidatorSet, limits,
 };
 use proptest::prelude::*;
 
@@ -55,6 +55,9 @@ enum Op {
     Resize {
         cpu: u64,
     },
+    Claim {
+        bot: usize,
+    },
     /// Power of each possible validator, 0 for none; who signs; how many records ago the present one was.
     Validators {
         powers: [u64; CANDIDATES],
@@ -68,6 +71,10 @@ const GRACE_MS: u64 = 3_600_000;
 
 /// Keys that may become validators: 101, 102, ...; the first four are it in the beginning.
 const CANDIDATES: usize = 6;
+
+/// Enough for three of the six claims that the bots may make.
+const FAUCET: Faucet =
+    Faucet { fund: Grains(70_000), amount: Grains(20_000), every_s: 600, claims_per_bot: 2 };
 
 fn op() -> impl Strategy<Value = Op> {
     let slot = 0_usize..4;
@@ -98,6 +105,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0_u64..1_500_000, prop_oneof![Just(100_u64), 0_u64..=100], state)
             .prop_map(|(covers_ms, percent, state)| Op::Report { covers_ms, percent, state }),
         1 => (0_u64..9000).prop_map(|cpu| Op::Resize { cpu }),
+        1 => (0_usize..3).prop_map(|bot| Op::Claim { bot }),
         // Mostly small steps that many sign, or nothing would ever pass.
         3 => (
             prop::array::uniform6(prop_oneof![1 => Just(0_u64), 4 => Just(1), 1 => 1_u64..4]),
@@ -174,6 +182,9 @@ struct Model {
     /// Contracts that ended, when, and what is still held for them.
     ended: BTreeMap<ContractId, (Contract, u64, u64)>,
     reported_ms: u64,
+    /// What the faucet has, and of each bot its claims and the time of the last one.
+    faucet: u64,
+    claims: [(u32, u64); 3],
     powers: [u64; CANDIDATES],
     /// Every version of the validators record, by the hash that a change would name.
     validator_records: Vec<Hash>,
@@ -262,8 +273,22 @@ impl World {
                     self.submit(now_ms, &key, Command::RegisterNode { node, join: None, attestation: None }),
                 )
             }
+            Op::Claim { bot } => self.claim(now_ms, bot),
             Op::Validators { powers, signers, old } => self.validators(now_ms, powers, signers, old),
         }
+    }
+
+    fn claim(&mut self, now_ms: u64, bot: usize) -> (bool, Result<(), Rejection>) {
+        let model = &mut self.model;
+        let (count, last_ms) = model.claims[bot];
+        let waited = count == 0 || now_ms >= last_ms + FAUCET.every_s * 1000;
+        let expected = count < FAUCET.claims_per_bot && waited && model.faucet >= FAUCET.amount.0;
+        if expected {
+            model.claims[bot] = (count + 1, now_ms);
+            model.faucet -= FAUCET.amount.0;
+            model.balances[bot] += FAUCET.amount.0;
+        }
+        (expected, self.submit(now_ms, &self.key(bot), Command::ClaimFaucet))
     }
 
     fn transfer(
@@ -452,6 +477,8 @@ impl World {
         for (bot, balance) in self.model.balances.iter().enumerate() {
             prop_assert_eq!(self.scenario.balance(&self.key(bot)), Grains(*balance), "bot {}", bot);
         }
+        let faucet = self.scenario.ledger.account(&croft_protocol::faucet::ACCOUNT).unwrap().balance;
+        prop_assert_eq!(faucet, Grains(self.model.faucet));
         let node = self.scenario.node_id();
         let books = self.scenario.ledger.capacity(&node).unwrap().unwrap();
         prop_assert_eq!(books.used.cpu_millis, self.model.used());
@@ -513,7 +540,7 @@ proptest! {
     fn random_histories_are_those_of_the_model(
         ops in prop::collection::vec((1_u64..900_000, op()), 1..40),
     ) {
-        let mut scenario = Scenario::new();
+        let mut scenario = Scenario::with_faucet(FAUCET);
         scenario.ledger.add_keys([candidate(4), candidate(5)]);
         let model = Model {
             balances: [ALLOWANCE.0; 3],
@@ -522,6 +549,8 @@ proptest! {
             last: BTreeMap::new(),
             ended: BTreeMap::new(),
             reported_ms: 0,
+            faucet: FAUCET.fund.0,
+            claims: [(0, 0); 3],
             powers: [1, 1, 1, 1, 0, 0],
             validator_records: vec![scenario.ledger.validators().unwrap().record],
         };

@@ -158,6 +158,8 @@ fn show_key(key: &StateKey) -> String {
         StateKey::NodeTrust(node) => format!("the trust in node {node}"),
         StateKey::TpmKey(key) => format!("the node of the TPM {key}"),
         StateKey::Trials(release) => format!("the trials of release {release}"),
+        StateKey::Faucet => "the faucet".to_owned(),
+        StateKey::FaucetClaims(bot) => format!("the claims of bot {bot}"),
     }
 }
 

@@ -128,6 +128,7 @@ impl World {
             validators: ValidatorSet::of_equals(&[validator.public()]),
             allocations: users.chain(farmers).map(allocation).collect(),
             trust: TrustPolicy::default(),
+            faucet: None,
         };
         let ledger = Ledger::new(&genesis);
         let mut who = BTreeMap::new();

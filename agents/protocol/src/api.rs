@@ -13,7 +13,9 @@ use crate::header::{Genesis, SignedHeader};
 use crate::record::{Record, RecordId};
 use crate::{BotId, Hash, NodeId, PublicKey, Rejection, SignedCommand, StateKey};
 
-pub use crate::query::{ContractQuery, Cursor, FarmQuery, InvalidQuery, NodeQuery, Phase, Phases, Query};
+pub use crate::query::{
+    BotQuery, ContractQuery, Cursor, FarmQuery, InvalidQuery, NodeQuery, Phase, Phases, Query,
+};
 
 /// Version of this protocol, in the ALPN of the connection.
 pub const ALPN: &[u8] = b"croft/1";
@@ -70,6 +72,42 @@ pub enum Request {
     /// A node asks this replica to vouch for its TPM: -> [`Response::Credential`]; the node writes the secret in it as
     /// one frame of bytes on the same stream: -> [`Response::Vouched`].
     Vouch(Box<Introduction>),
+    /// A sealed message for a bot that takes no calls now: -> [`Response::MailLeft`]. Only bots may leave any, for
+    /// bots; leaving the same again changes nothing.
+    LeaveMail { to: BotId, sealed: Vec<u8> },
+    /// The caller's own mail with numbers above this one, oldest first: -> [`Response::Mail`].
+    FetchMail { after: u64 },
+    /// The caller has these of its messages, by the hash of what is sealed: -> [`Response::MailDropped`].
+    DropMail { mail: Vec<Hash> },
+    /// As [`Request::Listen`], for calls of one kind; a connection takes one kind of calls.
+    ListenFor { service: Service },
+    /// As [`Request::Relay`], to whoever listens for this kind of calls.
+    RelayTo { to: PublicKey, service: Service },
+}
+
+/// What a call is about, so that several programs of one bot can each take theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Service {
+    /// Questions to nodes and farmers' bots: what [`Request::Listen`] and [`Request::Relay`] mean.
+    Calls,
+    /// Messages from bot to bot.
+    Messages,
+}
+
+/// A message in a mailbox.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Mail {
+    /// Grows with each message of its receiver.
+    pub number: u64,
+    pub sealed: Vec<u8>,
+}
+
+impl Mail {
+    /// What [`Request::DropMail`] calls it.
+    #[must_use]
+    pub fn id(&self) -> Hash {
+        Hash::of_bytes(&self.sealed)
+    }
 }
 
 /// What the replica writes on a stream that it opens to a listener, before the raw bytes.
@@ -159,6 +197,19 @@ pub enum Response {
     /// To be opened by the node's TPM.
     Credential(Box<Credential>),
     Vouched(Box<SignedVoucher>),
+    /// It is kept until it is fetched and dropped, or until this time: milliseconds since 1970, UTC.
+    MailLeft {
+        expires_ms: u64,
+    },
+    Mail {
+        mail: Vec<Mail>,
+        /// Whether there is more after the last of these.
+        more: bool,
+    },
+    /// So many of them were here.
+    MailDropped {
+        count: u32,
+    },
 }
 
 /// A value of the state map, or its absence, as of the tip that comes with it.

@@ -7,6 +7,8 @@ use crate::attestation::Attestation;
 use crate::batch::{Claim, all_hold};
 use crate::capacity::Shortfall;
 use crate::contract::{ContractId, PublishedPort, SignedTerms};
+use crate::directory::Profile;
+use crate::faucet::RefusedClaim;
 use crate::header::ChainId;
 use crate::keys::{BadSignature, Domain, signed_bytes};
 use crate::record::{BotBody, FarmId, NodeBody, ReportBody};
@@ -61,6 +63,10 @@ pub enum Command {
     PublishRecipe { name: Name, title: String, text: String },
     /// The author takes a recipe of its own back. Its versions stay on the ledger.
     WithdrawRecipe { name: Name, reason: String },
+    /// The author, a bot, says something else of itself, its whole profile at once.
+    UpdateBot(Profile),
+    /// The author, a bot, takes grains from the faucet of a test grid.
+    ClaimFaucet,
     /// The author, any bot, pays into the escrow of a contract that has not ended. What is not used goes back to the
     /// contract's user.
     Fund { contract: ContractId, amount: Grains },
@@ -226,6 +232,8 @@ pub enum Rejection {
     Release(InvalidRelease),
     #[error("bot {author} has no recipe '{name}'")]
     UnknownRecipe { author: BotId, name: Name },
+    #[error("the faucet gives nothing: {0}")]
+    Faucet(RefusedClaim),
 }
 
 /// A version that never was is stale too, whatever fits.

@@ -50,6 +50,8 @@ impl Domain {
     pub const PROPOSAL: Self = Self("croft/proposal/1");
     /// That an attestation key lives in the TPM of an endorsement key.
     pub const VOUCHER: Self = Self("croft/voucher/1");
+    /// Messages from bot to bot.
+    pub const MESSAGE: Self = Self("croft/message/1");
 }
 
 pub(crate) fn signed_bytes<T: BorshSerialize + ?Sized>(

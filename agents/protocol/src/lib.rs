@@ -7,7 +7,8 @@
 //! Where to look: [`command`] says what can be asked of the ledger and why it may be refused, [`record`]
 //! what the ledger keeps, [`header`] what validators sign, [`validators`] how they are replaced, [`state`] what can
 //! be proved, [`api`] what a replica answers, [`addition`] what a farm tells its machines before they boot, [`peer`]
-//! what nodes and bots say to each other, [`market`] how they negotiate, [`release`] what boot files there are and who
+//! what nodes and bots say to each other, [`market`] how they negotiate, [`message`] what
+//! they write to each other, [`directory`] what they say of themselves, [`release`] what boot files there are and who
 //! takes them, [`workload`] and [`image`] what runs.
 
 pub mod addition;
@@ -18,12 +19,15 @@ pub mod boot;
 pub mod capacity;
 pub mod command;
 pub mod contract;
+pub mod directory;
+pub mod faucet;
 pub mod hash;
 pub mod header;
 pub mod image;
 pub mod keys;
 pub mod limits;
 pub mod market;
+pub mod message;
 pub mod money;
 pub mod name;
 pub mod peer;
@@ -41,6 +45,8 @@ pub use attestation::Attestation;
 pub use capacity::{Capacity, NodeCapacity};
 pub use command::{Command, CommandBody, Rejection, SignedCommand};
 pub use contract::{ContractBody, ContractId, ContractState, EndReason, Escrow, SignedTerms, Terms};
+pub use directory::{Profile, Role};
+pub use faucet::Faucet;
 pub use hash::Hash;
 pub use header::{Certificate, ChainId, Genesis, Header, SignedHeader, Validator, ValidatorSet};
 pub use keys::{BotId, NodeId, PublicKey, SecretKey, Signature};

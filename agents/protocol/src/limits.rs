@@ -111,3 +111,17 @@ pub const RECENT_HEADER_EVERY_MS: u64 = 10_000;
 pub const KNOWN_DIGESTS: usize = 64;
 /// Reasons that are kept of why a node is worth less.
 pub const TRUST_REASONS: usize = 8;
+/// The text of one message between bots. A mailbox holds some hundred of the longest.
+pub const MESSAGE_BYTES: usize = 32 * 1024;
+/// The same signed, padded and sealed.
+pub const SEALED_MESSAGE_BYTES: usize = MESSAGE_BYTES + 1024;
+/// Messages that one question to a mailbox may be about.
+pub const MAIL_PER_REQUEST: usize = 256;
+/// What a bot says of itself for people.
+pub const DESCRIPTION_BYTES: usize = 512;
+/// Capabilities in one bot's profile.
+pub const CAPABILITIES: usize = 16;
+/// The text of a search.
+pub const SEARCH_TEXT_BYTES: usize = 128;
+/// The longest time between two claims of one bot from a faucet: a year.
+pub const FAUCET_EVERY_S: u64 = 365 * 86_400;

@@ -83,3 +83,19 @@ pub enum FarmResponse {
     /// It was not taken.
     Refused { reason: String },
 }
+
+/// To a bot that listens for messages.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum BotRequest {
+    /// A message as [`crate::message`] seals it. Who calls need not be who wrote it.
+    Deliver { sealed: Vec<u8> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum BotResponse {
+    /// The receiver has it, now or from before.
+    Taken,
+    Refused {
+        reason: String,
+    },
+}

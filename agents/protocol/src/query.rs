@@ -8,6 +8,8 @@ use std::io;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::Serialize;
 
+pub use crate::directory::BotQuery;
+use crate::directory::is_printable;
 use crate::name::is_country;
 use crate::record::{FarmBody, FarmId, NodeBody, TrustClass};
 use crate::{BotId, Capacity, ContractBody, ContractState, Grains, Hash, Name, NodeId, limits};
@@ -26,6 +28,8 @@ pub enum Query {
     Recipes {
         author: Option<BotId>,
     },
+    /// Bots that say something of themselves.
+    Bots(BotQuery),
 }
 
 /// Nodes by themselves and by their farm.
@@ -180,6 +184,8 @@ pub enum InvalidQuery {
     Country { country: String },
     #[error("region '{region}' is asked for without its country: name both")]
     RegionAlone { region: Name },
+    #[error("a text to search for has 1 to {limit} bytes of printable characters", limit = limits::SEARCH_TEXT_BYTES)]
+    Text,
 }
 
 impl Query {
@@ -191,7 +197,13 @@ impl Query {
         let (country, region) = match self {
             Self::Nodes(NodeQuery { country, region, .. })
             | Self::Farms(FarmQuery { country, region, .. }) => (country, region),
-            Self::Contracts(_) | Self::Transfers { .. } | Self::Recipes { .. } => return Ok(()),
+            Self::Bots(BotQuery { text: Some(text), .. }) => {
+                let fits = (1..=limits::SEARCH_TEXT_BYTES).contains(&text.len());
+                return if fits && text.chars().all(is_printable) { Ok(()) } else { Err(InvalidQuery::Text) };
+            }
+            Self::Contracts(_) | Self::Transfers { .. } | Self::Recipes { .. } | Self::Bots(_) => {
+                return Ok(());
+            }
         };
         match (country, region) {
             (Some(country), _) if !is_country(country) => {

@@ -4,6 +4,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::contract::{ContractBody, ContractId};
+use crate::directory::Profile;
 use crate::header::ValidatorSet;
 use crate::release::{ChannelBody, FarmPolicy, OutcomeBody, ReleaseBody, ReleaseId, ReleaseKeys};
 use crate::{BotId, Capacity, Grains, Hash, Name, NodeId, PriceList, PublicKey};
@@ -39,6 +40,7 @@ pub enum Kind {
     Channel,
     FarmPolicy,
     Outcome,
+    Profile,
     Funding,
 }
 
@@ -160,6 +162,11 @@ impl RecordId {
     pub fn farm_policy(farm: &FarmId) -> Self {
         Self { kind: Kind::FarmPolicy, id: farm.0 }
     }
+    /// What a bot says of itself.
+    #[must_use]
+    pub fn profile(bot: &BotId) -> Self {
+        Self { kind: Kind::Profile, id: Hash(bot.0) }
+    }
     /// What became of one release on one node.
     #[must_use]
     pub fn outcome(release: &ReleaseId, node: &NodeId) -> Self {
@@ -209,6 +216,7 @@ pub enum Body {
     FarmPolicy(FarmPolicy),
     Outcome(OutcomeBody),
     Recipe(RecipeBody),
+    Profile(Profile),
     Funding(FundingBody),
 }
 
@@ -230,6 +238,7 @@ impl Body {
             Self::FarmPolicy(_) => Kind::FarmPolicy,
             Self::Outcome(_) => Kind::Outcome,
             Self::Recipe(_) => Kind::Recipe,
+            Self::Profile(_) => Kind::Profile,
             Self::Funding(_) => Kind::Funding,
         }
     }

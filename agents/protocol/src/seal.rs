@@ -1,4 +1,4 @@
-//! Sealing of workloads to one node: HPKE (RFC 9180), base mode, X25519, HKDF-SHA256, ChaCha20-Poly1305.
+//! Sealing of workloads to one node, and of messages to one bot (`crate::message`): HPKE (RFC 9180), base mode, X25519, HKDF-SHA256, ChaCha20-Poly1305.
 //!
 //! The associated data binds a sealed workload to its chain and node, so that a contract can't carry one
 //! that was sealed for another contract's node.
@@ -51,20 +51,49 @@ impl SealingKey {
     /// # Errors
     /// [`SealError::NotForUs`] when it was made for another, or altered.
     pub fn open(&self, chain: &ChainId, node: &NodeId, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
-        let envelope: Envelope = crate::decode("sealed workload", sealed, limits::SEALED_WORKLOAD_BYTES)
-            .map_err(|_| SealError::NotForUs)?;
-        let encapped = <X25519HkdfSha256 as Kem>::EncappedKey::from_bytes(&envelope.encapped)
-            .map_err(|_| SealError::NotForUs)?;
-        hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
-            &OpModeR::Base,
-            &self.0,
-            &encapped,
-            INFO,
-            &envelope.ciphertext,
-            &crate::encode(&(chain, node)),
-        )
-        .map_err(|_| SealError::NotForUs)
+        open_raw(INFO, self, &crate::encode(&(chain, node)), sealed, limits::SEALED_WORKLOAD_BYTES)
     }
+}
+
+/// Opens what [`seal_raw`] made with the same purpose and associated data; refuses more than `limit` bytes.
+pub(crate) fn open_raw(
+    info: &[u8],
+    key: &SealingKey,
+    bound: &[u8],
+    sealed: &[u8],
+    limit: usize,
+) -> Result<Vec<u8>, SealError> {
+    let envelope: Envelope = crate::decode("sealed bytes", sealed, limit).map_err(|_| SealError::NotForUs)?;
+    let encapped = <X25519HkdfSha256 as Kem>::EncappedKey::from_bytes(&envelope.encapped)
+        .map_err(|_| SealError::NotForUs)?;
+    hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
+        &OpModeR::Base,
+        &key.0,
+        &encapped,
+        info,
+        &envelope.ciphertext,
+        bound,
+    )
+    .map_err(|_| SealError::NotForUs)
+}
+
+/// Seals bytes to an X25519 key for one purpose, bound to associated data.
+pub(crate) fn seal_raw(
+    info: &[u8],
+    sealing_key: &[u8; 32],
+    bound: &[u8],
+    plain: &[u8],
+) -> Result<Vec<u8>, SealError> {
+    let key = <X25519HkdfSha256 as Kem>::PublicKey::from_bytes(sealing_key).map_err(|_| SealError::BadKey)?;
+    let (encapped, ciphertext) = hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
+        &OpModeS::Base,
+        &key,
+        info,
+        plain,
+        bound,
+    )
+    .map_err(|_| SealError::BadKey)?;
+    Ok(crate::encode(&Envelope { encapped: encapped.to_bytes().into(), ciphertext }))
 }
 
 impl std::fmt::Debug for SealingKey {
@@ -83,16 +112,7 @@ pub fn seal(
     node: &NodeId,
     plain: &[u8],
 ) -> Result<Vec<u8>, SealError> {
-    let key = <X25519HkdfSha256 as Kem>::PublicKey::from_bytes(sealing_key).map_err(|_| SealError::BadKey)?;
-    let (encapped, ciphertext) = hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
-        &OpModeS::Base,
-        &key,
-        INFO,
-        plain,
-        &crate::encode(&(chain, node)),
-    )
-    .map_err(|_| SealError::BadKey)?;
-    let sealed = crate::encode(&Envelope { encapped: encapped.to_bytes().into(), ciphertext });
+    let sealed = seal_raw(INFO, sealing_key, &crate::encode(&(chain, node)), plain)?;
     if sealed.len() > limits::SEALED_WORKLOAD_BYTES {
         return Err(SealError::TooLarge { len: sealed.len() });
     }

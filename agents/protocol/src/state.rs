@@ -45,6 +45,10 @@ pub enum StateKey {
     TpmKey(Hash),
     /// -> [`crate::release::Trials`] of a release that a node has told of.
     Trials(ReleaseId),
+    /// -> [`crate::Faucet`] of a test grid's genesis.
+    Faucet,
+    /// -> [`crate::faucet::FaucetClaims`] of a bot that ever claimed.
+    FaucetClaims(PublicKey),
 }
 
 impl StateKey {

@@ -12,6 +12,7 @@ use croft_protocol::addition::{
 use croft_protocol::attestation::{Attestation, MeasuredEvent, SignedVoucher, Voucher};
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::contract::{Approver, PublishedPort, Quorum, Transport};
+use croft_protocol::faucet::FaucetClaims;
 use croft_protocol::header::{Allocation, Validator};
 use croft_protocol::image::{Chunk, ImageConfig, ImageManifest, Verity};
 use croft_protocol::keys::Domain;
@@ -28,9 +29,9 @@ use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::trust::{Endorsement, NodeTrust, RecentHeader, RecentHeaders, TrustPolicy};
 use croft_protocol::{
     Body, Capacity, Certificate, ChainId, Command, CommandBody, ContractBody, ContractId, ContractState,
-    EndReason, Escrow, FarmId, Genesis, Grains, Hash, Header, Name, NodeCapacity, PriceList, PublicKey, Rate,
-    Record, RecordId, SecretKey, SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange, StateKey,
-    Terms, ValidatorChange, ValidatorSet,
+    EndReason, Escrow, FarmId, Faucet, Genesis, Grains, Hash, Header, Name, NodeCapacity, PriceList, Profile,
+    PublicKey, Rate, Record, RecordId, Role, SecretKey, SignedCommand, SignedHeader, SignedTerms,
+    SignedValidatorChange, StateKey, Terms, ValidatorChange, ValidatorSet,
 };
 
 const GOLDEN: &str = include_str!("golden.txt");
@@ -133,7 +134,7 @@ fn report() -> ReportBody {
     }
 }
 
-fn commands() -> [(&'static str, Command); 20] {
+fn commands() -> [(&'static str, Command); 22] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let (country, region) = ("be".to_owned(), Some(name("flanders")));
@@ -183,8 +184,24 @@ fn commands() -> [(&'static str, Command); 20] {
             },
         ),
         ("command/withdraw-recipe", Command::WithdrawRecipe { name: name("shop"), reason: "old".to_owned() }),
+        ("command/update-bot", Command::UpdateBot(profile())),
+        ("command/claim-faucet", Command::ClaimFaucet),
         ("command/fund", Command::Fund { contract, amount: Grains(5) }),
     ]
+}
+
+fn profile() -> Profile {
+    Profile {
+        name: name("alice"),
+        roles: [Role::Approver, Role::User].into(),
+        capabilities: [name("audits"), name("gpu")].into(),
+        encryption_key: Some([6; 32]),
+        description: "I buy".to_owned(),
+    }
+}
+
+fn faucet() -> Faucet {
+    Faucet { fund: Grains(1000), amount: Grains(10), every_s: 60, claims_per_bot: 3 }
 }
 
 fn version(patch: u32) -> ReleaseVersion {
@@ -270,6 +287,7 @@ fn genesis() -> Genesis {
             loaders: vec![Hash([2; 32])],
             options: vec![Hash([3; 32])],
         },
+        faucet: Some(faucet()),
     }
 }
 
@@ -383,6 +401,7 @@ fn records() -> Vec<(&'static str, Record)> {
         ("record/channel", RecordId::channel(&channel.name), Body::Channel(channel)),
         ("record/farm-policy", RecordId::farm_policy(&told.farm), Body::FarmPolicy(policy())),
         ("record/outcome", RecordId::outcome(&release, &public(3)), Body::Outcome(told)),
+        ("record/profile", RecordId::profile(&public(1)), Body::Profile(profile())),
         ("record/funding", RecordId::funding(&public(1), 3), Body::Funding(funding)),
         ("record/paused-contract", RecordId::contract(&id), Body::Contract(Box::new(paused))),
     ]
@@ -412,7 +431,7 @@ fn manifest() -> ImageManifest {
     }
 }
 
-fn state_keys() -> [(&'static str, StateKey); 16] {
+fn state_keys() -> [(&'static str, StateKey); 18] {
     let contract = ContractId(Hash([8; 32]));
     let port = PublishedPort { transport: Transport::Udp, port: 53 };
     [
@@ -432,6 +451,8 @@ fn state_keys() -> [(&'static str, StateKey); 16] {
         ("state-key/node-trust", StateKey::NodeTrust(public(3))),
         ("state-key/tpm-key", StateKey::TpmKey(Hash([9; 32]))),
         ("state-key/trials", StateKey::Trials(signed_release().release.id())),
+        ("state-key/faucet", StateKey::Faucet),
+        ("state-key/faucet-claims", StateKey::FaucetClaims(public(1))),
     ]
 }
 
@@ -505,6 +526,8 @@ fn vectors() -> BTreeMap<String, String> {
     add(into, "value/escrow", &escrow);
     let recent = RecentHeader { height: 5, time_ms: 6, hash: Hash([1; 32]) };
     add(into, "value/recent-headers", &RecentHeaders { headers: vec![recent] });
+    add(into, "value/faucet", &faucet());
+    add(into, "value/faucet-claims", &FaucetClaims { count: 2, last_ms: 7 });
     add(into, "value/node-trust", &node_trust());
     // Both frame and body: what stands on boot media.
     let file = addition().seal(&key(2)).unwrap();

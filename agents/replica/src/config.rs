@@ -17,7 +17,7 @@ use croft_ledger::assemble;
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::header::Allocation;
 use croft_protocol::units::parse_bytes;
-use croft_protocol::{Genesis, Name, PublicKey, SecretKey, TrustPolicy, ValidatorSet, limits};
+use croft_protocol::{Faucet, Genesis, Name, PublicKey, SecretKey, TrustPolicy, ValidatorSet, limits};
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::BlobQuotas;
@@ -233,6 +233,8 @@ pub struct GridPlan {
     pub listen: Vec<SocketAddr>,
     /// What it asks of nodes' TPMs.
     pub trust: TrustPolicy,
+    /// Of a grid that is for trying things out.
+    pub faucet: Option<Faucet>,
 }
 
 /// A replica of a new grid.
@@ -268,6 +270,8 @@ pub enum InitError {
     #[error(transparent)]
     Trust(#[from] croft_protocol::trust::InvalidTrustPolicy),
     #[error(transparent)]
+    Faucet(#[from] croft_protocol::faucet::InvalidFaucet),
+    #[error(transparent)]
     Store(#[from] OpenError),
     #[error(transparent)]
     Log(#[from] LogError),
@@ -286,7 +290,7 @@ pub fn replica_dir(dir: &Path, index: usize, count: usize) -> PathBuf {
 /// # Errors
 /// [`InitError`]; what was there before is untouched.
 pub fn init_grid(dir: &Path, plan: GridPlan) -> Result<NewGrid, InitError> {
-    let GridPlan { name, time_ms, allocations, listen, trust } = plan;
+    let GridPlan { name, time_ms, allocations, listen, trust, faucet } = plan;
     let count = listen.len();
     if !(1..=limits::VALIDATORS).contains(&count) {
         return Err(InitError::Count { count });
@@ -306,8 +310,10 @@ pub fn init_grid(dir: &Path, plan: GridPlan) -> Result<NewGrid, InitError> {
     let keys: Vec<SecretKey> =
         listen.iter().map(|_| SecretKey::generate()).collect::<Result<_, _>>().map_err(InitError::Random)?;
     let public: Vec<_> = keys.iter().map(SecretKey::public).collect();
-    let genesis = Genesis { name, time_ms, validators: ValidatorSet::of_equals(&public), allocations, trust };
+    let validators = ValidatorSet::of_equals(&public);
+    let genesis = Genesis { name, time_ms, validators, allocations, trust, faucet };
     genesis.trust.check()?;
+    genesis.faucet.as_ref().map_or(Ok(()), Faucet::check)?;
     let all: Vec<ReplicaAddress> = listen
         .iter()
         .zip(&public)
@@ -389,6 +395,7 @@ mod tests {
             allocations: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             trust: TrustPolicy::default(),
+            faucet: None,
         }
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!   client ──Submit──> server ──admission──> ordering ──make_block──> store (durable) ──> Final
 //!                        │ Get, Range, Query, Follow   <── Snapshot ──────┘
-//!                        └ blobs, presence, relay: beside the ledger
+//!                        └ blobs, mailboxes, presence, relay: beside the ledger
 //! ```
 //! Where to look: [`replica`] starts and stops it, [`config`] reads and writes its files, [`ordering`] makes
 //! blocks, [`store`] keeps them, [`chain`] announces them; `server` is the QUIC API.
@@ -12,6 +12,7 @@ mod blobs;
 pub mod chain;
 pub mod config;
 pub mod join;
+mod mail;
 pub mod ordering;
 mod presence;
 mod pruning;

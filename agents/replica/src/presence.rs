@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use croft_protocol::PublicKey;
+use croft_protocol::api::Service;
 use croft_transport::Connection;
 use tokio::sync::broadcast;
 
@@ -17,7 +18,8 @@ const CHANGES_BEHIND: usize = 1_024;
 #[derive(Debug)]
 struct Entry {
     connection: Connection,
-    listens: bool,
+    /// What it takes calls for; one thing, since a call does not say what it is about.
+    listens: Option<Service>,
 }
 
 /// Everybody who is connected.
@@ -55,7 +57,7 @@ impl Presence {
                 .connection
                 .close("a newer connection of the same key took its place: close those you don't use");
         }
-        entries.push(Entry { connection, listens: false });
+        entries.push(Entry { connection, listens: None });
         if entries.len() == 1 {
             // Fails only when nobody follows.
             let _ = self.changes.send((key, true));
@@ -71,10 +73,11 @@ impl Presence {
         self.lock().values().map(Vec::len).sum()
     }
 
-    /// The newest connection over which a key takes calls.
-    pub(crate) fn listener(&self, key: &PublicKey) -> Option<Connection> {
+    /// The newest connection over which a key takes calls of a kind.
+    pub(crate) fn listener(&self, key: &PublicKey, service: Service) -> Option<Connection> {
         let connected = self.lock();
-        let listening = connected.get(key)?.iter().rev().find(|e| e.listens && e.connection.is_open())?;
+        let mut entries = connected.get(key)?.iter().rev();
+        let listening = entries.find(|e| e.listens == Some(service) && e.connection.is_open())?;
         Some(listening.connection.clone())
     }
 
@@ -85,10 +88,12 @@ impl Presence {
 }
 
 impl Present {
-    /// From now on this connection takes calls.
-    pub(crate) fn listen(&self) {
+    /// From now on this connection takes calls of this kind.
+    pub(crate) fn listen(&self, service: Service) {
         if let Some(entries) = self.presence.lock().get_mut(&self.key) {
-            entries.iter_mut().filter(|e| e.connection.id() == self.id).for_each(|e| e.listens = true);
+            entries.iter_mut().filter(|e| e.connection.id() == self.id).for_each(|e| {
+                e.listens = Some(service);
+            });
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::blobs::{BlobQuotas, Blobs};
 use crate::chain::Chain;
+use crate::mail::Mailboxes;
 use crate::ordering::bft::log::{self, Log, LogError};
 use crate::ordering::bft::{Bft, BftError, Plan};
 use crate::ordering::solo::{NotAlone, Solo};
@@ -95,6 +96,11 @@ pub enum StartError {
     Bind(#[from] BindError),
     #[error("can't use the blobs in {path}: check that the folder may be written")]
     Blobs { path: PathBuf, source: std::io::Error },
+    #[error(
+        "can't use the mailboxes in {path}: check that it may be written; if it is damaged, move it away, and the mail in \
+         it is lost"
+    )]
+    Mail { path: PathBuf, source: crate::store::StoreError },
     #[error("the socket has no address")]
     Address(#[source] std::io::Error),
 }
@@ -120,10 +126,12 @@ impl Replica {
                 let store = Store::open(&dir, &genesis)?;
                 let blobs =
                     Blobs::open(path.clone(), quotas).map_err(|source| StartError::Blobs { path, source })?;
-                Ok((store, blobs, genesis))
+                let mail = Mailboxes::open(&dir)
+                    .map_err(|source| StartError::Mail { path: Mailboxes::path(&dir), source })?;
+                Ok((store, blobs, mail, genesis))
             }
         });
-        let (store, blobs, genesis) = opened.await.map_err(|error| OpenError::Damaged {
+        let (store, blobs, mail, genesis) = opened.await.map_err(|error| OpenError::Damaged {
             path,
             reason: format!("reading it failed in an unforeseen way: {error}"),
         })??;
@@ -145,7 +153,7 @@ impl Replica {
             Order::Bft(Arc::new(Bft::start(plan, endpoint.clone())?))
         };
         let intake = Intake { observers: copiers, commands_per_minute, key: key.clone(), makers };
-        let server = Server::new(chain.clone(), order.shared(), Arc::new(blobs), intake);
+        let server = Server::new(chain.clone(), order.shared(), (Arc::new(blobs), Arc::new(mail)), intake);
         let serving = tokio::spawn(server.run(endpoint.clone()));
         let pruning = pruning::start(chain.clone(), order.shared(), keep);
         let height = chain.latest().height();

@@ -11,6 +11,7 @@
 mod answer;
 mod follow;
 mod gate;
+mod mailing;
 mod relay;
 mod replicate;
 mod snapshots;
@@ -21,7 +22,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use croft_protocol::api::{Event, Failure, Request, Response};
+use croft_protocol::api::{Event, Failure, Request, Response, Service};
 use croft_protocol::{PublicKey, RecordId, SecretKey, limits};
 use croft_transport::{Connection, Endpoint, FrameError, Incoming, RecvStream, SendStream, frame};
 use tokio::sync::Semaphore;
@@ -30,6 +31,7 @@ use tokio::time::timeout;
 
 use crate::blobs::Blobs;
 use crate::chain::Chain;
+use crate::mail::Mailboxes;
 use crate::ordering::Ordering;
 use crate::presence::{Presence, Present};
 use crate::rate::{Meter, Rate};
@@ -59,6 +61,8 @@ const SMALL_ANSWER_BYTES: usize = 64 * 1024;
 const KNOWN_ANSWERS_KIB: usize = 256 * 1024;
 /// The same for strangers: they can hold up only each other.
 const STRANGERS_ANSWERS_KIB: usize = 64 * 1024;
+/// Messages that one bot leaves in mailboxes: each costs a write to the disk.
+const MAIL_PER_TIME: Rate = Rate { amount: 60, per: Duration::from_secs(60) };
 /// How long a read waits for its turn before the replica calls itself busy.
 const TURN_TIME: Duration = Duration::from_secs(5);
 
@@ -83,6 +87,9 @@ pub(crate) struct Server {
     pub(crate) chain: Arc<Chain>,
     pub(crate) ordering: Arc<dyn Ordering>,
     pub(crate) blobs: Arc<Blobs>,
+    pub(crate) mail: Arc<Mailboxes>,
+    /// What each bot has left in mailboxes lately.
+    mailing: Mutex<Meter>,
     pub(crate) presence: Arc<Presence>,
     gate: Arc<gate::Gate>,
     reads: Semaphore,
@@ -129,7 +136,7 @@ impl Server {
     pub(crate) fn new(
         chain: Arc<Chain>,
         ordering: Arc<dyn Ordering>,
-        blobs: Arc<Blobs>,
+        (blobs, mail): (Arc<Blobs>, Arc<Mailboxes>),
         Intake { observers, commands_per_minute, key, makers }: Intake,
     ) -> Arc<Self> {
         let rate = Rate { amount: commands_per_minute, per: Duration::from_secs(60) };
@@ -138,6 +145,8 @@ impl Server {
             chain,
             ordering,
             blobs,
+            mail,
+            mailing: Mutex::new(Meter::new(MAIL_PER_TIME)),
             presence: Presence::new(),
             reads: Semaphore::new(READS),
             large_frames: Semaphore::new(LARGE_FRAMES),
@@ -312,7 +321,11 @@ impl Stream {
             }
             Request::Relay { to } => {
                 let from = self.connection.peer();
-                relay::run(&self.server, from, to, send, recv).await;
+                relay::run(&self.server, from, (to, Service::Calls), send, recv).await;
+            }
+            Request::RelayTo { to, service } => {
+                let from = self.connection.peer();
+                relay::run(&self.server, from, (to, service), send, recv).await;
             }
             Request::Vouch(introduction) => {
                 vouch::run(&self.server, self.connection.peer(), *introduction, send, recv).await;
@@ -321,7 +334,11 @@ impl Stream {
                 replicate::run(&self.server, self.connection.peer(), send, recv).await;
             }
             Request::Listen => {
-                self.present.listen();
+                self.present.listen(Service::Calls);
+                respond(&mut send, Response::Listening).await;
+            }
+            Request::ListenFor { service } => {
+                self.present.listen(service);
                 respond(&mut send, Response::Listening).await;
             }
             request => {

@@ -56,6 +56,7 @@ impl Grid {
                 boot_files: vec![BOOT_FILE],
                 ..TrustPolicy::default()
             },
+            faucet: None,
         };
         Self { genesis, validator, user, farmer, node }
     }

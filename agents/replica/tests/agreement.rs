@@ -51,6 +51,7 @@ impl Cluster {
             allocations: allocations.collect(),
             listen: free_addresses(count),
             trust: TrustPolicy::default(),
+            faucet: None,
         };
         let grid = init_grid(dir.path(), plan).unwrap();
         let running = grid.replicas.iter().map(|_| None).collect();

@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_protocol::api::{
-    Concern, Cursor, Failure, Page, ProvedPage, ProvedRecord, ProvedValue, Query, Request, Response, Status,
+    Concern, Cursor, Failure, Mail, Page, ProvedPage, ProvedRecord, ProvedValue, Query, Request, Response,
+    Service, Status,
 };
 use croft_protocol::attestation::{Credential, Introduction, SignedVoucher};
 use croft_protocol::boot::ReplicaAddress;
@@ -324,6 +325,42 @@ impl Client {
         asked.await.map(|answer| answer.value)
     }
 
+    /// Leaves a sealed message at the replica, for a bot that takes no calls now; says until when it is kept.
+    ///
+    /// # Errors
+    /// [`ClientError::Failed`] with the quota that is full, or that there is no such bot.
+    pub async fn leave_mail(&self, to: PublicKey, sealed: Vec<u8>) -> Result<Answer<u64>, ClientError> {
+        self.read(&Request::LeaveMail { to, sealed }, |response| match response {
+            Response::MailLeft { expires_ms } => Ok(expires_ms),
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// Our own mail with numbers above one, oldest first, and whether there is more. Nothing of it is opened.
+    pub async fn fetch_mail(&self, after: u64) -> Result<Answer<(Vec<Mail>, bool)>, ClientError> {
+        self.read(&Request::FetchMail { after }, move |response| match response {
+            Response::Mail { mail, more }
+                if mail.iter().map(|mail| mail.number).is_sorted_by(|a, b| a < b)
+                    && mail.first().is_none_or(|first| first.number > after)
+                    && !(more && mail.is_empty()) =>
+            {
+                Ok((mail, more))
+            }
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// Tells the replica that we have some of our mail; says how much of it was there.
+    pub async fn drop_mail(&self, mail: Vec<Hash>) -> Result<Answer<u32>, ClientError> {
+        self.read(&Request::DropMail { mail }, |response| match response {
+            Response::MailDropped { count } => Ok(count),
+            other => Err(other),
+        })
+        .await
+    }
+
     /// Final headers from now on, with the records that concern some things. The first event is the tip
     /// without records: what is read after it misses nothing. When it ends, follow again and read again.
     pub async fn follow(&self, concerning: Vec<Concern>) -> Result<Follow, ClientError> {
@@ -334,7 +371,13 @@ impl Client {
     /// dropped.
     #[must_use]
     pub fn listen(&self) -> Listener {
-        Listener::start(self.links.clone())
+        self.listen_for(Service::Calls)
+    }
+
+    /// The same for calls of one kind. A client listens for one kind only.
+    #[must_use]
+    pub fn listen_for(&self, service: Service) -> Listener {
+        Listener::start(self.links.clone(), service)
     }
 
     /// A pipe to whoever listens under this key; nothing is known yet of who that is.
@@ -342,7 +385,7 @@ impl Client {
     /// # Errors
     /// [`Failure::NotListening`] in [`ClientError::Failed`] when the peer is offline.
     pub async fn relay(&self, to: PublicKey) -> Result<Answer<RelayStream>, ClientError> {
-        stream::relay(&self.links, to).await
+        stream::relay(&self.links, to, Service::Calls).await
     }
 
     /// TLS with whoever holds this key, through a replica that can't read it.
@@ -350,7 +393,15 @@ impl Client {
     /// # Errors
     /// As [`Self::relay`]; [`ClientError::Peer`] when the other end is somebody else.
     pub async fn peer(&self, to: PublicKey) -> Result<PeerStream, ClientError> {
-        let Answer { value, replica } = self.relay(to).await?;
+        self.peer_for(to, Service::Calls).await
+    }
+
+    /// The same with whoever takes calls of this kind.
+    ///
+    /// # Errors
+    /// As [`Self::peer`].
+    pub async fn peer_for(&self, to: PublicKey, service: Service) -> Result<PeerStream, ClientError> {
+        let Answer { value, replica } = stream::relay(&self.links, to, service).await?;
         peer_connect(value, self.links.secret(), to).await.map_err(|source| ClientError::Peer {
             peer: to,
             replica,

@@ -315,7 +315,7 @@ pub(crate) async fn ask(
         .map_err(Exchange::NotSent)?;
     let rest = deadline.saturating_duration_since(Instant::now());
     write_encoded(&mut send, WHAT, &bytes, rest).await.map_err(Exchange::Unanswered)?;
-    if !matches!(request, Request::Relay { .. } | Request::Vouch(_)) {
+    if !matches!(request, Request::Relay { .. } | Request::RelayTo { .. } | Request::Vouch(_)) {
         // Fails only when the other end has stopped the stream; then reading says why.
         let _ = send.finish();
     }

@@ -195,6 +195,7 @@ fn make_grid(dir: &Path) -> NewGrid {
             allocations,
             listen,
             trust: TrustPolicy::default(),
+            faucet: None,
         },
     )
     .unwrap()

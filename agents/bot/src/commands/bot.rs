@@ -1,9 +1,11 @@
 //! `croft bot`: keys in the home, names on the ledger.
 
+use croft_protocol::message::message_key;
 use croft_protocol::record::BotBody;
-use croft_protocol::{BotId, Command, Grains, Name, SecretKey};
+use croft_protocol::{BotId, Command, Grains, Name, Profile, SecretKey};
 use serde::Serialize;
 
+use super::directory::{self, ProfileView};
 use super::{CommandError, Context};
 use crate::exit::Failure;
 use crate::grid::{Grid, GridError};
@@ -57,7 +59,8 @@ pub(super) async fn new(c: &mut Context<'_>, name: &Name, grains: Option<Grains>
     };
     if let (Some(key), Some(_)) = (&known, owner) {
         let balance = grid.account(key.public()).await?.balance;
-        if treasury.is_none() || balance > Grains::ZERO {
+        let finished = grid.profile(key.public()).await?.is_some();
+        if finished && (treasury.is_none() || balance > Grains::ZERO) {
             let treasury = treasury.map_or_else(|| "treasury".to_owned(), |((name, _), _)| name.to_string());
             return Err(Failure::refused(BotError::Exists { name: name.clone(), grid: pin.name, treasury }));
         }
@@ -68,6 +71,11 @@ pub(super) async fn new(c: &mut Context<'_>, name: &Name, grains: Option<Grains>
     };
     if owner.is_none() {
         register(c, &pin, name, &key, ours.is_none()).await?;
+    }
+    if grid.profile(key.public()).await?.is_none() {
+        let encryption_key = Some(message_key(&key).public());
+        let profile = Profile { encryption_key, ..Profile::named(name.clone()) };
+        directory::publish(&grid, &key, &profile).await?;
     }
     if let Some(((_, treasury_key), amount)) = treasury {
         let memo = format!("for {name}");
@@ -142,6 +150,10 @@ struct ShownBot {
     own: bool,
     balance: Grains,
     next_sequence: u64,
+    #[serde(flatten)]
+    said: ProfileView,
+    /// Whether it has a profile, and so is in the directory.
+    listed: bool,
 }
 
 pub(super) async fn show(c: &mut Context<'_>, name: Option<Name>) -> Result<(), Failure> {
@@ -163,7 +175,10 @@ pub(super) async fn show(c: &mut Context<'_>, name: Option<Name>) -> Result<(), 
         return Err(Failure::not_found(CommandError::NoBot { bot: name, grid: grid.name().clone() }));
     };
     let account = grid.account(id).await.map_err(|e: GridError| Failure::from(e))?;
+    let profile = grid.profile(id).await?;
     grid.close().await;
+    let listed = profile.is_some();
+    let said = ProfileView::new(&profile.unwrap_or_else(|| Profile::named(name.clone())));
     let shown = ShownBot {
         bot: name,
         id,
@@ -172,6 +187,8 @@ pub(super) async fn show(c: &mut Context<'_>, name: Option<Name>) -> Result<(), 
         own: own == Some(id),
         balance: account.balance,
         next_sequence: account.next_sequence,
+        said,
+        listed,
     };
     c.terminal.result(&shown, |b| {
         let place = match (b.registered, b.own) {
@@ -180,8 +197,12 @@ pub(super) async fn show(c: &mut Context<'_>, name: Option<Name>) -> Result<(), 
             (false, _) => "it has a key here, but is not on the ledger: 'croft bot new' registers it",
         };
         format!(
-            "bot '{}' on grid '{}': {place}\n  id      {}\n  wallet  {}\n",
-            b.bot, b.grid, b.id, b.balance
+            "bot '{}' on grid '{}': {place}\n  id      {}\n  wallet  {}\n{}",
+            b.bot,
+            b.grid,
+            b.id,
+            b.balance,
+            if b.listed { b.said.lines() } else { String::new() }
         )
     })
 }

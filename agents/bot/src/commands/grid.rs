@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use croft_protocol::api::{Agreement, Kept};
 use croft_protocol::boot::{GridPin, ReplicaAddress};
 use croft_protocol::header::{Allocation, Validator};
-use croft_protocol::{ChainId, Grains, Hash, Name, PublicKey, TrustPolicy, limits};
+use croft_protocol::{ChainId, Faucet, Grains, Hash, Name, PublicKey, TrustPolicy, limits};
 use croft_replica::{
     ConfigError, GridPlan, InitError, Replica, ReplicaConfig, Running, StartError, init_grid, replica_dir,
 };
@@ -105,6 +105,12 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
             boot_files: flags.boot_files.iter().map(|what| boot_file(what)).collect::<Result<_, _>>()?,
             ..TrustPolicy::default()
         },
+        faucet: flags.faucet.amount.map(|amount| Faucet {
+            fund: flags.faucet.fund.unwrap_or(Grains(amount.0.saturating_mul(1000))),
+            amount,
+            every_s: flags.faucet.every,
+            claims_per_bot: flags.faucet.claims,
+        }),
     };
     let new = init_grid(&dir, plan)?;
     let replicas = new.replicas.iter();

@@ -139,6 +139,9 @@ pub(super) fn what(body: &Body, before: Option<&Body>) -> String {
             format!("covers {}: {states}", show_duration(seconds))
         }
         Body::Transfer(transfer) => transfer.amount.to_string(),
+        Body::Profile(profile) => {
+            printable(&format!("profile of bot '{}': {}", profile.name, profile.description))
+        }
         Body::Funding(funding) => format!("{} for contract {}", funding.amount, funding.contract.0.short()),
         Body::Validators(set) => format!("{} validators", set.validators.len()),
         Body::Recipe(recipe) => match &recipe.withdrawn {

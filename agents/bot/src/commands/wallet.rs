@@ -89,7 +89,10 @@ async fn transfers(acting: &Acting) -> Result<Vec<Transfer>, GridError> {
         shown.push(Transfer {
             height,
             time_ms,
-            from: names.name(&acting.grid, body.from).await?,
+            from: match body.from {
+                croft_protocol::faucet::ACCOUNT => "the faucet".to_owned(),
+                from => names.name(&acting.grid, from).await?,
+            },
             to: names.name(&acting.grid, body.to).await?,
             amount: body.amount,
             memo: body.memo,
@@ -140,5 +143,30 @@ pub(super) async fn send(
             "'{}' gave {} to '{}' in block {}; it has {} left\n",
             s.from, s.amount, s.to, s.height, s.balance
         )
+    })
+}
+
+#[derive(Serialize)]
+struct Claimed {
+    bot: Name,
+    amount: Grains,
+    balance: Grains,
+    height: u64,
+}
+
+/// Grains of a test grid, for whoever asks.
+pub(super) async fn faucet(c: &mut Context<'_>) -> Result<(), Failure> {
+    let acting = c.acting()?;
+    acting.must_be_registered().await?;
+    let done = acting.grid.submit(&acting.key, &Command::ClaimFaucet).await?;
+    let record = acting.grid.record(RecordId::transfer(&acting.id(), done.sequence)).await?;
+    let Some(Record { body: Body::Transfer(body), height, .. }) = record else {
+        return Err(GridError::OutcomeUnknown { grid: acting.grid.name().clone() }.into());
+    };
+    let balance = acting.grid.account(acting.id()).await?.balance;
+    acting.grid.close().await;
+    let claimed = Claimed { bot: acting.name.clone(), amount: body.amount, balance, height };
+    c.terminal.result(&claimed, |claimed| {
+        format!("the faucet gave {} to '{}'; it has {}\n", claimed.amount, claimed.bot, claimed.balance)
     })
 }

@@ -128,6 +128,17 @@ impl World {
         world
     }
 
+    /// A grid 'demo' that was made with these flags and runs, and bot 'alice' without grains.
+    pub(super) fn with_faucet(flags: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut world = Self { dir, port, replica: None, farmer: None, others: Vec::new() };
+        world.text(&format!("grid init demo --listen 127.0.0.1:{port} {flags}"));
+        world.start_replica();
+        world.text("bot new alice");
+        world
+    }
+
     /// A home with two bots of which no ledger knows.
     pub(super) fn of_keys() -> Self {
         let dir = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use crate::flags::{
     StateFlag, TrustFlag,
 };
 
-const KINDS: [(&str, Kind); 16] = [
+const KINDS: [(&str, Kind); 17] = [
     ("bot", Kind::Bot),
     ("farm", Kind::Farm),
     ("node", Kind::Node),
@@ -27,6 +27,7 @@ const KINDS: [(&str, Kind); 16] = [
     ("channel", Kind::Channel),
     ("farm-policy", Kind::FarmPolicy),
     ("outcome", Kind::Outcome),
+    ("profile", Kind::Profile),
     ("funding", Kind::Funding),
 ];
 

@@ -5,9 +5,11 @@ use croft_protocol::command::SignedJoin;
 use croft_protocol::keys::Domain;
 use croft_protocol::name::is_country;
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
-use croft_protocol::{Body, FarmId, Name, NodeCapacity, PriceList, PublicKey, RecordId, Rejection, StateKey};
+use croft_protocol::{
+    Body, FarmId, Name, NodeCapacity, PriceList, Profile, PublicKey, RecordId, Rejection, StateKey,
+};
 
-use super::{bounds, check_text, known_bot, known_farm, trust};
+use super::{bounds, check_text, known_bot, known_farm, malformed, trust};
 use crate::block::Event;
 use crate::state::{StateRead, StateReadExt};
 use crate::work::{Step, Work};
@@ -23,6 +25,19 @@ pub(super) fn create_bot(work: &mut Work<'_>, author: PublicKey, bot: &BotBody) 
     }
     claim_name(work, StateKey::BotName(bot.name.clone()), "bot name", &bot.name, &author)?;
     work.append(RecordId::bot(&author), Body::Bot(bot.clone()), author)
+}
+
+/// A bot says something else of itself. Its name is in the profile, so that whoever has only that knows whose it is.
+pub(super) fn update_bot(work: &mut Work<'_>, author: PublicKey, profile: &Profile) -> Step {
+    let bot = known_bot(work, &author)?;
+    if profile.name != bot.name {
+        return Err(malformed(format!(
+            "the profile is of bot '{}', its author is '{}'",
+            profile.name, bot.name
+        )));
+    }
+    profile.check().map_err(|invalid| malformed(invalid.to_string()))?;
+    work.append(RecordId::profile(&author), Body::Profile(profile.clone()), author)
 }
 
 pub(super) fn create_farm(

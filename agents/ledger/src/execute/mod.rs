@@ -1,6 +1,7 @@
 //! What each command does, one function each. Envelope and sequence number are checked already.
 
 mod contracts;
+mod faucet;
 mod identities;
 mod recipes;
 pub(crate) mod releases;
@@ -48,6 +49,8 @@ pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCo
         }
         Command::PublishRecipe { name, title, text } => recipes::publish(work, author, name, title, text),
         Command::WithdrawRecipe { name, reason } => recipes::withdraw(work, author, name, reason),
+        Command::UpdateBot(profile) => identities::update_bot(work, author, profile),
+        Command::ClaimFaucet => faucet::claim(work, author, signed.body.sequence),
         Command::Fund { contract, amount } => {
             contracts::fund(work, author, contract, *amount, signed.body.sequence)
         }

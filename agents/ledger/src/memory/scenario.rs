@@ -8,7 +8,7 @@ use croft_protocol::record::{
     BotBody, ContractReport, HardwareSummary, NodeBody, ReportBody, TrustClass, WorkloadState,
 };
 use croft_protocol::{
-    Capacity, Command, ContractBody, ContractId, Escrow, FarmId, Genesis, Grains, Hash, Name, NodeId,
+    Capacity, Command, ContractBody, ContractId, Escrow, FarmId, Faucet, Genesis, Grains, Hash, Name, NodeId,
     PriceList, Rate, Rejection, SecretKey, Terms, TrustPolicy, ValidatorSet,
 };
 
@@ -63,15 +63,15 @@ impl Scenario {
     /// When the state machine refuses what it must accept.
     #[must_use]
     pub fn new() -> Self {
-        let mut scenario = Self::without_node();
-        let register = Command::RegisterNode {
-            node: scenario.node_body(),
-            join: Some(scenario.join()),
-            attestation: None,
-        };
-        let node = scenario.node.clone();
-        scenario.ledger.submit(&node, register).expect("the node may join");
-        scenario
+        Self::without_node().joined()
+    }
+
+    fn joined(mut self) -> Self {
+        let register =
+            Command::RegisterNode { node: self.node_body(), join: Some(self.join()), attestation: None };
+        let node = self.node.clone();
+        self.ledger.submit(&node, register).expect("the node may join");
+        self
     }
 
     /// The same before the node registers.
@@ -108,6 +108,22 @@ impl Scenario {
     /// When the state machine refuses what it must accept.
     #[must_use]
     pub fn with_policy(set: ValidatorSet, numbers: &[u8], trust: TrustPolicy) -> Self {
+        Self::with_genesis(set, numbers, trust, None)
+    }
+
+    /// [`Self::new`] with a faucet.
+    ///
+    /// # Panics
+    /// When the state machine refuses what it must accept.
+    #[must_use]
+    pub fn with_faucet(faucet: Faucet) -> Self {
+        let numbers = [101, 102, 103, 104];
+        let publics = numbers.map(|n| key(n).public());
+        let set = ValidatorSet::of_equals(&publics);
+        Self::with_genesis(set, &numbers, TrustPolicy::default(), Some(faucet)).joined()
+    }
+
+    fn with_genesis(set: ValidatorSet, numbers: &[u8], trust: TrustPolicy, faucet: Option<Faucet>) -> Self {
         let (user, farmer, other, node) = (key(1), key(2), key(3), key(4));
         let validators: Vec<_> = numbers.iter().map(|n| key(*n)).collect();
         let genesis = Genesis {
@@ -118,6 +134,7 @@ impl Scenario {
                 .map(|(bot, key)| Allocation { name: name(bot), bot: key.public(), grains: ALLOWANCE })
                 .to_vec(),
             trust,
+            faucet,
         };
         let mut ledger = MemoryLedger::new(genesis, validators.clone()).expect("the genesis is valid");
         let farm = FarmId::new(&farmer.public(), &name("green"));

@@ -38,11 +38,14 @@ impl Ordering for Nobody {
 
 fn serve(grid: &Grid, store: Store, blobs: &Path) -> Arc<Server> {
     let quotas = BlobQuotas { per_bot_bytes: 0, total_bytes: 0 };
+    let mail = blobs.with_extension("mail");
+    std::fs::create_dir_all(&mail).unwrap();
+    let mail = crate::mail::Mailboxes::open(&mail).unwrap();
     let blobs = Blobs::open(blobs.to_owned(), quotas).unwrap();
     let observers = (ME..ME + 5).map(|seed| key(seed).public()).collect();
     assert_eq!(store.chain(), grid.chain());
     let intake = Intake { observers, commands_per_minute: 1_000, key: key(99), makers: Vec::new() };
-    Server::new(Arc::new(Chain::new(store)), Arc::new(Nobody), Arc::new(blobs), intake)
+    Server::new(Arc::new(Chain::new(store)), Arc::new(Nobody), (Arc::new(blobs), Arc::new(mail)), intake)
 }
 
 type Tamper = Box<dyn Fn(&Request, Response) -> Response + Send + Sync>;

@@ -21,7 +21,7 @@ pub(super) fn failed(error: StoreError) -> Failure {
     Failure::Storage { reason: crate::chain_of(&error) }
 }
 
-fn at_most(what: &str, got: usize, limit: usize) -> Result<(), Failure> {
+pub(super) fn at_most(what: &str, got: usize, limit: usize) -> Result<(), Failure> {
     if got <= limit {
         return Ok(());
     }
@@ -80,12 +80,17 @@ impl Server {
                 Ok(Response::Presence(present.collect()))
             }
             Request::Status => self.status().await,
+            Request::LeaveMail { to, sealed } => self.leave_mail(peer, to, sealed).await,
+            Request::FetchMail { after } => self.fetch_mail(peer, after).await,
+            Request::DropMail { mail } => self.drop_mail(peer, mail).await,
             Request::SnapshotOpen => self.open_snapshot(peer).await,
             Request::SnapshotValues { id, after } => self.snapshot_values(peer, id, after).await,
             Request::SnapshotRecords { first, size } => self.snapshot_records(peer, first, size).await,
             Request::Follow { .. }
             | Request::Listen
+            | Request::ListenFor { .. }
             | Request::Relay { .. }
+            | Request::RelayTo { .. }
             | Request::Replicate { .. }
             | Request::Vouch(_) => {
                 Err(Failure::Malformed { reason: "this request has no single answer".to_owned() })

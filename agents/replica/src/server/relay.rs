@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use croft_protocol::PublicKey;
-use croft_protocol::api::{Failure, IncomingRelay, Response};
+use croft_protocol::api::{Failure, IncomingRelay, Response, Service};
 use croft_protocol::units::show_bytes;
 use croft_transport::{RecvStream, SendStream, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -126,11 +126,11 @@ impl Drop for Call {
 pub(super) async fn run(
     server: &Arc<Server>,
     from: PublicKey,
-    to: PublicKey,
+    (to, service): (PublicKey, Service),
     mut send: SendStream,
     recv: RecvStream,
 ) {
-    match connect(server, from, to).await {
+    match connect(server, from, to, service).await {
         Err(failure) => respond(&mut send, Response::Failed(failure)).await,
         Ok((call, out, back)) => {
             let answer = Response::Relayed;
@@ -146,6 +146,7 @@ async fn connect(
     server: &Arc<Server>,
     from: PublicKey,
     to: PublicKey,
+    service: Service,
 ) -> Result<(Call, SendStream, RecvStream), Failure> {
     if !server.is_known(from).await? {
         return Err(Failure::Quota {
@@ -161,7 +162,7 @@ async fn connect(
     }
     let call = server.relays.begin(from, to, Instant::now())?;
     let absent = || Failure::NotListening { key: to };
-    let listener = server.presence.listener(&to).ok_or_else(absent)?;
+    let listener = server.presence.listener(&to, service).ok_or_else(absent)?;
     let (mut out, back) = timeout(ANSWER_TIME, listener.open())
         .await
         .map_err(|_| Failure::Busy { what: format!("{to} has too many calls under way") })?

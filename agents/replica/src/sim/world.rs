@@ -92,6 +92,7 @@ impl World {
             validators: ValidatorSet::of_equals(&publics),
             allocations: clients::allocations(),
             trust: TrustPolicy::default(),
+            faucet: None,
         };
         let count = plan.validators + usize::from(plan.spare);
         let mut machines: Vec<_> = (0..count)

@@ -14,7 +14,7 @@ use croft_protocol::api::Phase;
 use croft_protocol::record::TrustClass;
 use croft_protocol::{
     Body, BotId, Capacity, FarmId, Hash, Kind, Name, NodeCapacity, NodeId, PriceList, PublicKey, Record,
-    RecordId, StateKey, encode,
+    RecordId, Role, StateKey, encode,
 };
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
@@ -57,6 +57,12 @@ pub(super) enum Part {
     Recipes = 14,
     /// Author, and whether it is withdrawn.
     RecipesOf = 15,
+    /// Nothing: all bots with a profile.
+    Bots = 16,
+    /// Role.
+    BotsByRole = 17,
+    /// Capability and a zero byte.
+    BotsByCapability = 18,
 }
 
 /// Resources by which nodes are ordered.
@@ -87,6 +93,16 @@ pub(super) enum Entry {
     Node(NodeEntry),
     Contract(ContractEntry),
     Recipe(RecipeEntry),
+    Bot(BotEntry),
+}
+
+/// Of a bot that has a profile; found under the profile's id.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(super) struct BotEntry {
+    pub(super) name: Name,
+    pub(super) roles: BTreeSet<Role>,
+    pub(super) capabilities: BTreeSet<Name>,
+    pub(super) description: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -146,6 +162,12 @@ impl Entry {
             Body::Recipe(recipe) => {
                 Self::Recipe(RecipeEntry { author: recipe.author, withdrawn: recipe.withdrawn.is_some() })
             }
+            Body::Profile(profile) => Self::Bot(BotEntry {
+                name: profile.name.clone(),
+                roles: profile.roles.clone(),
+                capabilities: profile.capabilities.clone(),
+                description: profile.description.clone(),
+            }),
             _ => return Ok(None),
         }))
     }
@@ -188,6 +210,15 @@ impl Entry {
                 add(Part::Recipes, &[&withdrawn]);
                 add(Part::RecipesOf, &[&recipe.author.0, &withdrawn]);
             }
+            Self::Bot(bot) => {
+                add(Part::Bots, &[]);
+                for role in &bot.roles {
+                    add(Part::BotsByRole, &[&[*role as u8]]);
+                }
+                for one in &bot.capabilities {
+                    add(Part::BotsByCapability, &[one.as_str().as_bytes(), &[0]]);
+                }
+            }
         }
         keys
     }
@@ -220,7 +251,7 @@ fn keys_of_record(record: &Record) -> BTreeSet<Vec<u8>> {
 }
 
 fn is_indexed(kind: Kind) -> bool {
-    matches!(kind, Kind::Farm | Kind::Node | Kind::Contract | Kind::Transfer | Kind::Recipe)
+    matches!(kind, Kind::Farm | Kind::Node | Kind::Contract | Kind::Transfer | Kind::Recipe | Kind::Profile)
 }
 
 struct Writer<'t> {

@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use croft_protocol::api::{ContractQuery, Cursor, FarmQuery, NodeQuery, Phase, Query};
+use croft_protocol::api::{BotQuery, ContractQuery, Cursor, FarmQuery, NodeQuery, Phase, Query};
 use croft_protocol::record::TrustClass;
-use croft_protocol::{FarmId, Hash, Kind, RecordId, encode};
+use croft_protocol::{FarmId, Hash, Kind, Name, RecordId, encode};
 use redb::Range;
 
 use super::StoreError;
@@ -116,6 +116,13 @@ fn plans_of(query: &Query) -> Vec<Plan> {
         Query::Transfers { of } => vec![flat(all(Part::TransfersOf, &[&of.0]))],
         Query::Recipes { author: Some(author) } => vec![flat(all(Part::RecipesOf, &[&author.0, &[0]]))],
         Query::Recipes { author: None } => vec![flat(all(Part::Recipes, &[&[0]]))],
+        Query::Bots(BotQuery { text: _, role, capability }) => {
+            let mut plans = Vec::new();
+            let of = |one: &Name| flat(all(Part::BotsByCapability, &[one.as_str().as_bytes(), &[0]]));
+            plans.extend(capability.as_ref().map(of));
+            plans.extend(role.map(|role| flat(all(Part::BotsByRole, &[&[role as u8]]))));
+            or_all(plans, Part::Bots)
+        }
     }
 }
 
@@ -319,6 +326,9 @@ impl Search<'_> {
             (Query::Recipes { author }, Entry::Recipe(recipe)) => {
                 !recipe.withdrawn && author.is_none_or(|author| recipe.author == author)
             }
+            (Query::Bots(query), Entry::Bot(bot)) => {
+                query.matches(&bot.name, &bot.roles, &bot.capabilities, &bot.description)
+            }
             _ => return Err(StoreError::damaged(format!("the index entry of {id:?} is of another kind"))),
         })
     }
@@ -381,6 +391,7 @@ fn kind_of(query: &Query) -> Kind {
         Query::Contracts(_) => Kind::Contract,
         Query::Transfers { .. } => Kind::Transfer,
         Query::Recipes { .. } => Kind::Recipe,
+        Query::Bots(_) => Kind::Profile,
     }
 }
 

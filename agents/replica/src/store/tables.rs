@@ -11,7 +11,7 @@ use super::StoreError;
 pub(super) const FORMAT: u32 = 4;
 
 /// Version of [`INDEX`] and [`ENTRIES`]. They are made anew in a file that has another one or none.
-pub(super) const INDEX_VERSION: u32 = 2;
+pub(super) const INDEX_VERSION: u32 = 3;
 
 /// [`META_FORMAT`], [`META_CHAIN`], [`META_GENESIS`], [`META_BASE`], [`META_PROOFS`], [`META_TIP`],
 /// [`META_MAP`], [`META_INDEX`].
@@ -55,7 +55,7 @@ pub(super) const PAST: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinitio
 pub(super) const MAP_STALE: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("map-stale");
 /// Keys of [`super::index`], all that there is to them -> nothing.
 pub(super) const INDEX: TableDefinition<'_, &[u8], ()> = TableDefinition::new("index");
-/// Encoded record id of a farm, node or contract -> encoded [`super::index::Entry`]: what searches compare.
+/// Encoded record id of a farm, node, contract or profile -> encoded [`super::index::Entry`]: what searches compare.
 pub(super) const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
 /// Hash of a validator set -> height of the last header that it certified before others took over. Of a set
 /// that came back and is the present one, that height is of an earlier time and not to be given out.

@@ -67,6 +67,7 @@ impl Files {
             allocations: allocations.to_vec(),
             listen: vec![LOOPBACK],
             trust: TrustPolicy::default(),
+            faucet: None,
         };
         let grid = init_grid(dir.path(), plan).unwrap();
         Self {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_protocol::api::{Concern, Event, Failure, IncomingRelay, Request, Response};
+use croft_protocol::api::{Concern, Event, Failure, IncomingRelay, Request, Response, Service};
 use croft_protocol::attestation::{Credential, Introduction, SignedVoucher};
 use croft_protocol::{PublicKey, limits};
 use tokio::sync::mpsc;
@@ -118,9 +118,9 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    pub(super) fn start(links: Arc<Links>) -> Self {
+    pub(super) fn start(links: Arc<Links>, service: Service) -> Self {
         let (sender, calls) = mpsc::channel(WAITING_CALLS);
-        Self { calls, task: tokio::spawn(listen(links, sender)) }
+        Self { calls, task: tokio::spawn(listen(links, service, sender)) }
     }
 
     /// The next call. Waits for as long as it takes, through lost connections.
@@ -129,12 +129,16 @@ impl Listener {
     }
 }
 
-async fn listen(links: Arc<Links>, calls: mpsc::Sender<Relayed>) {
+async fn listen(links: Arc<Links>, service: Service, calls: mpsc::Sender<Relayed>) {
+    let request = match service {
+        Service::Calls => Request::Listen,
+        Service::Messages => Request::ListenFor { service },
+    };
     loop {
         // `get` waits for the back-off of each replica, so this loop can't spin.
         let Ok(link) = links.get().await else { continue };
         let within = Duration::from_millis(READ_MS);
-        let asked = frame::request(link.connection(), &Request::Listen, limits::REQUEST_BYTES, within).await;
+        let asked = frame::request(link.connection(), &request, limits::REQUEST_BYTES, within).await;
         match asked {
             Ok(Response::Listening) => links.praise(&link).await,
             Ok(other) => {
@@ -167,7 +171,11 @@ async fn listen(links: Arc<Links>, calls: mpsc::Sender<Relayed>) {
     }
 }
 
-pub(super) async fn relay(links: &Arc<Links>, to: PublicKey) -> Result<Answer<RelayStream>, ClientError> {
+pub(super) async fn relay(
+    links: &Arc<Links>,
+    to: PublicKey,
+    service: Service,
+) -> Result<Answer<RelayStream>, ClientError> {
     let mut last = None;
     for _ in 0..=links.count() {
         let link = match links.get().await {
@@ -175,7 +183,7 @@ pub(super) async fn relay(links: &Arc<Links>, to: PublicKey) -> Result<Answer<Re
             Err(error) => return Err(last.unwrap_or(error)),
         };
         let replica = link.replica();
-        match pipe(&link, to).await {
+        match pipe(&link, to, service).await {
             Ok(Ok(stream)) => {
                 links.praise(&link).await;
                 return Ok(Answer { value: stream, replica });
@@ -195,9 +203,17 @@ pub(super) async fn relay(links: &Arc<Links>, to: PublicKey) -> Result<Answer<Re
     Err(last.expect("at least one attempt was made"))
 }
 
-async fn pipe(link: &Link, to: PublicKey) -> Result<Result<RelayStream, Failure>, Exchange> {
+async fn pipe(
+    link: &Link,
+    to: PublicKey,
+    service: Service,
+) -> Result<Result<RelayStream, Failure>, Exchange> {
     let within = Duration::from_millis(READ_MS);
-    let (send, mut recv) = frame::ask(link.connection(), &Request::Relay { to }, within).await?;
+    let request = match service {
+        Service::Calls => Request::Relay { to },
+        Service::Messages => Request::RelayTo { to, service },
+    };
+    let (send, mut recv) = frame::ask(link.connection(), &request, within).await?;
     let response = frame::read(&mut recv, "the response", limits::REQUEST_BYTES, within)
         .await
         .map_err(Exchange::Unanswered)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use croft_protocol::PublicKey;
-use croft_protocol::api::Failure;
+use croft_protocol::api::{Failure, Service};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -49,9 +49,15 @@ impl Verified {
     /// From now on, whoever calls us through any connected replica comes out here.
     #[must_use]
     pub fn listen(&self) -> Listener {
+        self.listen_for(Service::Calls)
+    }
+
+    /// The same for calls of one kind; one kind for each `Verified`.
+    #[must_use]
+    pub fn listen_for(&self, service: Service) -> Listener {
         self.tend();
         let (sender, calls) = mpsc::channel(WAITING_CALLS);
-        Listener { calls, task: tokio::spawn(listen(Arc::downgrade(&self.inner), sender)) }
+        Listener { calls, task: tokio::spawn(listen(Arc::downgrade(&self.inner), service, sender)) }
     }
 
     /// TLS with whoever holds this key, through a replica that can't read it: each replica is tried until one has
@@ -61,8 +67,16 @@ impl Verified {
     /// [`Failure::NotListening`] in [`ClientError::Failed`] when no replica has the peer; [`ClientError::Peer`] when
     /// somebody else answers.
     pub async fn peer(&self, to: PublicKey) -> Result<PeerStream, VerifiedError> {
+        self.peer_for(to, Service::Calls).await
+    }
+
+    /// The same with whoever takes calls of this kind.
+    ///
+    /// # Errors
+    /// As [`Self::peer`].
+    pub async fn peer_for(&self, to: PublicKey, service: Service) -> Result<PeerStream, VerifiedError> {
         let call = |member: Arc<Member>| async move {
-            match member.client().peer(to).await {
+            match member.client().peer_for(to, service).await {
                 Err(error @ ClientError::Failed { failure: Failure::NotListening { .. }, .. }) => {
                     Ok(Err(error))
                 }
@@ -112,7 +126,7 @@ impl Verified {
     }
 }
 
-async fn listen(inner: Weak<Inner>, calls: mpsc::Sender<Relayed>) {
+async fn listen(inner: Weak<Inner>, service: Service, calls: mpsc::Sender<Relayed>) {
     let Some(mut active) = inner.upgrade().map(|inner| inner.members.watch_active()) else { return };
     let mut ears: BTreeMap<usize, Ear> = BTreeMap::new();
     loop {
@@ -122,7 +136,8 @@ async fn listen(inner: Weak<Inner>, calls: mpsc::Sender<Relayed>) {
             ears.retain(|index, _| now.contains(index));
             for index in now {
                 ears.entry(index).or_insert_with(|| {
-                    let (mut at, calls) = (inner.members.get(index).client().listen(), calls.clone());
+                    let (mut at, calls) =
+                        (inner.members.get(index).client().listen_for(service), calls.clone());
                     Ear(tokio::spawn(async move {
                         while let Some(call) = at.accept().await {
                             // Hangs up when nobody picks up.

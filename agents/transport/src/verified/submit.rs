@@ -306,6 +306,8 @@ fn touched(command: &Command, author: &PublicKey, sequence: u64) -> Option<Recor
         Command::PublishRecipe { name, .. } | Command::WithdrawRecipe { name, .. } => {
             RecordId::recipe(author, name)
         }
+        Command::UpdateBot(_) => RecordId::profile(author),
+        Command::ClaimFaucet => RecordId::transfer(author, sequence),
         Command::Fund { .. } => RecordId::funding(author, sequence),
     })
 }
@@ -342,6 +344,8 @@ fn effect(command: &Command, author: &PublicKey, record: &Record) -> bool {
             (title, text) == (&is.title, &is.text) && is.withdrawn.is_none()
         }
         (Command::WithdrawRecipe { .. }, Body::Recipe(is)) => is.withdrawn.is_some(),
+        (Command::UpdateBot(profile), Body::Profile(is)) => profile == is,
+        (Command::ClaimFaucet, Body::Transfer(is)) => is.from == croft_protocol::faucet::ACCOUNT,
         _ => false,
     }
 }

@@ -4,16 +4,19 @@ use croft_attest::soft::SoftTpm;
 use croft_ledger::memory::name;
 use croft_market::transcript::Transcript;
 use croft_protocol::api::{
-    Concern, ContractQuery, Cursor, Event, Failure, FarmQuery, IncomingRelay, NodeQuery, Page, ProvedPage,
-    ProvedRecord, ProvedThing, Query, Request, Response,
+    BotQuery, Concern, ContractQuery, Cursor, Event, Failure, FarmQuery, IncomingRelay, Mail, NodeQuery,
+    Page, ProvedPage, ProvedRecord, ProvedThing, Query, Request, Response, Service,
 };
 use croft_protocol::attestation::{Credential, SignedVoucher, Voucher};
 use croft_protocol::command::SignedJoin;
 use croft_protocol::contract::KeptContract;
+use croft_protocol::faucet::FaucetClaims;
 use croft_protocol::image::{Chunk, ImageManifest};
 use croft_protocol::market::{Demand, Message, Quote, Said, SignedMessage};
+use croft_protocol::message::{Message as Letter, MessageId, message_key};
 use croft_protocol::peer::{
-    Explanation, FarmRequest, FarmResponse, LogLine, NodeRequest, NodeResponse, Step, VmExplanation,
+    BotRequest, BotResponse, Explanation, FarmRequest, FarmResponse, LogLine, NodeRequest, NodeResponse,
+    Step, VmExplanation,
 };
 use croft_protocol::record::WorkloadState;
 use croft_protocol::release::{BootFile, BootManifest};
@@ -22,8 +25,9 @@ use croft_protocol::state::NodeContracts;
 use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
 use croft_protocol::workload::Workload;
 use croft_protocol::{
-    Body, ChainId, Command, ContractBody, Escrow, Grains, Hash, NodeCapacity, PriceList, Rate, Record,
-    RecordId, Rejection, SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange, StateKey, limits,
+    Body, ChainId, Command, ContractBody, Escrow, Faucet, Grains, Hash, NodeCapacity, PriceList, Profile,
+    Rate, Record, RecordId, Rejection, Role, SignedCommand, SignedHeader, SignedTerms, SignedValidatorChange,
+    StateKey, limits,
 };
 
 use crate::check::{bounded, bounded_message, canonical};
@@ -84,7 +88,7 @@ pub const TARGETS: &[Target] = &[
         name: "terms",
         decodes: "terms, and terms with both signatures",
         sent_by: "a user's bot, a farmer's bot",
-        files: &["agents/protocol/src/contract.rs", "agents/market/src/proposal.rs"],
+        files: &["agents/protocol/src/contract.rs"],
         seeds: || vec![encoded("web", &signed_terms())],
         rounds: 1_500,
         run: terms,
@@ -213,6 +217,34 @@ pub const TARGETS: &[Target] = &[
         },
         rounds: 60,
         run: sealed,
+    },
+    Target {
+        name: "sealed-message",
+        decodes: "what a bot finds in a message once it is opened",
+        sent_by: "another bot",
+        files: &["agents/protocol/src/message.rs"],
+        seeds: || {
+            let hello = croft_protocol::encode(&(letter("hello"), croft_protocol::Signature([1; 64])));
+            vec![("hello".to_owned(), hello), ("sealed".to_owned(), vec![7; 400])]
+        },
+        rounds: 60,
+        run: sealed_message,
+    },
+    Target {
+        name: "bot-peer",
+        decodes: "a message that is handed over, and the answer",
+        sent_by: "another bot, through the relay",
+        files: &["agents/bot/src/commands/message.rs"],
+        seeds: || {
+            let refused = BotResponse::Refused { reason: "no".to_owned() };
+            vec![
+                encoded("deliver", &BotRequest::Deliver { sealed: vec![1, 2, 3] }),
+                encoded("taken", &BotResponse::Taken),
+                encoded("refused", &refused),
+            ]
+        },
+        rounds: 600,
+        run: bot_peer,
     },
     Target {
         name: "boot-manifest",
@@ -364,6 +396,12 @@ fn state_value(bytes: &[u8]) {
     drop(canonical::<NodeContracts>("list of contracts", limit, bytes));
     drop(canonical::<RecentHeaders>("recent headers", limit, bytes));
     drop(canonical::<NodeTrust>("trust in a node", limit, bytes));
+    let _ = canonical::<FaucetClaims>("claims from a faucet", limit, bytes);
+    if let Some(rule) = canonical::<Faucet>("faucet", limit, bytes)
+        && let Err(error) = rule.check()
+    {
+        bounded_message("faucet", &error.to_string());
+    }
     if let Some(policy) = canonical::<TrustPolicy>("trust policy", limit, bytes)
         && let Err(error) = policy.check()
     {
@@ -441,6 +479,36 @@ fn sealed(bytes: &[u8]) {
     assert!(key.open(&chain, &node, &sealed).is_err(), "it opens although byte {at} was altered");
 }
 
+fn letter(text: &str) -> Letter {
+    let (from, to) = (&scene().scenario.user, &scene().scenario.farmer);
+    let text = text.to_owned();
+    Letter { id: MessageId([9; 16]), from: from.public(), to: to.public(), time_ms: 5, text }
+}
+
+/// Nothing is believed that its sender did not sign for us, whatever stands in the box; and what he did write comes
+/// out as it went in.
+fn sealed_message(bytes: &[u8]) {
+    let (user, farmer) = (&scene().scenario.user, &scene().scenario.farmer);
+    let (chain, key) = (scene().scenario.ledger.chain(), message_key(farmer));
+    let open = |sealed: &[u8]| Letter::open(sealed, &chain, &farmer.public(), &key);
+    let made_up = bounded("sealed message", bytes.len(), || open(bytes).is_ok());
+    assert!(!made_up, "bytes that nobody sealed can be opened");
+    if let Ok(sealed) = croft_protocol::message::seal_any(&key.public(), &chain, &farmer.public(), bytes) {
+        match bounded("message", sealed.len(), || open(&sealed)) {
+            Ok(message) => panic!("{message:?} has a good signature"),
+            Err(error) => bounded_message("message", &error.to_string()),
+        }
+    }
+    let message = letter(&String::from_utf8_lossy(bytes));
+    let Ok(sealed) = message.seal(user, &chain, &key.public()) else { return };
+    assert_eq!(open(&sealed), Ok(message));
+}
+
+fn bot_peer(bytes: &[u8]) {
+    drop(canonical::<BotRequest>("delivery", limits::PEER_MESSAGE_BYTES, bytes));
+    drop(canonical::<BotResponse>("answer to a delivery", limits::PEER_MESSAGE_BYTES, bytes));
+}
+
 fn image_manifest(bytes: &[u8]) {
     let wanted = Hash::of_bytes(bytes);
     let checked = bounded("image manifest", bytes.len(), || ImageManifest::check(bytes, wanted));
@@ -468,15 +536,39 @@ fn commands() -> Vec<Seed> {
         ("create-farm", Command::CreateFarm { name: name("blue"), country, region, prices }),
         ("set-prices", Command::SetPrices { farm, prices }),
         ("close", Command::Close { contract }),
+        ("update-bot", Command::UpdateBot(profile())),
+        ("claim-faucet", Command::ClaimFaucet),
     ] {
         seeds.push(encoded(called, &signed(command)));
     }
     seeds
 }
 
+fn profile() -> Profile {
+    Profile {
+        roles: [Role::Farmer, Role::Approver].into(),
+        capabilities: [name("gpu"), name("web")].into(),
+        encryption_key: Some([3; 32]),
+        description: "sells".to_owned(),
+        ..Profile::named(name("bob"))
+    }
+}
+
 fn records() -> Vec<Seed> {
     let numbered = scene().scenario.ledger.records().iter().enumerate();
-    numbered.map(|(n, record)| encoded(&format!("record-{n:02}"), record)).collect()
+    let mut seeds: Vec<_> = numbered.map(|(n, record)| encoded(&format!("record-{n:02}"), record)).collect();
+    let bot = scene().scenario.user.public();
+    let record = Record {
+        id: RecordId::profile(&bot),
+        version: 1,
+        prev: None,
+        body: Body::Profile(profile()),
+        author: bot,
+        height: 1,
+        time_ms: 2,
+    };
+    seeds.push(encoded("profile", &record));
+    seeds
 }
 
 fn headers() -> Vec<Seed> {
@@ -548,6 +640,16 @@ fn requests() -> Vec<Seed> {
         Request::SnapshotValues { id: 1, after: Some(StateKey::Supply) },
         Request::SnapshotRecords { first: 1, size: 2 },
         Request::Vouch(Box::new(SoftTpm::new(7_u8).introduce())),
+        Request::LeaveMail { to: user, sealed: vec![1; 300] },
+        Request::FetchMail { after: 3 },
+        Request::DropMail { mail: vec![Hash::ZERO] },
+        Request::ListenFor { service: Service::Messages },
+        Request::RelayTo { to: user, service: Service::Calls },
+        query(Query::Bots(BotQuery {
+            text: Some("fast".to_owned()),
+            role: Some(Role::Farmer),
+            capability: Some(name("gpu")),
+        })),
     ];
     all.iter().enumerate().map(|(n, request)| encoded(&format!("request-{n:02}"), request)).collect()
 }
@@ -600,6 +702,9 @@ fn responses() -> Vec<Seed> {
             &ledger.chain(),
             &scene.scenario.validators[0],
         ))),
+        Response::MailLeft { expires_ms: 9 },
+        Response::Mail { mail: vec![Mail { number: 3, sealed: vec![1; 300] }], more: true },
+        Response::MailDropped { count: 1 },
     ];
     all.iter().enumerate().map(|(n, response)| encoded(&format!("response-{n:02}"), response)).collect()
 }

@@ -38,6 +38,33 @@ fn a_bots_name_is_unique() {
 }
 
 #[test]
+fn a_bot_says_of_itself_what_it_likes_in_its_own_name_only() {
+    let mut scenario = Scenario::new();
+    let user = scenario.user.clone();
+    let mut profile = Profile::named(name("alice"));
+    profile.description = "I buy".to_owned();
+    scenario.ledger.submit(&user, Command::UpdateBot(profile.clone())).unwrap();
+    profile.encryption_key = Some([9; 32]);
+    scenario.ledger.submit(&user, Command::UpdateBot(profile.clone())).unwrap();
+    let id = RecordId::profile(&user.public());
+    let record = scenario.ledger.record(&id).unwrap().unwrap();
+    assert_eq!((record.version, record.author), (2, user.public()));
+    assert_eq!(record.body, Body::Profile(profile.clone()));
+
+    let other = Profile { name: name("fred"), ..profile.clone() };
+    let text = refused(&mut scenario, &user, Command::UpdateBot(other));
+    assert_eq!(text, "the command is malformed: the profile is of bot 'fred', its author is 'alice'");
+    let odd = Profile { description: "\u{1b}[2J".to_owned(), ..profile.clone() };
+    let text = refused(&mut scenario, &user, Command::UpdateBot(odd));
+    assert_eq!(
+        text,
+        "the command is malformed: a description is one line of printable characters, without 0x1b: leave that out"
+    );
+    let text = refused(&mut scenario, &key(50), Command::UpdateBot(profile));
+    assert!(text.contains("is no bot on this grid"), "{text}");
+}
+
+#[test]
 fn only_bots_open_farms_and_each_has_its_own_name_and_a_country() {
     let mut scenario = Scenario::new();
     let (farmer, stranger) = (scenario.farmer.clone(), key(50));

@@ -12,8 +12,8 @@ use croft_protocol::keys::Domain;
 use croft_protocol::record::{BotBody, ContractReport, ReportBody, WorkloadState};
 use croft_protocol::trust::{RecentHeader, RecentHeaders};
 use croft_protocol::{
-    Body, Capacity, Command, ContractId, Grains, Name, NodeId, PriceList, PublicKey, Record, SecretKey,
-    SignedTerms, StateKey, limits,
+    Body, Capacity, Command, ContractId, Grains, Name, NodeId, PriceList, Profile, PublicKey, Record, Role,
+    SecretKey, SignedTerms, StateKey, limits,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -40,7 +40,11 @@ enum Change {
     Report { contract: u8, running: bool },
     Pay,
     Wait { seconds: u64 },
+    Profile { owner: u8, roles: [bool; 4], capabilities: [bool; 2], word: u8 },
 }
+
+const CAPABILITIES: [&str; 2] = ["gpu", "gp"];
+const WORDS: [&str; 3] = ["", "Fast nodes", "nodes in the north"];
 
 fn changes() -> impl Strategy<Value = Change> {
     prop_oneof![
@@ -55,6 +59,9 @@ fn changes() -> impl Strategy<Value = Change> {
         3 => (any::<u8>(), any::<bool>()).prop_map(|(contract, running)| Change::Report { contract, running }),
         1 => Just(Change::Pay),
         1 => (1..60_u64).prop_map(|seconds| Change::Wait { seconds }),
+        2 => (0..OWNERS, any::<[bool; 4]>(), any::<[bool; 2]>(), 0..3_u8).prop_map(
+            |(owner, roles, capabilities, word)| Change::Profile { owner, roles, capabilities, word }
+        ),
     ]
 }
 
@@ -81,6 +88,11 @@ enum Wish {
         seconds: Option<u64>,
     },
     Transfers,
+    Bots {
+        text: Option<u8>,
+        role: Option<u8>,
+        capability: Option<u8>,
+    },
 }
 
 fn wishes() -> impl Strategy<Value = Wish> {
@@ -118,6 +130,8 @@ fn wishes() -> impl Strategy<Value = Wish> {
                 seconds
             }),
         1 => Just(Wish::Transfers),
+        1 => (option::of(0..4_u8), option::of(0..4_u8), option::of(0..2_u8))
+            .prop_map(|(text, role, capability)| Wish::Bots { text, role, capability }),
     ]
 }
 
@@ -198,6 +212,21 @@ impl World {
                 if let Some((contract, node)) = self.some_contract(contract) {
                     self.report(contract, node, running);
                 }
+            }
+            Change::Profile { owner: of, roles, capabilities, word } => {
+                let chosen = |(n, is): (usize, bool)| is.then_some(n);
+                let profile = Profile {
+                    roles: roles.into_iter().enumerate().filter_map(chosen).map(|n| Role::ALL[n]).collect(),
+                    capabilities: capabilities
+                        .into_iter()
+                        .enumerate()
+                        .filter_map(chosen)
+                        .map(|n| name(CAPABILITIES[n]))
+                        .collect(),
+                    description: WORDS[usize::from(word)].to_owned(),
+                    ..Profile::named(name(&format!("owner{of}")))
+                };
+                self.must(&owner(of), Command::UpdateBot(profile));
             }
             Change::Pay => self.must(&self.grid.user, self.grid.pay(1)),
             Change::Wait { seconds } => {
@@ -324,6 +353,11 @@ impl World {
                 })
             }
             Wish::Transfers => Query::Transfers { of: self.grid.user.public() },
+            Wish::Bots { text, role, capability } => Query::Bots(BotQuery {
+                text: text.map(|n| ["fast", "NODES", "owner1", "gp north"][usize::from(n)].to_owned()),
+                role: role.map(|n| Role::ALL[usize::from(n)]),
+                capability: capability.map(|n| name(CAPABILITIES[usize::from(n)])),
+            }),
         }
     }
 
@@ -343,6 +377,7 @@ impl World {
             }
             (Query::Farms(query), Body::Farm(farm)) => query.matches(farm),
             (Query::Contracts(query), Body::Contract(contract)) => query.matches(contract),
+            (Query::Bots(query), Body::Profile(profile)) => query.matches_profile(profile),
             (Query::Transfers { of }, Body::Transfer(transfer)) => transfer.from == *of || transfer.to == *of,
             _ => false,
         };

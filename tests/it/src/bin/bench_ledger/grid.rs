@@ -97,6 +97,7 @@ impl Grid {
             allocations,
             listen,
             trust: TrustPolicy::default(),
+            faucet: None,
         };
         let made = init_grid(dir, plan).context("making the grid")?;
         let pins: Vec<_> = made

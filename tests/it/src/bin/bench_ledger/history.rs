@@ -201,7 +201,7 @@ fn build(dir: &Path, plan: Plan, records: usize) -> Result<Built> {
     let time_ms = now_ms() - blocks * BLOCK_MS;
     let listen = free_udp_addresses(1)?;
     let trust = TrustPolicy { endorsement: Endorsement::Unchecked, ..TrustPolicy::default() };
-    let plan_of_grid = GridPlan { name: name("bench"), time_ms, allocations, listen, trust };
+    let plan_of_grid = GridPlan { name: name("bench"), time_ms, allocations, listen, trust, faucet: None };
     let made = init_grid(dir, plan_of_grid)?;
     let replica = made.replicas.into_iter().next().context("a grid of one replica")?;
     let (genesis, pin) =
