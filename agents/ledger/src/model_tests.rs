@@ -140,11 +140,8 @@ impl Contract {
 
     /// For how much more it pays.
     fn runs_ms(&self) -> u64 {
-        if self.rate == 0 {
-            u64::MAX
-        } else {
-            (self.deposit * 1000 / self.rate).saturating_sub(self.covered_ms)
-        }
+        let funds_ms = (self.deposit * 1000).checked_div(self.rate).unwrap_or(u64::MAX);
+        funds_ms.saturating_sub(self.covered_ms)
     }
 
     fn is_due(&self, now_ms: u64) -> bool {

@@ -71,7 +71,7 @@ pub(super) async fn fund(
         match (m.missing, m.funded_until_ms) {
             (Some(missing), _) => push!(text, "  it is still paused: {missing} more resume it\n"),
             (None, Some(until)) => {
-                push!(text, "  it is {}, and can run until {}\n", m.state, show_time(until))
+                push!(text, "  it is {}, and can run until {}\n", m.state, show_time(until));
             }
             (None, None) => push!(text, "  it is {}\n", m.state),
         }

@@ -158,7 +158,7 @@ fn decided_text(d: &Decided) -> String {
     match (d.state, d.reason) {
         ("agreed", _) => push!(text, "  it waits for {}\n", d.quorum.waits_for()),
         (_, Some(reason)) => {
-            push!(text, "  it has ended: {reason}; {} went back to {}\n", d.refunded, d.owner)
+            push!(text, "  it has ended: {reason}; {} went back to {}\n", d.refunded, d.owner);
         }
         _ => push!(
             text,

@@ -376,7 +376,7 @@ fn funds_that_run_low_are_added_within_the_limits_and_once() {
     let (mut after, acts) = pass(&mut grid, standing.clone(), &wanted, Some(1), &[3]);
     let fund =
         Act::Fund { contract: id, amount: Grains(100), reason: "its funds are nearly used up".to_owned() };
-    assert_eq!(acts, [fund.clone()]);
+    assert_eq!(acts, [fund]);
     // It crashed before it paid: after a while it pays.
     grid.pass(MIN_MS);
     let (_, acts) = pass(&mut grid, after.clone(), &wanted, None, &[3]);
