@@ -292,7 +292,7 @@ fn touched(command: &Command, author: &PublicKey, sequence: u64) -> Option<Recor
         Command::Close { contract } => RecordId::contract(contract),
         Command::Settle { .. } => return None,
         Command::Report(_) => RecordId::report(author),
-        Command::Transfer { .. } => RecordId::transfer(author, sequence),
+        Command::Transfer { .. } | Command::ClaimFaucet => RecordId::transfer(author, sequence),
         Command::SetValidators(_) => RecordId::validators(),
         Command::SetReleaseKeys(_) => RecordId::release_keys(),
         Command::PublishRelease(signed) => RecordId::release(&signed.release.id()),
@@ -307,7 +307,6 @@ fn touched(command: &Command, author: &PublicKey, sequence: u64) -> Option<Recor
             RecordId::recipe(author, name)
         }
         Command::UpdateBot(_) => RecordId::profile(author),
-        Command::ClaimFaucet => RecordId::transfer(author, sequence),
     })
 }
 
