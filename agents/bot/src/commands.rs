@@ -8,9 +8,11 @@ mod directory;
 mod explain;
 mod farm;
 mod find;
+mod fund;
 mod grid;
 mod history;
 mod image;
+mod keep;
 mod keys;
 mod ledger;
 mod logs;
@@ -18,12 +20,14 @@ mod media;
 mod message;
 mod policy;
 mod ps;
+mod quorum;
 mod recipe;
 pub(crate) mod release;
 mod serve;
 mod show;
 mod statement;
 mod stop;
+mod target;
 pub(crate) mod validators;
 mod wallet;
 
@@ -250,5 +254,10 @@ pub async fn run(
         Action::Ledger(action) => ledger::ledger(c, action).await,
         Action::Find(flags) => find::find(c, &flags).await,
         Action::Cost(flags) => find::cost(c, &flags).await,
+        Action::Approve { contract, refuse } => quorum::approve(c, &contract, refuse).await,
+        Action::Approvals { all } => quorum::approvals(c, all).await,
+        Action::Fund { contract, amount } => fund::fund(c, &contract, amount).await,
+        Action::Settle { contract } => fund::settle(c, &contract).await,
+        Action::Keep(flags) => keep::keep(c, &flags).await,
     }
 }

@@ -52,12 +52,18 @@ pub const FORMAT: &str = r#"THE DEPLOY FILE (croft.toml)
   [terms]
   duration = "24h"                 # default 24h; s, m, h, d
   grace = "1h"                     # how long the data is kept after the end; default 1h
+  prepaid = "2h"                   # paid ahead, at least 1h; 'croft fund' adds to it; default: all of it
   max_price = 1000000              # grains for the whole duration; default: whatever it costs
 
   [placement]
   country = ["be", "nl"]           # default: anywhere
   farm = "attic"                   # default: any
   node = "node-1"                  # default: the best; needs farm
+
+  [approval]                       # who must sign before any node may run it; default: nobody
+  threshold = 2                    # weight that must approve; default: that of all
+  approvers = [{ bot = "olga", weight = 2, required = true }, { bot = "otto" }]
+                                   # weight: default 1; one who is required ends it by refusing
 "#;
 
 /// Why a file is no deploy file. Line numbers count from 1.
@@ -86,6 +92,21 @@ pub struct DeployFile {
     pub volumes: BTreeMap<Name, VolumeFile>,
     pub terms: TermsFile,
     pub placement: Placement,
+    pub approval: Option<ApprovalFile>,
+}
+
+/// Whose weighted signatures it needs, by their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApprovalFile {
+    pub threshold: u32,
+    pub approvers: Vec<ApproverFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApproverFile {
+    pub bot: Name,
+    pub weight: u32,
+    pub required: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +146,8 @@ pub struct TermsFile {
     pub duration_s: u64,
     pub grace_s: u64,
     pub max_price: Option<u64>,
+    /// `None`: the whole duration is paid with the agreement.
+    pub prepaid_s: Option<u64>,
 }
 
 /// Where it may run.
@@ -172,6 +195,7 @@ struct RawFile {
     terms: RawTerms,
     #[serde(default)]
     placement: RawPlacement,
+    approval: Option<RawApproval>,
 }
 
 #[derive(Deserialize)]
@@ -286,6 +310,28 @@ struct RawTerms {
     duration: Option<Text>,
     grace: Option<Text>,
     max_price: Option<u64>,
+    prepaid: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawApproval {
+    threshold: Option<u32>,
+    approvers: Vec<RawApprover>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawApprover {
+    bot: Name,
+    #[serde(default = "one")]
+    weight: u32,
+    #[serde(default)]
+    required: bool,
+}
+
+fn one() -> u32 {
+    1
 }
 
 #[derive(Default, Deserialize)]
@@ -344,6 +390,7 @@ impl DeployFile {
             volumes,
             terms: checker.terms(raw.terms)?,
             placement: checker.placement(raw.placement)?,
+            approval: raw.approval.map(|approval| checker.approval(approval)).transpose()?,
         })
     }
 }
@@ -514,11 +561,60 @@ impl Checker<'_> {
         let seconds = |field, text: Option<Text>, default, limit| {
             text.map_or(Ok(default), |t| self.seconds("[terms]", field, t, limit))
         };
+        let duration_s = seconds("duration", raw.duration, 86_400, limits::DURATION_S)?;
+        let prepaid_s = match raw.prepaid {
+            None => None,
+            Some(text) => {
+                let prepaid_s = self.seconds("[terms]", "prepaid", text, duration_s)?;
+                let least_s = limits::PREPAID_S.min(duration_s);
+                if prepaid_s < least_s {
+                    let least = crate::terminal::show_duration(least_s);
+                    let reason =
+                        format!("prepaid: {prepaid_s} s are too short; at least {least} are paid ahead");
+                    return Err(self.error("[terms]", reason));
+                }
+                Some(prepaid_s)
+            }
+        };
         Ok(TermsFile {
-            duration_s: seconds("duration", raw.duration, 86_400, limits::DURATION_S)?,
+            duration_s,
             grace_s: seconds("grace", raw.grace, 3_600, limits::GRACE_S)?,
             max_price: raw.max_price,
+            prepaid_s,
         })
+    }
+
+    fn approval(&self, raw: RawApproval) -> Result<ApprovalFile, DeployFileError> {
+        let error = |reason: String| self.error("[approval]", reason);
+        let count = raw.approvers.len();
+        if !(1..=limits::APPROVERS_PER_CONTRACT).contains(&count) {
+            let most = limits::APPROVERS_PER_CONTRACT;
+            return Err(error(format!("{count} approvers; allowed are 1 to {most}")));
+        }
+        let mut total = 0_u32;
+        for (i, approver) in raw.approvers.iter().enumerate() {
+            let bot = &approver.bot;
+            if raw.approvers[..i].iter().any(|other| other.bot == *bot) {
+                return Err(error(format!("approver '{bot}' is named twice: keep one")));
+            }
+            if approver.weight == 0 {
+                return Err(error(format!("approver '{bot}' has weight 0: give 1 or more")));
+            }
+            total = total
+                .checked_add(approver.weight)
+                .ok_or_else(|| error("the weights exceed 2^32 - 1 together: give less".to_owned()))?;
+        }
+        let threshold = raw.threshold.unwrap_or(total);
+        if !(1..=total).contains(&threshold) {
+            return Err(error(format!(
+                "threshold {threshold}; allowed are 1 to {total}, the sum of the weights"
+            )));
+        }
+        let approvers = raw.approvers.into_iter();
+        let approvers = approvers
+            .map(|RawApprover { bot, weight, required }| ApproverFile { bot, weight, required })
+            .collect();
+        Ok(ApprovalFile { threshold, approvers })
     }
 
     fn placement(&self, raw: RawPlacement) -> Result<Placement, DeployFileError> {

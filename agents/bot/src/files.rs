@@ -59,10 +59,15 @@ impl Aside {
 /// Waits until no other process holds the directory's lock, and holds it until dropped.
 pub(crate) fn lock(dir: &Path) -> io::Result<fs::File> {
     make_dirs(dir)?;
-    let path = dir.join(".lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-    belong_to_parent(&path)?;
+    let file = lock_file(&dir.join(".lock"))?;
     file.lock()?;
+    Ok(file)
+}
+
+/// A file that is there to be locked.
+pub(crate) fn lock_file(path: &Path) -> io::Result<fs::File> {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    belong_to_parent(path)?;
     Ok(file)
 }
 

@@ -3,6 +3,7 @@
 
 mod bot;
 mod ledger;
+mod life;
 mod market;
 mod recipe;
 mod release;
@@ -23,6 +24,7 @@ pub use ledger::{
 };
 pub use market::{CostFlags, DeployFlags, FindFlags};
 
+pub use life::{ApprovalsFlags, ApproveFlags, FundFlags, KeepFlags, SettleFlags};
 pub use recipe::{RecipeCommand, RecipeDeployFlags, RecipeRef};
 pub use release::{
     PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
@@ -45,7 +47,7 @@ Exit codes:
   4  what you named does not exist, or no node fits
   5  a replica, a node or a farmer's bot can't be reached
 
-With --json the result is one JSON document on stdout ('logs', 'farm serve', 'grid up', following: one object per
+With --json the result is one JSON document on stdout ('logs', 'keep', 'farm serve', 'grid up', following: one object per
 line), and an error is one object {\"error\": {\"exit\", \"message\", \"remedy\"?}} on stderr. Times are
 milliseconds since 1970 UTC in fields that end with _ms; amounts are whole grains; ids and hashes are hex.
 
@@ -138,6 +140,16 @@ pub enum Command {
     Find(FindFlags),
     /// What a deploy file would cost, before anything is paid
     Cost(CostFlags),
+    /// Approve or refuse a contract that names this bot as an approver
+    Approve(ApproveFlags),
+    /// Contracts that wait for this bot's approval
+    Approvals(ApprovalsFlags),
+    /// Pay more into a contract
+    Fund(FundFlags),
+    /// Do what time has made due for a contract: anyone may
+    Settle(SettleFlags),
+    /// Keep so many replicas running, whoever fails: a standing order
+    Keep(KeepFlags),
 }
 
 #[derive(Debug, Subcommand)]
@@ -603,7 +615,8 @@ Example:
 
 JSON: {contracts: [{name, contract, state, reason?, node, node_id, farm, online, trust?, ports: [{published,
        transport, urls}], agreed_ms, starts_ms, expires_ms, ended_ms, rate, price, paid, held, refunded,
-       covered_ms, height}]}
+       covered_ms, height, deposit, funded_until_ms?, missing?, paused_until_ms?, quorum?: {threshold, approved,
+       approvers: [{bot, weight, required, decision}]}}]}
 'online' is what the replica says; everything else is proved.")]
 pub struct PsFlags {
     /// Ended ones too
@@ -637,7 +650,7 @@ Example:
 
 JSON: {name, contract, state, reason?, states: [{state, version, height, time_ms, hash}], escrow, rate, price,
        node: {node, id, farm, online, trust?, trust_reasons, addresses}, report: {state, detail, height, time_ms, ran_ms}?,
-       explanation: {state, steps, vms}?, explanation_error?, advice: [text]}")]
+       explanation: {state, steps, vms}?, explanation_error?, quorum?, funded_until_ms?, missing?, advice: [text]}")]
 pub struct ContractFlags {
     /// The contract; an ended one too
     pub name: Name,
@@ -648,7 +661,9 @@ pub struct ContractFlags {
 Example:
   croft stop web
 
-JSON: {name, contract, state, reason, height, price, paid, refunded, balance, data_kept_until_ms}")]
+What its node ran since its last report stays held until the node's final report, for 15 minutes at most.
+JSON: {name, contract, state, reason, height, price, paid, held, refunded, balance, data_kept_until_ms,
+       final_report_until_ms?}")]
 pub struct StopFlags {
     /// The contract
     pub name: Name,
@@ -693,6 +708,7 @@ impl Flags {
         };
         let mut command = Self::command()
             .mut_subcommand("deploy", with(crate::deploy_file::FORMAT))
+            .mut_subcommand("keep", with(crate::keep_file::FORMAT))
             .mut_subcommand("farm", |farm| farm.mut_subcommand("serve", with(croft_market::policy::FORMAT)));
         Self::from_arg_matches(&command.try_get_matches_from_mut(args)?).map_err(|e| e.format(&mut command))
     }

@@ -3,8 +3,10 @@
 
 mod contradiction;
 mod fake_node;
+mod keep;
 mod keys;
 mod ledger;
+mod life;
 mod market;
 mod media;
 mod messages;
@@ -86,8 +88,10 @@ fn a_workload_is_deployed_explained_and_stopped_and_its_history_is_a_chain() {
     let stopped = world.json("stop web --bot alice");
     assert_eq!((&stopped["state"], &stopped["reason"]), (&"ended".into(), &"closed by user".into()));
     let (paid, refunded) = (stopped["paid"].as_u64().unwrap(), stopped["refunded"].as_u64().unwrap());
-    assert_eq!(paid + refunded, price);
-    assert_eq!(stopped["balance"].as_u64().unwrap(), 1_000_000 - paid);
+    // What it ran since its last report stays held until the final one.
+    let held = stopped["held"].as_u64().unwrap();
+    assert_eq!(paid + held + refunded, price);
+    assert_eq!(stopped["balance"].as_u64().unwrap(), 1_000_000 - paid - held);
 
     let free = &world.json("farm nodes attic")["nodes"][0]["free"]["cpu_millis"];
     assert_eq!(free, 2000);
@@ -120,6 +124,8 @@ fn every_field_of_the_json_is_documented_in_the_help() {
         "ps --bot alice".to_owned(),
         "explain web --bot alice".to_owned(),
         "history web --bot alice".to_owned(),
+        "approvals --bot alice".to_owned(),
+        "settle web --bot alice".to_owned(),
         "stop web --bot alice".to_owned(),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();

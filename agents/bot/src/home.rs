@@ -6,6 +6,7 @@
 //!   grids/NAME/pin.toml      chain id, validators and replicas that are trusted
 //!   grids/NAME/tip           the newest header that was verified: nothing older is believed any more
 //!   grids/NAME/contradiction proof that the grid's validators signed two histories: nothing is done on it
+//!   grids/NAME/standing/     standing orders of 'croft keep': BOT.ORDER.json, and a lock for each
 //!   grids/NAME/ledger-dir    where the embedded replica's files are, if the grid was made here
 //!   grids/NAME/ledger/       there, unless --dir said otherwise
 //!   grids/NAME/messages/ID.seen  which messages the bot with this id has had
@@ -18,6 +19,8 @@
 //! ```
 //! Every file is written aside and renamed. It must never show a key, replace one, or read one that others
 //! can read too.
+
+mod standing;
 
 use std::fs;
 use std::io;
@@ -33,6 +36,8 @@ use zeroize::Zeroizing;
 use crate::files;
 use crate::image::BlobStore;
 use crate::keyfile::{KeyFile, ParseError, open_text};
+
+pub use standing::KeptOrder;
 
 /// No file of ours is larger; whatever is, is not ours.
 const FILE_BYTES: u64 = 1024 * 1024;

@@ -18,6 +18,7 @@ pub mod fuzzing;
 pub mod grid;
 pub mod home;
 pub mod image;
+pub mod keep_file;
 pub mod keyfile;
 pub(crate) mod market;
 pub mod peers;

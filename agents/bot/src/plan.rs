@@ -7,15 +7,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use croft_protocol::api::{ContractQuery, FarmQuery, NodeQuery};
-use croft_protocol::{Name, PriceList, PublicKey, RecordId};
+use croft_protocol::{ContractId, Name, PriceList, PublicKey, RecordId};
 
 use crate::exit::Failure;
 use crate::flags::{
     BotCommand, BotFindFlags, BotUpdateFlags, Command, Common, CostFlags, DeployFlags, FarmCommand,
     FarmImageFlags, FarmNewFlags, FindFlags, Flags, GridCommand, GridInitFlags, GridUpFlags, HistoryKind,
-    ImageCommand, MediaCommand, MediaServeFlags, MessageCommand, NewPower, PolicyFlags, PrepareFlags,
-    PublishFlags, RecipeCommand, RecipeDeployFlags, RecipeRef, ReleaseCommand, ReleaseKeysCommand,
-    ReleaseTarget, ValidatorsCommand, WalletCommand,
+    ImageCommand, KeepFlags, MediaCommand, MediaServeFlags, MessageCommand, NewPower, PolicyFlags,
+    PrepareFlags, PublishFlags, RecipeCommand, RecipeDeployFlags, RecipeRef, ReleaseCommand,
+    ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -174,6 +174,11 @@ pub enum Action {
     Ledger(LedgerAction),
     Find(FindFlags),
     Cost(CostFlags),
+    Approve { contract: ContractTarget, refuse: bool },
+    Approvals { all: bool },
+    Fund { contract: ContractTarget, amount: croft_protocol::Grains },
+    Settle { contract: ContractTarget },
+    Keep(KeepFlags),
 }
 
 /// What is asked of the ledger itself.
@@ -237,6 +242,19 @@ pub struct FarmNew {
     pub public_addresses: Vec<String>,
     pub node_name: Option<Name>,
     pub valid_s: u64,
+}
+
+/// How somebody names a contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContractTarget {
+    Id(ContractId),
+    /// The running one that a bot calls so.
+    Of {
+        owner: Name,
+        name: Name,
+    },
+    /// A name, or the first digits of an id.
+    Text(String),
 }
 
 /// What a history is of.
@@ -429,6 +447,15 @@ fn action(command: Command) -> Result<Action, PlanError> {
             Action::Find(flags)
         }
         Command::Cost(flags) => Action::Cost(flags),
+        Command::Approve(flags) => {
+            Action::Approve { contract: contract_target(&flags.contract)?, refuse: flags.refuse }
+        }
+        Command::Approvals(flags) => Action::Approvals { all: flags.all },
+        Command::Fund(flags) => {
+            Action::Fund { contract: contract_target(&flags.contract)?, amount: flags.amount }
+        }
+        Command::Settle(flags) => Action::Settle { contract: contract_target(&flags.contract)? },
+        Command::Keep(flags) => Action::Keep(flags),
     })
 }
 
@@ -473,6 +500,21 @@ fn release(command: ReleaseCommand) -> Action {
 
 fn name(text: &str) -> Result<Name, PlanError> {
     Name::new(text).map_err(|source| PlanError::Name { what: text.chars().take(80).collect(), source })
+}
+
+fn contract_target(text: &str) -> Result<ContractTarget, PlanError> {
+    if let Some((owner, contract)) = text.split_once('/') {
+        return Ok(ContractTarget::Of { owner: name(owner)?, name: name(contract)? });
+    }
+    if let Ok(id) = text.parse() {
+        return Ok(ContractTarget::Id(id));
+    }
+    // The first digits of an id are a name too, as far as form goes; they may be longer.
+    let digits = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) && !text.is_empty();
+    if !digits {
+        name(text)?;
+    }
+    Ok(ContractTarget::Text(text.to_ascii_lowercase()))
 }
 
 fn countries(countries: &[String]) -> Result<(), PlanError> {
@@ -592,6 +634,20 @@ mod tests {
             let error = plan(line, variables).unwrap_err();
             assert!(error.contains(says), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn a_contract_is_named_by_owner_and_name_by_its_id_or_its_first_digits() {
+        let of = |text: &str| contract_target(text).map_err(|e| e.to_string());
+        let (owner, contract) = (Name::new("alice").unwrap(), Name::new("shop").unwrap());
+        assert_eq!(of("alice/shop"), Ok(ContractTarget::Of { owner, name: contract }));
+        let id = ContractId(croft_protocol::Hash([0xab; 32]));
+        assert_eq!(of(&id.to_string()), Ok(ContractTarget::Id(id)));
+        let long = "ab".repeat(20);
+        assert_eq!(of(&long), Ok(ContractTarget::Text(long.clone())));
+        assert_eq!(of("shop"), Ok(ContractTarget::Text("shop".to_owned())));
+        assert!(of("Shop!").unwrap_err().contains("'Shop!' is no name"));
+        assert!(of("a/b/c").unwrap_err().contains("'b/c' is no name"));
     }
 
     #[test]

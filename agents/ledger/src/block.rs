@@ -84,6 +84,8 @@ pub enum Event {
     Refunded { contract: ContractId, to: BotId, amount: Grains },
     /// A node's total, used or version changed.
     Capacity { node: NodeId },
+    /// Somebody paid into an escrow after the agreement.
+    Funded { contract: ContractId, from: BotId, amount: Grains },
     /// A bot gave grains away.
     Transferred { from: BotId, to: BotId, amount: Grains },
 }

@@ -1,7 +1,9 @@
 //! What must hold of a whole state, whatever happened before. For tests, simulators and audits.
 //!
-//! - grains: supply = balances + what escrows hold; `deposit = paid + refunded + held`; pay is what the
-//!   covered time is worth; nothing is held for an ended contract;
+//! - grains: supply = balances + what escrows hold; `deposit = paid + refunded + held`; a deposit is what was paid
+//!   with the agreement and by those who funded it since, and no more than the price; pay is what the covered time
+//!   is worth, and no time is covered that the deposit does not pay for; what may run is not out of funds; for an
+//!   ended contract nothing is held but what a final report may claim;
 //! - capacity: what a node has in use is the sum of its running contracts, and no more than it has unless it
 //!   shrank;
 //! - names, ports, and the set of contracts addressed to a node are those of the running things, no more and
@@ -24,8 +26,8 @@ use croft_protocol::release::{ChannelBody, Outcome, ReleaseBody, ReleaseState, T
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
 use croft_protocol::{
-    Body, BotId, Capacity, ContractBody, ContractId, ContractState, Escrow, FarmId, Grains, Hash, Name,
-    NodeCapacity, NodeId, Record, RecordId, ReleaseId, StateKey, limits,
+    Body, BotId, Capacity, ContractBody, ContractId, ContractState, EndReason, Escrow, FarmId, Grains, Hash,
+    Name, NodeCapacity, NodeId, Record, RecordId, ReleaseId, StateKey, limits,
 };
 
 use crate::execute::releases::LOOK_BACK;
@@ -84,6 +86,8 @@ struct Whole {
     nodes: BTreeMap<NodeId, NodeBody>,
     contracts: BTreeMap<ContractId, ContractBody>,
     escrows: BTreeMap<ContractId, Escrow>,
+    /// What was paid into escrows after the agreement.
+    funded: BTreeMap<ContractId, u64>,
     capacities: BTreeMap<NodeId, NodeCapacity>,
     addressed: BTreeMap<NodeId, NodeContracts>,
     trusts: BTreeMap<NodeId, NodeTrust>,
@@ -174,6 +178,12 @@ impl Whole {
             Body::Profile(profile) => {
                 profile.check().map_err(|e| broken(format_args!("the profile of bot {id} is none: {e}")))?;
                 self.profiles.insert(croft_protocol::PublicKey(id.0), profile.name.to_string());
+            }
+            Body::Funding(funding) => {
+                let sum = self.funded.entry(funding.contract).or_default();
+                *sum = sum
+                    .checked_add(funding.amount.0)
+                    .ok_or_else(|| broken(format_args!("the funds of {} overflow", funding.contract)))?;
             }
             Body::Approval(_) | Body::Report(_) | Body::Transfer(_) => {}
         }
@@ -269,6 +279,9 @@ impl Whole {
     }
 
     fn check_grains(&self) -> Check {
+        ensure(self.funded.keys().all(|id| self.contracts.contains_key(id)), || {
+            "funds are for contracts that exist".to_owned()
+        })?;
         let supply = self.supply.ok_or_else(|| broken("the supply is unknown"))?;
         let balances: u128 = self.accounts.values().map(|account| u128::from(account.balance.0)).sum();
         let held: u128 = self.escrows.values().map(|escrow| u128::from(escrow.held().0)).sum();
@@ -305,8 +318,14 @@ impl Whole {
         for (id, body) in &self.contracts {
             let escrow = &self.escrows[id];
             let terms = &body.signed.terms;
-            ensure(terms.price() == Some(escrow.deposit), || {
-                format!("contract {id} costs {:?}, its deposit is {}", terms.price(), escrow.deposit)
+            let funded = self.funded.get(id).copied().unwrap_or_default();
+            let put_in = terms.deposit().and_then(|deposit| deposit.checked_add(Grains(funded)));
+            ensure(put_in == Some(escrow.deposit) && terms.price() >= put_in, || {
+                format!(
+                    "contract {id} costs {:?}, {put_in:?} were put in, its deposit is {}",
+                    terms.price(),
+                    escrow.deposit
+                )
             })?;
             let sum =
                 escrow.paid.0.checked_add(escrow.refunded.0).and_then(|s| s.checked_add(escrow.held().0));
@@ -320,13 +339,38 @@ impl Whole {
             ensure(u128::from(escrow.paid.0) == worth, || {
                 format!("contract {id} has paid {}, its covered time is worth {worth}", escrow.paid)
             })?;
+            let paid_for = Escrow { refunded: Grains::ZERO, ..*escrow }.funds_ms(terms.rate);
+            ensure(escrow.covered_ms <= paid_for, || {
+                format!("contract {id} is paid for {paid_for} ms, covered are {} ms", escrow.covered_ms)
+            })?;
             let ended = matches!(body.state, ContractState::Ended(_));
-            ensure(!ended || escrow.held() == Grains::ZERO, || {
+            let claimed = match body.state {
+                ContractState::Ended(EndReason::NotApproved | EndReason::OutOfFunds) => 0,
+                ContractState::Ended(_) => {
+                    let reach_ms = u128::from(limits::REPORT_COVERS_MS + limits::CLOCK_SLACK_MS);
+                    (u128::from(terms.rate.0) * reach_ms).div_ceil(1000) + 1
+                }
+                _ => u128::MAX,
+            };
+            ensure(u128::from(escrow.held().0) <= claimed, || {
                 format!("contract {id} has ended, but {} are held", escrow.held())
             })?;
+            ensure(ended || escrow.refunded == Grains::ZERO, || {
+                format!("contract {id} goes on, but {} went back", escrow.refunded)
+            })?;
+            ensure(!body.state.may_run() || !body.is_out_of_funds(escrow), || {
+                format!("contract {id} is {:?} without funds: {escrow:?}", body.state)
+            })?;
+            if let ContractState::Paused { since_ms } = body.state {
+                let rest_ms = escrow.runs_ms(terms.rate);
+                ensure(since_ms >= body.starts_ms && rest_ms < limits::PREPAID_S * 1000, || {
+                    format!("contract {id} is paused since {since_ms} ms with funds for {rest_ms} ms")
+                })?;
+            }
             ensure(ended == (body.ended_ms > 0), || format!("contract {id} is {:?}", body.state))?;
             let started = body.starts_ms > 0;
-            ensure(started || !body.state.may_run(), || format!("contract {id} runs without a start"))?;
+            let needs_start = body.state.may_run() || matches!(body.state, ContractState::Paused { .. });
+            ensure(started || !needs_start, || format!("contract {id} runs without a start"))?;
             ensure(body.state != ContractState::Agreed || !started, || {
                 format!("contract {id} waits for its approvers and has started")
             })?;

@@ -27,8 +27,14 @@ enum Op {
         cpu: u64,
         rate: u64,
         duration_s: u64,
+        prepaid_s: Option<u64>,
         port: Option<u16>,
         waits: bool,
+    },
+    Fund {
+        slot: usize,
+        by: usize,
+        amount: u64,
     },
     Approve {
         slot: usize,
@@ -60,6 +66,9 @@ enum Op {
     },
 }
 
+/// Of [`Scenario::terms`].
+const GRACE_MS: u64 = 3_600_000;
+
 /// Keys that may become validators: 101, 102, ...; the first four are it in the beginning.
 const CANDIDATES: usize = 6;
 
@@ -79,14 +88,21 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         1 => (0_usize..3, 0_usize..3, 0_u64..400_000)
             .prop_map(|(from, to, amount)| Op::Transfer { from, to, amount }),
-        4 => (slot.clone(), 0_u64..5000, 0_u64..500, 1_u64..2000, prop::option::of(1_u16..3), any::<bool>())
+        3 => (slot.clone(), 0_u64..5000, 0_u64..500, 1_u64..2000, prop::option::of(1_u16..3), any::<bool>())
             .prop_map(|(slot, cpu, rate, duration_s, port, waits)| {
-                Op::Agree { slot, cpu, rate, duration_s, port, waits }
+                Op::Agree { slot, cpu, rate, duration_s, prepaid_s: None, port, waits }
             }),
+        // Such as are paid by the hour.
+        3 => (slot.clone(), 0_u64..60, 3000_u64..15_000, 3500_u64..6000, prop::bool::weighted(0.2))
+            .prop_map(|(slot, rate, duration_s, prepaid_s, waits)| {
+                Op::Agree { slot, cpu: 1000, rate, duration_s, prepaid_s: Some(prepaid_s), port: None, waits }
+            }),
+        2 => (slot.clone(), 0_usize..3, prop_oneof![0_u64..50_000, 0_u64..500_000])
+            .prop_map(|(slot, by, amount)| Op::Fund { slot, by, amount }),
         2 => (slot.clone(), prop::bool::weighted(0.8)).prop_map(|(slot, approve)| Op::Approve { slot, approve }),
         1 => (slot.clone(), 0_usize..3).prop_map(|(slot, by)| Op::Close { slot, by }),
         1 => slot.prop_map(|slot| Op::Settle { slot }),
-        4 => (0_u64..1_500_000, 0_u64..=100, state)
+        6 => (0_u64..1_500_000, prop_oneof![Just(100_u64), 0_u64..=100], state)
             .prop_map(|(covers_ms, percent, state)| Op::Report { covers_ms, percent, state }),
         1 => (0_u64..9000).prop_map(|cpu| Op::Resize { cpu }),
         1 => (0_usize..3).prop_map(|bot| Op::Claim { bot }),
@@ -107,6 +123,8 @@ struct Contract {
     port: Option<u16>,
     rate: u64,
     duration_ms: u64,
+    deposit: u64,
+    paused_ms: Option<u64>,
     agreed_ms: u64,
     /// `None` while it waits for its approver.
     starts_ms: Option<u64>,
@@ -116,8 +134,40 @@ struct Contract {
 }
 
 impl Contract {
-    fn deposit(&self) -> u64 {
+    fn price(&self) -> u64 {
         self.rate * self.duration_ms / 1000
+    }
+
+    /// For how much more it pays.
+    fn runs_ms(&self) -> u64 {
+        if self.rate == 0 {
+            u64::MAX
+        } else {
+            (self.deposit * 1000 / self.rate).saturating_sub(self.covered_ms)
+        }
+    }
+
+    fn is_due(&self, now_ms: u64) -> bool {
+        let over = now_ms >= self.starts_ms.unwrap_or(self.agreed_ms) + self.duration_ms;
+        over || self.paused_ms.is_some_and(|since| now_ms >= since + GRACE_MS)
+    }
+
+    fn cover(&mut self, from_ms: u64, until_ms: u64, ran_ms: u64, farmer: &mut u64) {
+        let from = from_ms.max(self.starts_ms.unwrap()).max(self.covered_until_ms);
+        self.covered_ms += ran_ms.min(until_ms.saturating_sub(from)).min(self.runs_ms());
+        self.covered_until_ms = self.covered_until_ms.max(until_ms);
+        let owed = self.rate * self.covered_ms / 1000;
+        *farmer += owed - self.paid;
+        self.paid = owed;
+    }
+
+    /// What stays held when it ends now.
+    fn claim(&self, now_ms: u64) -> u64 {
+        let Some(expires_ms) = self.expires_ms().filter(|_| self.paused_ms.is_none()) else { return 0 };
+        let reach_ms = limits::REPORT_COVERS_MS + limits::CLOCK_SLACK_MS;
+        let ran_ms = now_ms.min(expires_ms).saturating_sub(self.covered_until_ms).min(reach_ms);
+        let worth = (self.rate * (self.covered_ms + ran_ms)).div_ceil(1000);
+        (worth - self.paid).min(self.deposit - self.paid)
     }
 
     fn expires_ms(&self) -> Option<u64> {
@@ -132,6 +182,8 @@ struct Model {
     /// The running contract in each slot.
     running: BTreeMap<usize, Contract>,
     last: BTreeMap<usize, ContractId>,
+    /// Contracts that ended, when, and what is still held for them.
+    ended: BTreeMap<ContractId, (Contract, u64, u64)>,
     reported_ms: u64,
     /// What the faucet has, and of each bot its claims and the time of the last one.
     faucet: u64,
@@ -146,29 +198,45 @@ impl Model {
         self.running.values().map(|contract| contract.cpu).sum()
     }
 
-    fn end(&mut self, slot: usize) {
+    fn end(&mut self, slot: usize, now_ms: u64) {
         let contract = self.running.remove(&slot).unwrap();
-        self.balances[0] += contract.deposit() - contract.paid;
+        let claim = contract.claim(now_ms);
+        self.balances[0] += contract.deposit - contract.paid - claim;
+        self.ended.insert(contract.id, (contract, now_ms, claim));
     }
 
     fn report(&mut self, from_ms: u64, until_ms: u64, ran_ms: u64, now_ms: u64) {
         self.reported_ms = until_ms;
+        for (contract, ended_ms, held) in self.ended.values_mut() {
+            if *held == 0 || now_ms >= *ended_ms + limits::FINAL_REPORT_MS {
+                continue;
+            }
+            let end_ms = (*ended_ms).min(contract.expires_ms().unwrap());
+            let paid = contract.paid;
+            // The rest went back already.
+            let whole = std::mem::replace(&mut contract.deposit, paid + *held);
+            contract.cover(from_ms, until_ms.min(end_ms), ran_ms, &mut self.balances[1]);
+            contract.deposit = whole;
+            *held -= contract.paid - paid;
+            if until_ms >= end_ms {
+                self.balances[0] += std::mem::take(held);
+            }
+        }
         let mut over = Vec::new();
         for (slot, contract) in &mut self.running {
-            let (Some(start), Some(expires)) = (contract.starts_ms, contract.expires_ms()) else { continue };
-            let from = from_ms.max(start).max(contract.covered_until_ms);
-            let until = until_ms.min(expires);
-            contract.covered_ms += ran_ms.min(until.saturating_sub(from));
-            contract.covered_until_ms = contract.covered_until_ms.max(until);
-            let owed = contract.rate * contract.covered_ms / 1000;
-            self.balances[1] += owed - contract.paid;
-            contract.paid = owed;
+            let Some(expires) = contract.expires_ms().filter(|_| contract.paused_ms.is_none()) else {
+                continue;
+            };
+            contract.cover(from_ms, until_ms.min(expires), ran_ms, &mut self.balances[1]);
+            let left_ms = expires - contract.covered_until_ms;
             if now_ms >= expires {
                 over.push(*slot);
+            } else if contract.runs_ms() < limits::FUNDED_LEAST_MS.min(left_ms) {
+                contract.paused_ms = Some(now_ms);
             }
         }
         for slot in over {
-            self.end(slot);
+            self.end(slot, now_ms);
         }
     }
 }
@@ -193,6 +261,7 @@ impl World {
         match *op {
             Op::Transfer { from, to, amount } => self.transfer(now_ms, from, to, amount),
             Op::Agree { .. } => self.agree(now_ms, op),
+            Op::Fund { slot, by, amount } => self.fund(now_ms, slot, by, amount),
             Op::Approve { slot, approve } => self.approve(now_ms, slot, approve),
             Op::Close { slot, by } => self.close(now_ms, slot, by),
             Op::Settle { slot } => self.settle(now_ms, slot),
@@ -243,7 +312,7 @@ impl World {
     }
 
     fn agree(&mut self, now_ms: u64, op: &Op) -> (bool, Result<(), Rejection>) {
-        let Op::Agree { slot, cpu, rate, duration_s, port, waits } = *op else { unreachable!() };
+        let Op::Agree { slot, cpu, rate, duration_s, prepaid_s, port, waits } = *op else { unreachable!() };
         let node = self.scenario.node_id();
         let mut terms = self.scenario.terms("web");
         self.nonce = self.nonce.wrapping_add(1);
@@ -251,7 +320,7 @@ impl World {
         terms.name = name(&format!("slot-{slot}"));
         terms.expires_ms = now_ms;
         terms.resources = Capacity { cpu_millis: cpu, memory_bytes: 1 << 20, ..Capacity::default() };
-        (terms.rate, terms.duration_s) = (Rate(rate), duration_s);
+        (terms.rate, terms.duration_s, terms.prepaid_s) = (Rate(rate), duration_s, prepaid_s);
         terms.ports =
             port.iter().map(|port| PublishedPort { transport: Transport::Tcp, port: *port }).collect();
         terms.capacity_version = self.scenario.ledger.capacity(&node).unwrap().unwrap().version;
@@ -266,6 +335,8 @@ impl World {
             port,
             rate,
             duration_ms: duration_s * 1000,
+            deposit: rate * prepaid_s.unwrap_or(duration_s),
+            paused_ms: None,
             agreed_ms: now_ms,
             starts_ms: (!waits).then_some(now_ms),
             covered_ms: 0,
@@ -273,13 +344,15 @@ impl World {
             paid: 0,
         };
         let model = &mut self.model;
+        let least_s = limits::PREPAID_S.min(duration_s);
         let expected = cpu > 0
+            && prepaid_s.is_none_or(|s| (least_s..=duration_s).contains(&s))
             && model.used() + cpu <= model.cpu
             && !model.running.contains_key(&slot)
             && (port.is_none() || model.running.values().all(|other| other.port != port))
-            && model.balances[0] >= contract.deposit();
+            && model.balances[0] >= contract.deposit;
         if expected {
-            model.balances[0] -= contract.deposit();
+            model.balances[0] -= contract.deposit;
             model.last.insert(slot, contract.id);
             model.running.insert(slot, contract);
         }
@@ -300,30 +373,58 @@ impl World {
                 contract.starts_ms = Some(now_ms);
                 contract.covered_until_ms = now_ms;
             } else {
-                self.model.end(slot);
+                self.model.end(slot, now_ms);
             }
         }
         (expected, self.submit(now_ms, &self.key(2), command))
+    }
+
+    fn fund(&mut self, now_ms: u64, slot: usize, by: usize, amount: u64) -> (bool, Result<(), Rejection>) {
+        let command = Command::Fund { contract: self.contract(slot), amount: Grains(amount) };
+        let model = &mut self.model;
+        let contract = model.running.get_mut(&slot).filter(|contract| {
+            !contract.is_due(now_ms)
+                && (1..=contract.price() - contract.deposit).contains(&amount)
+                && model.balances[by] >= amount
+        });
+        let expected = contract.is_some();
+        if let Some(contract) = contract {
+            model.balances[by] -= amount;
+            contract.deposit += amount;
+            let left_ms = contract.expires_ms().map_or(0, |at| at - now_ms);
+            let enough = contract.runs_ms() >= left_ms.min(limits::PREPAID_S * 1000);
+            if enough && contract.paused_ms.take().is_some() {
+                contract.covered_until_ms = contract.covered_until_ms.max(now_ms);
+            }
+        }
+        (expected, self.submit(now_ms, &self.key(by), command))
     }
 
     fn close(&mut self, now_ms: u64, slot: usize, by: usize) -> (bool, Result<(), Rejection>) {
         let command = Command::Close { contract: self.contract(slot) };
         let expected = by < 2 && self.model.running.contains_key(&slot);
         if expected {
-            self.model.end(slot);
+            self.model.end(slot, now_ms);
         }
         (expected, self.submit(now_ms, &self.key(by), command))
     }
 
     fn settle(&mut self, now_ms: u64, slot: usize) -> (bool, Result<(), Rejection>) {
         let command = Command::Settle { contract: self.contract(slot) };
-        let running = self.model.running.get(&slot).cloned();
-        let due =
-            |contract: &Contract| contract.starts_ms.unwrap_or(contract.agreed_ms) + contract.duration_ms;
-        if running.as_ref().is_some_and(|contract| now_ms >= due(contract)) {
-            self.model.end(slot);
+        let running = self.model.running.get(&slot).map(|contract| contract.is_due(now_ms));
+        if running == Some(true) {
+            self.model.end(slot, now_ms);
+            return (true, self.submit(now_ms, &self.key(2), command));
         }
-        (running.is_some(), self.submit(now_ms, &self.key(2), command))
+        let id = self.contract(slot);
+        let mut expected = running.is_some();
+        if let Some((_, ended_ms, held)) = self.model.ended.get_mut(&id) {
+            expected = *held > 0;
+            if now_ms >= *ended_ms + limits::FINAL_REPORT_MS {
+                self.model.balances[0] += std::mem::take(held);
+            }
+        }
+        (expected, self.submit(now_ms, &self.key(2), command))
     }
 
     fn report(
@@ -337,7 +438,8 @@ impl World {
         let ran_ms = (now_ms - from_ms) * percent / 100;
         // What waits for its approver must not have run, so it is left out.
         let lines = self.model.running.values().filter(|contract| contract.starts_ms.is_some());
-        let lines = lines.map(|contract| (contract.id, state, ran_ms)).collect();
+        let ended = self.model.ended.values().map(|(contract, ..)| contract);
+        let lines = lines.chain(ended).map(|contract| (contract.id, state, ran_ms)).collect();
         let report = self.scenario.report_body(from_ms, now_ms, lines);
         self.model.report(from_ms, now_ms, ran_ms, now_ms);
         let node = self.scenario.node.clone();
@@ -387,9 +489,18 @@ impl World {
         for contract in self.model.running.values() {
             let (body, escrow) = (self.scenario.contract(&contract.id), self.scenario.escrow(&contract.id));
             prop_assert_eq!(body.expires_ms(), contract.expires_ms());
-            prop_assert_eq!(body.state.may_run(), contract.starts_ms.is_some());
+            prop_assert_eq!(
+                body.state.may_run(),
+                contract.starts_ms.is_some() && contract.paused_ms.is_none()
+            );
+            let paused = contract.paused_ms.map(|since_ms| ContractState::Paused { since_ms });
+            prop_assert!(paused.is_none_or(|paused| body.state == paused), "{:?}", body.state);
             prop_assert_eq!(escrow.paid, Grains(contract.paid));
-            prop_assert_eq!(escrow.held(), Grains(contract.deposit() - contract.paid));
+            prop_assert_eq!(escrow.held(), Grains(contract.deposit - contract.paid));
+        }
+        for (id, (contract, _, held)) in &self.model.ended {
+            let escrow = self.scenario.escrow(id);
+            prop_assert_eq!((escrow.paid, escrow.held()), (Grains(contract.paid), Grains(*held)));
         }
         for (slot, id) in &self.model.last {
             let ended = matches!(self.scenario.contract(id).state, ContractState::Ended(_));
@@ -439,6 +550,7 @@ proptest! {
             cpu: scenario.node_body().capacity.cpu_millis,
             running: BTreeMap::new(),
             last: BTreeMap::new(),
+            ended: BTreeMap::new(),
             reported_ms: 0,
             faucet: FAUCET.fund.0,
             claims: [(0, 0); 3],

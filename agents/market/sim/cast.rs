@@ -55,6 +55,7 @@ pub(crate) fn bot(seed: u64, index: usize, all: usize, random: &mut Random) -> B
         ports: Vec::new(),
         duration_s: DURATION_S,
         grace_s: 60,
+        prepaid_s: None,
         quorum: Quorum::default(),
         place: croft_market::order::Place::default(),
         window_ms: croft_market::order::WINDOW_MS,

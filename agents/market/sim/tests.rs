@@ -46,7 +46,9 @@ fn fresh_seeds_hold() {
 
 #[test]
 fn bots_that_forget_their_intents_are_caught() {
-    is_caught(Mutation::ForgetsIntents, (16, 18), &["ordered twice", "failed, but"]);
+    // What is forgotten becomes a second contract, or a reservation that nobody uses.
+    let expected = ["ordered twice", "failed, but", "is honest and owes"];
+    is_caught(Mutation::ForgetsIntents, (16, 18), &expected);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use croft_protocol::market::{Said, SignedMessage};
 use croft_protocol::record::{ContractReport, ReportBody, TrustClass, WorkloadState};
 use croft_protocol::{
     Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, Signature, TrustPolicy,
-    ValidatorSet,
+    ValidatorSet, limits,
 };
 
 use crate::Mutation;
@@ -705,6 +705,20 @@ impl World {
         for (_, result) in self.ledger.commit(self.now_ms + BLOCK_MS) {
             if let Err(rejection) = result
                 && !matches!(rejection, Rejection::Ended { .. } | Rejection::Report { .. })
+            {
+                check_words(&rejection.to_string())?;
+            }
+        }
+        // Nobody's node reports any more: what was held for that goes back, whoever asks.
+        let ended: Vec<ContractId> = self.agreed.values().flatten().copied().collect();
+        if let Some(anybody) = self.bots.first().map(|bot| bot.key.clone()) {
+            for contract in ended {
+                self.ledger.submit(&anybody, Command::Settle { contract });
+            }
+        }
+        for (_, result) in self.ledger.commit(self.ledger.time_ms + limits::FINAL_REPORT_MS) {
+            if let Err(rejection) = result
+                && !matches!(rejection, Rejection::Ended { .. })
             {
                 check_words(&rejection.to_string())?;
             }

@@ -441,7 +441,7 @@ impl Desk {
             return Err((false, Reason::NotAsQuoted));
         }
         let needed =
-            terms.price().and_then(|price| price.checked_add(fee)).ok_or((true, Reason::Overflow))?;
+            terms.deposit().and_then(|deposit| deposit.checked_add(fee)).ok_or((true, Reason::Overflow))?;
         if talk.funds.is_some_and(|funds| funds < needed) {
             return Err((true, Reason::Funds));
         }

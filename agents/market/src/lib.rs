@@ -9,7 +9,7 @@
 //! ```
 //! [`order`] and [`desk`] are the two bots as machines: events and time in, outputs in their order out. [`transcript`] is
 //! what was said, provable; [`strategy`] and [`policy`] decide; [`score`] chooses and explains; [`journal`] is where
-//! intents are written before they are acted on.
+//! intents are written before they are acted on. [`standing`] keeps so many replicas of one thing.
 //!
 //! No I/O, no clock, no randomness: the same input gives the same answer in every bot. Only typed terms count;
 //! free text and speed of reply never do. Every refusal explains itself before anybody pays.
@@ -21,6 +21,7 @@ pub mod order;
 pub mod policy;
 mod rank;
 pub mod score;
+pub mod standing;
 pub mod strategy;
 #[cfg(test)]
 mod testing;

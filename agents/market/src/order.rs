@@ -67,6 +67,8 @@ pub struct Wish {
     pub ports: Vec<PublishedPort>,
     pub duration_s: u64,
     pub grace_s: u64,
+    /// As in [`Terms::prepaid_s`].
+    pub prepaid_s: Option<u64>,
     pub quorum: Quorum,
     pub place: Place,
     /// Offers are collected for at most this long.
@@ -487,6 +489,7 @@ impl Order {
             rate: quote.rate,
             duration_s: demand.duration_s,
             grace_s: demand.grace_s,
+            prepaid_s: demand.prepaid_s,
             capacity_version: quote.capacity_version,
             quorum: self.wish.quorum.clone(),
             sealed,

@@ -186,13 +186,16 @@ pub struct Term {
 
 impl Strategy for Term {
     fn decide(&self, view: &View<'_>) -> Decision {
-        let Demand { duration_s, grace_s, .. } = *view.demand;
+        let Demand { duration_s, grace_s, prepaid_s, .. } = *view.demand;
         if duration_s < self.min_s {
             Decision::Reject(Reason::TermTooShort { min_s: self.min_s })
         } else if duration_s > self.max_s {
             Decision::Reject(Reason::TermTooLong { max_s: self.max_s })
         } else if grace_s > self.max_grace_s {
             Decision::Reject(Reason::GraceTooLong { max_s: self.max_grace_s })
+        } else if prepaid_s.is_some_and(|prepaid_s| prepaid_s < grace_s) {
+            // A paused contract keeps its capacity for the grace period, unpaid.
+            Decision::Reject(Reason::PrepaidTooShort { min_s: grace_s })
         } else {
             Decision::Ready
         }

@@ -49,6 +49,7 @@ pub(crate) fn demand(buyer: &Party, farmer: &Party) -> Demand {
         ports: Vec::new(),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: None,
         nonce: [3; 16],
     }
 }
@@ -82,6 +83,7 @@ pub(crate) fn wish() -> Wish {
         ports: Vec::new(),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: None,
         quorum: croft_protocol::contract::Quorum::default(),
         place: crate::order::Place::default(),
         window_ms: crate::order::WINDOW_MS,

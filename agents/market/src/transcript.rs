@@ -176,6 +176,7 @@ impl Transcript {
             ("ports", terms.ports == demand.ports),
             ("duration", terms.duration_s == demand.duration_s),
             ("grace", terms.grace_s == demand.grace_s),
+            ("prepaid time", terms.prepaid_s == demand.prepaid_s),
             ("price", terms.rate == quote.rate),
             ("capacity version", terms.capacity_version == quote.capacity_version),
             ("fee", fee == quote.hold_fee),

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use croft_light::{ContractError, verify_contract, verify_node_contracts};
-use croft_protocol::{ChainId, ContractBody, ContractId, NodeId, RecordId, StateKey, limits};
+use croft_light::{ContractError, verify_contract, verify_node_contracts, verify_value};
+use croft_protocol::contract::KeptContract;
+use croft_protocol::{ChainId, ContractBody, ContractId, Escrow, NodeId, RecordId, StateKey, limits};
 
 use crate::ledger::{Ledger, LedgerError};
 
@@ -18,7 +19,8 @@ const PER_QUESTION: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pulled {
     pub height: u64,
-    pub contracts: BTreeMap<ContractId, ContractBody>,
+    /// Each with its money.
+    pub contracts: BTreeMap<ContractId, (ContractBody, Escrow)>,
     /// Contracts that can't be taken, with why. Never run.
     pub refused: Vec<(ContractId, String)>,
 }
@@ -49,30 +51,38 @@ pub async fn pull(
     wanted.sort_unstable();
     wanted.dedup();
     for ids in wanted.chunks(PER_QUESTION) {
-        let keys = ids.iter().map(|id| StateKey::Record(RecordId::contract(id))).collect();
+        let records = ids.iter().map(|id| StateKey::Record(RecordId::contract(id)));
+        let keys = records.chain(ids.iter().map(|id| StateKey::Escrow(*id))).collect();
         let (height, verified) = ledger
             .prove(keys, |tip, proved| {
                 let mut verified = Vec::new();
-                for (id, proved) in ids.iter().zip(proved) {
-                    match verify_contract(tip, node, id, proved) {
+                for (at, (id, record)) in ids.iter().zip(proved).enumerate() {
+                    let escrow = verify_value(tip, &StateKey::Escrow(*id), &proved[ids.len() + at])?;
+                    match verify_contract(tip, node, id, record) {
                         Err(ContractError::Light(lie)) => return Err(lie),
-                        contract => verified.push((*id, contract)),
+                        contract => verified.push((*id, contract, escrow)),
                     }
                 }
                 Ok((tip.height(), verified))
             })
             .await?;
         pulled.height = pulled.height.max(height);
-        for (id, contract) in verified {
-            match contract {
-                Ok(contract) => {
-                    pulled.contracts.insert(id, contract.body().clone());
+        for (id, contract, escrow) in verified {
+            let escrow = escrow.and_then(|bytes| borsh_escrow(&bytes));
+            match (contract, escrow) {
+                (Ok(contract), Some(escrow)) => {
+                    pulled.contracts.insert(id, (contract.body().clone(), escrow));
                 }
-                Err(error) => pulled.refused.push((id, crate::ledger::chain_of(&error))),
+                (Ok(_), None) => pulled.refused.push((id, "its escrow can't be read".to_owned())),
+                (Err(error), _) => pulled.refused.push((id, crate::ledger::chain_of(&error))),
             }
         }
     }
     Ok(pulled)
+}
+
+fn borsh_escrow(bytes: &[u8]) -> Option<Escrow> {
+    croft_protocol::decode("an escrow", bytes, limits::RECORD_BYTES).ok()
 }
 
 /// Why a contract that an earlier boot kept is not acted on before it is pulled again.
@@ -97,10 +107,11 @@ pub fn check_kept(
     node: &NodeId,
     id: &ContractId,
     bytes: Option<&[u8]>,
-) -> Result<ContractBody, KeptError> {
+) -> Result<KeptContract, KeptError> {
     let contract = *id;
     let decode = |bytes| croft_protocol::decode("kept contract", bytes, limits::RECORD_BYTES).ok();
-    let body: ContractBody = bytes.and_then(decode).ok_or(KeptError::Malformed { contract })?;
+    let kept: KeptContract = bytes.and_then(decode).ok_or(KeptError::Malformed { contract })?;
+    let body = &kept.body;
     let terms = &body.signed.terms;
     if terms.id() != contract {
         return Err(KeptError::OtherTerms { contract });
@@ -109,7 +120,7 @@ pub fn check_kept(
         return Err(KeptError::OtherNode { contract, node: terms.node });
     }
     body.signed.verify(chain).map_err(|source| KeptError::Unsigned { contract, source })?;
-    Ok(body)
+    Ok(kept)
 }
 
 #[cfg(test)]
@@ -117,12 +128,12 @@ mod tests {
     use super::*;
     use croft_protocol::contract::{ContractState, Quorum, SignedTerms, Terms};
     use croft_protocol::keys::Domain;
-    use croft_protocol::{Capacity, FarmId, Hash, Name, PublicKey, Rate, SecretKey, Signature};
+    use croft_protocol::{Capacity, FarmId, Grains, Hash, Name, PublicKey, Rate, SecretKey, Signature};
 
     const CHAIN: ChainId = ChainId(Hash([7; 32]));
     const NODE: PublicKey = PublicKey([9; 32]);
 
-    fn kept() -> (ContractId, ContractBody) {
+    fn kept() -> (ContractId, KeptContract) {
         let (user, farmer) = (SecretKey::from_seed(&[1; 32]), SecretKey::from_seed(&[2; 32]));
         let terms = Terms {
             name: Name::new("web").unwrap(),
@@ -135,6 +146,7 @@ mod tests {
             rate: Rate(1),
             duration_s: 100,
             grace_s: 50,
+            prepaid_s: None,
             capacity_version: 1,
             quorum: Quorum::default(),
             sealed: vec![1, 2, 3],
@@ -147,11 +159,13 @@ mod tests {
             terms,
         };
         let id = signed.terms.id();
-        (id, ContractBody { signed, state: ContractState::Approved, agreed_ms: 1, starts_ms: 1, ended_ms: 0 })
+        let body =
+            ContractBody { signed, state: ContractState::Approved, agreed_ms: 1, starts_ms: 1, ended_ms: 0 };
+        (id, KeptContract { body, paid_until_ms: 7, held: Grains(5) })
     }
 
-    fn refusal(node: &NodeId, chain: &ChainId, id: &ContractId, body: &ContractBody) -> String {
-        check_kept(chain, node, id, Some(&croft_protocol::encode(body))).unwrap_err().to_string()
+    fn refusal(node: &NodeId, chain: &ChainId, id: &ContractId, kept: &KeptContract) -> String {
+        check_kept(chain, node, id, Some(&croft_protocol::encode(kept))).unwrap_err().to_string()
     }
 
     #[test]
@@ -168,10 +182,10 @@ mod tests {
         assert!(refusal(&NODE, &ChainId(Hash::ZERO), &id, &body).ends_with("for this grid by both parties"));
         assert!(refusal(&NODE, &CHAIN, &ContractId(Hash::ZERO), &body).ends_with("other terms than its id"));
         let mut altered = body.clone();
-        altered.signed.terms.rate = Rate(0);
+        altered.body.signed.terms.rate = Rate(0);
         assert!(refusal(&NODE, &CHAIN, &id, &altered).ends_with("other terms than its id"));
         let mut unsigned = body;
-        unsigned.signed.farmer = Signature([0; 64]);
+        unsigned.body.signed.farmer = Signature([0; 64]);
         assert!(refusal(&NODE, &CHAIN, &id, &unsigned).ends_with("both parties"));
         let error = check_kept(&CHAIN, &NODE, &id, Some(&[1, 2])).unwrap_err();
         assert_eq!(error.to_string(), format!("the stored contract {id} can't be read"));

@@ -50,16 +50,16 @@ impl Coverage {
             line.state = Some(*state);
             line.detail.clone_from(detail);
         }
-        let before = self.lines.len();
-        self.lines.retain(|id, line| {
-            // What is gone keeps its line until the time that it ran is reported.
-            states.contains_key(id) || {
-                let unpaid = line.ran_ms > 0;
-                line.state = None;
-                unpaid
-            }
-        });
-        self.changed |= self.lines.len() != before;
+        // What is gone keeps its line until it is reported: its contract's final report settles the rest.
+        for (_, line) in self.lines.iter_mut().filter(|(id, _)| !states.contains_key(id)) {
+            self.changed |= line.state.take().is_some();
+        }
+    }
+
+    /// What of a contract ran and is not in a final report yet.
+    #[must_use]
+    pub fn unreported_ms(&self, id: &ContractId) -> u64 {
+        self.lines.get(id).map_or(0, |line| line.ran_ms)
     }
 
     /// Whether something happened that the ledger should hear of now.
@@ -183,5 +183,17 @@ mod tests {
         assert_eq!((lines.len(), lines[0].state), (1, WorkloadState::Finished));
         coverage.reported(until, &lines);
         assert!(coverage.report(|_| true).2.is_empty());
+    }
+
+    #[test]
+    fn what_never_ran_and_is_gone_is_reported_too() {
+        let mut coverage = Coverage::new(0);
+        coverage.observe(0, &all(&[(1, WorkloadState::Preparing)]));
+        coverage.reported(0, &coverage.report(|_| true).2.clone());
+        coverage.observe(1_000, &all(&[]));
+        coverage.observe(2_000, &all(&[]));
+        assert!(coverage.changed());
+        let (_, _, lines) = coverage.report(|_| true);
+        assert_eq!((lines.len(), lines[0].ran_ms, coverage.unreported_ms(&id(1))), (1, 0, 0));
     }
 }

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use croft_protocol::contract::KeptContract;
 use croft_protocol::record::WorkloadState;
-use croft_protocol::{ContractBody, ContractId, limits};
+use croft_protocol::{ContractId, ContractState, limits};
 use croft_storage::documents::Documents;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -30,6 +31,9 @@ const SETTLE: Duration = Duration::from_millis(300);
 const REPORT_ANSWER: Duration = Duration::from_secs(120);
 /// After a report that was not taken.
 const REPORT_RETRY: Duration = Duration::from_secs(10);
+/// How far what is stored of paid time may be off, before it is stored anew.
+const STORED_SOONER_MS: u64 = 10_000;
+const STORED_LATER_MS: u64 = 600_000;
 /// Between two requests to settle the same contract.
 const SETTLE_RETRY: Duration = Duration::from_secs(30);
 /// For all workloads to end when the machine goes down; init waits for 45 s.
@@ -39,7 +43,11 @@ const SHUTDOWN: Duration = Duration::from_secs(40);
 pub struct Running {
     context: Arc<Context>,
     documents: Documents,
-    known: BTreeMap<ContractId, ContractBody>,
+    known: BTreeMap<ContractId, KeptContract>,
+    /// Until when each contract was reported in this boot.
+    reported: BTreeMap<ContractId, u64>,
+    /// What the data disk says of how long each is paid for.
+    stored: BTreeMap<ContractId, u64>,
     tasks: BTreeMap<ContractId, Task>,
     /// Contracts that are taken from the ledger but can't be run, with why.
     refused: BTreeMap<ContractId, String>,
@@ -60,7 +68,7 @@ impl Running {
     pub fn new(
         context: Arc<Context>,
         documents: Documents,
-        known: BTreeMap<ContractId, ContractBody>,
+        known: BTreeMap<ContractId, KeptContract>,
         registered: Option<u64>,
         say: mpsc::Sender<Say>,
         heard: mpsc::Receiver<Heard>,
@@ -68,10 +76,13 @@ impl Running {
     ) -> Self {
         known_ids.send_replace(known.keys().copied().collect());
         let from_ms = context.time.now_ms().max(registered.unwrap_or(0));
+        let stored = known.iter().map(|(id, kept)| (*id, kept.paid_until_ms)).collect();
         Self {
             context,
             documents,
             known,
+            reported: BTreeMap::new(),
+            stored,
             tasks: BTreeMap::new(),
             refused: BTreeMap::new(),
             coverage: Coverage::new(from_ms),
@@ -137,6 +148,7 @@ impl Running {
             }
             Heard::Reported { until_ms, contracts } => {
                 self.coverage.reported(until_ms, &contracts);
+                self.reported.extend(contracts.iter().map(|line| (line.contract, until_ms)));
                 self.report_not_before = None;
                 self.changed_at = None;
             }
@@ -153,17 +165,40 @@ impl Running {
                 tracing::error!(contract = %id, "{reason}");
             }
         }
-        for (id, body) in pulled.contracts {
+        let now_ms = self.context.time.now_ms();
+        for (id, (body, escrow)) in pulled.contracts {
             self.refused.remove(&id);
-            if self.known.get(&id) == Some(&body) {
-                continue;
+            // A proof from before our newest report would count twice what that one settled: the next one is right.
+            let reported_ms = self.reported.get(&id).copied().unwrap_or(0);
+            let settled_ms = reported_ms.min(body.expires_ms().unwrap_or(reported_ms));
+            let stale = escrow.covered_until_ms < settled_ms && body.state.may_run();
+            let mut kept = KeptContract::new(body, &escrow, self.coverage.unreported_ms(&id), now_ms);
+            let before = self.known.get(&id);
+            if let Some(before) = before.filter(|before| stale && before.body == kept.body) {
+                kept.paid_until_ms = before.paid_until_ms;
             }
-            tracing::info!(contract = %id, "contract {} is {:?} at height {}", body.signed.terms.name, body.state, pulled.height);
+            let same = before.is_some_and(|before| before.body == kept.body);
+            if !same {
+                let (name, state) = (&kept.body.signed.terms.name, kept.body.state);
+                tracing::info!(contract = %id, "contract {name} is {state:?} at height {}", pulled.height);
+            }
             // Durable before anything is done about it: a power cut must not forget a contract that ran.
-            if let Err(error) = self.documents.put(&id.to_string(), &croft_protocol::encode(&body)) {
-                tracing::error!(contract = %id, error = %chain_of(&error), "the contract is not kept for the next boot");
+            if !same
+                || self
+                    .stored
+                    .get(&id)
+                    .is_none_or(|stored_ms| is_worth_storing(*stored_ms, kept.paid_until_ms))
+            {
+                match self.documents.put(&id.to_string(), &croft_protocol::encode(&kept)) {
+                    Ok(()) => {
+                        self.stored.insert(id, kept.paid_until_ms);
+                    }
+                    Err(error) => {
+                        tracing::error!(contract = %id, error = %chain_of(&error), "the contract is not kept for the next boot");
+                    }
+                }
             }
-            self.known.insert(id, body);
+            self.known.insert(id, kept);
         }
         self.known_ids.send_replace(self.known.keys().copied().collect());
     }
@@ -182,11 +217,11 @@ impl Running {
         for action in reconcile::actions(&self.known, &activities, self.context.time.now_ms()) {
             match action {
                 Action::Start(id) => {
-                    let body = self.known[&id].clone();
+                    let body = self.known[&id].body.clone();
                     self.tasks.insert(id, Task::start(self.context.clone(), id, body));
                 }
                 Action::Stop(id, reason) => {
-                    tracing::info!(contract = %id, ?reason, "workload {}: stopping", self.known[&id].signed.terms.name);
+                    tracing::info!(contract = %id, ?reason, "workload {}: stopping", self.known[&id].body.signed.terms.name);
                     self.tasks[&id].stop();
                 }
                 Action::Settle(id) => self.settle(id),
@@ -206,7 +241,7 @@ impl Running {
     }
 
     async fn delete_data(&mut self, id: ContractId) {
-        let body = &self.known[&id];
+        let body = &self.known[&id].body;
         let ledger_ms = self.context.time.header_ms();
         if body.data_kept_until_ms().is_none_or(|until_ms| ledger_ms < until_ms) {
             // Our clock is ahead of the ledger's, and only the ledger's counts here.
@@ -228,6 +263,8 @@ impl Running {
             }
         }
         self.known.remove(&id);
+        self.reported.remove(&id);
+        self.stored.remove(&id);
         self.settling.remove(&id);
         self.known_ids.send_replace(self.known.keys().copied().collect());
     }
@@ -235,7 +272,7 @@ impl Running {
     /// For whoever stands before the machine.
     fn show(&self, states: &BTreeMap<ContractId, (WorkloadState, String)>) {
         let name =
-            |id| self.known.get(id).map_or_else(|| id.to_string(), |body| body.signed.terms.name.to_string());
+            |id| self.known.get(id).map_or_else(|| id.to_string(), |k| k.body.signed.terms.name.to_string());
         let workloads =
             states.iter().map(|(id, (state, detail))| screen::workload(&name(id), *state, detail)).collect();
         self.context.board.change(|status| status.workloads = workloads);
@@ -276,7 +313,7 @@ impl Running {
             return;
         }
         let (from_ms, until_ms, contracts) =
-            self.coverage.report(|id| self.known.get(id).is_some_and(|body| body.state.may_run()));
+            self.coverage.report(|id| self.known.get(id).is_some_and(|kept| is_reported(kept, now_ms)));
         if contracts.is_empty() {
             self.coverage.reported(until_ms, &[]);
             self.changed_at = None;
@@ -286,6 +323,19 @@ impl Running {
         // Until the answer, which the speaker always gives; soon again where it has no room for the request.
         self.report_not_before = Some(now + if sent { REPORT_ANSWER } else { TICK });
     }
+}
+
+/// What the ledger still pays for: contracts that may run, and those that ended a moment ago.
+fn is_reported(kept: &KeptContract, now_ms: u64) -> bool {
+    let ended = matches!(kept.body.state, ContractState::Ended(_));
+    let counts = kept.body.final_report_until_ms().is_some_and(|until_ms| now_ms < until_ms);
+    kept.body.state.may_run() || (ended && counts)
+}
+
+/// Sooner must be known to the next boot; later only now and then, since it costs a write of the whole contract.
+fn is_worth_storing(stored_ms: u64, paid_until_ms: u64) -> bool {
+    paid_until_ms.saturating_add(STORED_SOONER_MS) < stored_ms
+        || paid_until_ms > stored_ms.saturating_add(STORED_LATER_MS)
 }
 
 async fn sleep_until_some(at: Option<Instant>) {

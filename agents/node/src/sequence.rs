@@ -21,8 +21,9 @@ use croft_init::stage::Stage;
 use croft_network::workload::Pool;
 use croft_network::{Network, NetworkStatus, WaitLimits};
 use croft_protocol::boot::BootConfig;
+use croft_protocol::contract::KeptContract;
 use croft_protocol::record::HardwareSummary;
-use croft_protocol::{ContractBody, ContractId, Hash};
+use croft_protocol::{ContractId, Hash};
 use croft_screen::Status;
 use croft_storage::data::{self, Attached, Data, Medium, WhyMemory};
 use croft_storage::documents::Documents;
@@ -488,7 +489,7 @@ fn kept_contracts(
     documents: &Documents,
     boot: &BootConfig,
     identity: &NodeIdentity,
-) -> BTreeMap<ContractId, ContractBody> {
+) -> BTreeMap<ContractId, KeptContract> {
     let mut known = BTreeMap::new();
     let names = documents.list().unwrap_or_default();
     for name in names {
@@ -498,8 +499,8 @@ fn kept_contracts(
                 .map_err(|error| chain_of(&error))
         });
         match body {
-            Ok(body) => {
-                known.insert(id, body);
+            Ok(kept) => {
+                known.insert(id, kept);
             }
             Err(error) => {
                 tracing::warn!(contract = %id, error, "a stored contract is ignored until it is pulled again");

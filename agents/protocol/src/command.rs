@@ -33,13 +33,14 @@ pub enum Command {
     /// The author, a node, registers itself or a change of itself. `join` is needed the first time. What the record
     /// says of its trust is at most what the node says, and what the attestation shows; without one it is `plain`.
     RegisterNode { node: NodeBody, join: Option<SignedJoin>, attestation: Option<Box<Attestation>> },
-    /// Either party brings what both signed; the user's deposit goes into escrow.
+    /// Either party brings what both signed; the user's first deposit goes into escrow.
     Agree(Box<SignedTerms>),
     /// The author, an approver of the contract, decides.
     Approve { contract: ContractId, approve: bool },
     /// The author, a party to the contract, ends it.
     Close { contract: ContractId },
-    /// Anyone settles a contract: pays what is covered, ends it when its time is over.
+    /// Anyone settles a contract: marks what is silent, ends what is over, refunds what no report claimed after the
+    /// end.
     Settle { contract: ContractId },
     /// The author, a node, reports.
     Report(ReportBody),
@@ -66,6 +67,9 @@ pub enum Command {
     UpdateBot(Profile),
     /// The author, a bot, takes grains from the faucet of a test grid.
     ClaimFaucet,
+    /// The author, any bot, pays into the escrow of a contract that has not ended. What is not used goes back to the
+    /// contract's user.
+    Fund { contract: ContractId, amount: Grains },
 }
 
 /// A farm owner's permission for nodes to join.

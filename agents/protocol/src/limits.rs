@@ -63,6 +63,14 @@ pub const TIP_MAX_AGE_MS: u64 = 120_000;
 pub const DURATION_S: u64 = 10 * 365 * 86_400;
 /// The longest time that data is kept after a contract ended.
 pub const GRACE_S: u64 = 90 * 86_400;
+/// The least that is paid ahead, as time at the contract's rate: with the agreement, and to resume what ran out of
+/// funds. Less, and capacity could be held for a grace period again and again for next to nothing.
+pub const PREPAID_S: u64 = 3600;
+/// A contract whose funds last for less than this is out of funds: starting it would take longer.
+pub const FUNDED_LEAST_MS: u64 = 60_000;
+/// After the end of a contract its node's final report counts for this long; what it could pay at most stays held.
+/// Shorter, and a user closes just before each report and never pays; longer, and refunds take longer.
+pub const FINAL_REPORT_MS: u64 = 15 * 60_000;
 /// A farm's addition on a boot medium. Firmware and netboot servers hand it over whole, before anything is checked.
 pub const ADDITION_BYTES: usize = 16 * 1024;
 /// Entries in one list of an addition: time servers, resolvers, addresses of one link.

@@ -103,6 +103,8 @@ pub struct Demand {
     pub ports: Vec<PublishedPort>,
     pub duration_s: u64,
     pub grace_s: u64,
+    /// As in [`Terms::prepaid_s`].
+    pub prepaid_s: Option<u64>,
     /// So that equal wishes are different negotiations.
     pub nonce: [u8; 16],
 }
@@ -231,6 +233,10 @@ pub enum Reason {
     /// The ledger refuses the contract.
     Ledger,
     Malformed,
+    /// Capacity would be kept for unpaid grace longer than it was paid for.
+    PrepaidTooShort {
+        min_s: u64,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -267,6 +273,12 @@ impl fmt::Display for Reason {
             Self::ChoseAnother => f.write_str("the buyer takes another offer"),
             Self::Ledger => f.write_str("the ledger refuses the contract"),
             Self::Malformed => f.write_str("the demand is malformed"),
+            Self::PrepaidTooShort { min_s } => {
+                write!(
+                    f,
+                    "what is paid ahead must last for the grace period, {min_s} s: prepay more, or ask for less grace"
+                )
+            }
         }
     }
 }

@@ -87,10 +87,12 @@ pub enum Phase {
     Active,
     Degraded,
     Ended,
+    Paused,
 }
 
 impl Phase {
-    pub const ALL: [Self; 5] = [Self::Agreed, Self::Approved, Self::Active, Self::Degraded, Self::Ended];
+    pub const ALL: [Self; 6] =
+        [Self::Agreed, Self::Approved, Self::Active, Self::Degraded, Self::Ended, Self::Paused];
 }
 
 impl From<ContractState> for Phase {
@@ -101,6 +103,7 @@ impl From<ContractState> for Phase {
             ContractState::Active => Self::Active,
             ContractState::Degraded => Self::Degraded,
             ContractState::Ended(_) => Self::Ended,
+            ContractState::Paused { .. } => Self::Paused,
         }
     }
 }
@@ -110,9 +113,9 @@ impl From<ContractState> for Phase {
 pub struct Phases(u8);
 
 impl Phases {
-    pub const ALL: Self = Self(0b1_1111);
+    pub const ALL: Self = Self(0b11_1111);
     /// All that have not ended.
-    pub const LIVE: Self = Self(0b0_1111);
+    pub const LIVE: Self = Self(0b10_1111);
 
     /// `None` for no phases at all: such a search would find nothing, whatever there is.
     #[must_use]
@@ -134,7 +137,7 @@ impl Phases {
 impl BorshDeserialize for Phases {
     fn deserialize_reader<R: io::Read>(reader: &mut R) -> io::Result<Self> {
         match u8::deserialize_reader(reader)? {
-            bits @ 1..=0b1_1111 => Ok(Self(bits)),
+            bits @ 1..=0b11_1111 => Ok(Self(bits)),
             bits => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{bits:#b} is no set of phases"))),
         }
     }
@@ -281,7 +284,7 @@ mod tests {
 
     #[test]
     fn sets_of_phases_are_decoded_only_when_they_name_phases() {
-        for bits in [0_u8, 0b10_0000, 0xff] {
+        for bits in [0_u8, 0b100_0000, 0xff] {
             assert!(borsh::from_slice::<Phases>(&[bits]).is_err(), "{bits}");
         }
         let some = Phases::of(&[Phase::Active, Phase::Ended]).unwrap();

@@ -41,6 +41,7 @@ pub enum Kind {
     FarmPolicy,
     Outcome,
     Profile,
+    Funding,
 }
 
 /// A farm: hash of its owner and first name.
@@ -132,6 +133,11 @@ impl RecordId {
     pub fn recipe(author: &BotId, name: &Name) -> Self {
         Self { kind: Kind::Recipe, id: Hash::of("croft/recipe/1", &(author, name)) }
     }
+    /// One payment into an escrow: its author and sequence number.
+    #[must_use]
+    pub fn funding(author: &PublicKey, sequence: u64) -> Self {
+        Self { kind: Kind::Funding, id: Hash::of("croft/funding/1", &(author, sequence)) }
+    }
     /// The one validator set of the grid.
     #[must_use]
     pub fn validators() -> Self {
@@ -211,6 +217,7 @@ pub enum Body {
     Outcome(OutcomeBody),
     Recipe(RecipeBody),
     Profile(Profile),
+    Funding(FundingBody),
 }
 
 impl Body {
@@ -232,6 +239,7 @@ impl Body {
             Self::Outcome(_) => Kind::Outcome,
             Self::Recipe(_) => Kind::Recipe,
             Self::Profile(_) => Kind::Profile,
+            Self::Funding(_) => Kind::Funding,
         }
     }
 }
@@ -334,6 +342,14 @@ pub struct TransferBody {
     pub to: BotId,
     pub amount: Grains,
     pub memo: String,
+}
+
+/// Grains that somebody paid into a contract's escrow after the agreement.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct FundingBody {
+    pub from: BotId,
+    pub contract: ContractId,
+    pub amount: Grains,
 }
 
 /// What a node says of the contracts addressed to it.

@@ -17,8 +17,8 @@ use croft_protocol::header::{Allocation, Validator};
 use croft_protocol::image::{Chunk, ImageConfig, ImageManifest, Verity};
 use croft_protocol::keys::Domain;
 use croft_protocol::record::{
-    ApprovalBody, BotBody, ContractReport, FarmBody, HardwareSummary, NodeBody, ReportBody, TransferBody,
-    TrustClass, WorkloadState,
+    ApprovalBody, BotBody, ContractReport, FarmBody, FundingBody, HardwareSummary, NodeBody, ReportBody,
+    TransferBody, TrustClass, WorkloadState,
 };
 use croft_protocol::release::{
     BootFile, BootManifest, ChannelBody, FarmPolicy, Halt, KeyChange, Measurement, Outcome, OutcomeBody,
@@ -74,6 +74,7 @@ fn terms() -> Terms {
         rate: Rate(7),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: Some(3600),
         capacity_version: 9,
         quorum: Quorum {
             threshold: 1,
@@ -133,7 +134,7 @@ fn report() -> ReportBody {
     }
 }
 
-fn commands() -> [(&'static str, Command); 21] {
+fn commands() -> [(&'static str, Command); 22] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let (country, region) = ("be".to_owned(), Some(name("flanders")));
@@ -185,6 +186,7 @@ fn commands() -> [(&'static str, Command); 21] {
         ("command/withdraw-recipe", Command::WithdrawRecipe { name: name("shop"), reason: "old".to_owned() }),
         ("command/update-bot", Command::UpdateBot(profile())),
         ("command/claim-faucet", Command::ClaimFaucet),
+        ("command/fund", Command::Fund { contract, amount: Grains(5) }),
     ]
 }
 
@@ -375,6 +377,9 @@ fn records() -> Vec<(&'static str, Record)> {
     let transfer =
         TransferBody { from: public(1), to: public(2), amount: Grains(5), memo: "memo".to_owned() };
     let farm_id = FarmId::new(&public(2), &name("green"));
+    let funding = FundingBody { from: public(1), contract: id, amount: Grains(5) };
+    let paused =
+        ContractBody { state: ContractState::Paused { since_ms: 4 }, ended_ms: 0, ..contract.clone() };
     [
         ("record/bot", RecordId::bot(&public(1)), Body::Bot(BotBody { name: name("alice") })),
         ("record/farm", RecordId::farm(&farm_id), Body::Farm(farm)),
@@ -397,6 +402,8 @@ fn records() -> Vec<(&'static str, Record)> {
         ("record/farm-policy", RecordId::farm_policy(&told.farm), Body::FarmPolicy(policy())),
         ("record/outcome", RecordId::outcome(&release, &public(3)), Body::Outcome(told)),
         ("record/profile", RecordId::profile(&public(1)), Body::Profile(profile())),
+        ("record/funding", RecordId::funding(&public(1), 3), Body::Funding(funding)),
+        ("record/paused-contract", RecordId::contract(&id), Body::Contract(Box::new(paused))),
     ]
     .map(|(what, id, body)| {
         let prev = Some(Hash([5; 32]));

@@ -163,6 +163,7 @@ impl Grid {
             rate: Rate(10),
             duration_s: 1_000,
             grace_s: 3_600,
+            prepaid_s: None,
             capacity_version,
             quorum: Quorum::default(),
             sealed: vec![5; 100],

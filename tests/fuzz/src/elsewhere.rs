@@ -24,6 +24,7 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
         "agents/bot/src/market/journal.rs",
         "this bot's own file, each entry behind its hash; its tests cut and alter it; transcripts in it are the target negotiation",
     ),
+    ("agents/bot/src/home/standing.rs", "reads the state that croft keep wrote into the person's own home"),
     ("agents/bot/src/image/testing.rs", "makes images for tests"),
     ("agents/bot/src/image/verity.rs", "writes the hash tree; the node reads it through the kernel"),
     ("agents/bot/src/plan.rs", "takes what flags parsed"),

@@ -19,8 +19,8 @@ use croft_protocol::{ContractId, Grains, Hash, Name, NodeId, Rate};
 use serde::Serialize;
 
 use super::show::{self, PortView};
-use super::{Acting, Context};
-use crate::deploy_file::{DeployFile, DeployFileError, ImageDefaults, ResolveError, Resolved};
+use super::{Acting, Context, quorum};
+use crate::deploy_file::{DeployFile, DeployFileError, ImageDefaults, ResolveError, Resolved, TermsFile};
 use crate::exit::Failure;
 use crate::flags::DeployFlags;
 use crate::grid::GridError;
@@ -57,6 +57,8 @@ struct Deployed {
     rate: Rate,
     /// For the whole duration.
     price: Grains,
+    /// Of it with the agreement.
+    deposit: Grains,
     duration_s: u64,
     ports: Vec<PortView>,
     images: Vec<UsedImage>,
@@ -90,7 +92,9 @@ pub(super) async fn deploy_file(
     if flags.dry_run {
         return dry_run(c, &acting, &resolved, flags).await;
     }
-    let limits = Limits { max_price: flags.max_price, window_ms: flags.window * 1000, ..Limits::default() };
+    let quorum = quorum::resolve(&acting.grid, resolved.approval.as_ref()).await?;
+    let (max_price, window_ms) = (flags.max_price, flags.window * 1000);
+    let limits = Limits { max_price, window_ms, quorum, ..Limits::default() };
     let (environment, home) = (c.environment, c.home.clone());
     let mut nobody = false;
     let mut says_yes = |choice: &Choice<'_>| {
@@ -128,6 +132,7 @@ pub(super) async fn deploy_file(
         height: Some(contract.record.height),
         rate: contract.body.signed.terms.rate,
         price,
+        deposit: contract.body.signed.terms.deposit().unwrap_or(price),
         resumed,
         explain,
         ..Deployed::of(&resolved, &contract.body.signed.terms.ports, &node.body.addresses, node.id)
@@ -205,12 +210,18 @@ async fn dry_run(
         country: best.country.clone(),
         rate: best.rate,
         price: best.price,
+        deposit: deposit(&resolved.terms, best.rate).unwrap_or(best.price),
         dry_run: true,
         excluded: matches.excluded.clone(),
         ..Deployed::of(resolved, &demand.ports, &addresses.unwrap_or_default(), best.node)
     };
     acting.grid.close().await;
     c.terminal.result(&shown, |d| dry_run_text(d, &matches))
+}
+
+/// What is paid with the agreement, where that is not everything.
+fn deposit(terms: &TermsFile, rate: Rate) -> Option<Grains> {
+    terms.prepaid_s.and_then(|prepaid_s| rate.for_seconds(prepaid_s))
 }
 
 /// What a file asks for, within the owner's limits and the wallet.
@@ -228,7 +239,7 @@ pub(super) async fn demand(
         countries: resolved.placement.countries.clone(),
         trust: None,
         max_price: order::max_price(resolved, max_price),
-        funds: Some(acting.grid.account(acting.id()).await?.balance),
+        funds: Some(order::affordable(resolved, acting.grid.account(acting.id()).await?.balance)),
     })
 }
 
@@ -266,6 +277,7 @@ impl Deployed {
             height: None,
             rate: Rate(0),
             price: Grains::ZERO,
+            deposit: Grains::ZERO,
             duration_s: resolved.terms.duration_s,
             ports: show::ports(ports, addresses),
             images: resolved.images.iter().map(used).collect(),
@@ -293,8 +305,8 @@ fn deployed_text(d: &Deployed, explain: bool) -> String {
     push!(
         text,
         "  {} are in escrow for {}; what is not used is refunded\n",
-        d.price,
-        show_duration(d.duration_s)
+        d.deposit,
+        show_duration(d.deposit.0.checked_div(d.rate.0).unwrap_or(d.duration_s))
     );
     if explain && d.resumed && d.explain.chosen.is_none() {
         text.push_str("why this node was chosen went with the run that was interrupted\n");

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::contracts::ReportView;
 use super::logs::node_of;
+use super::quorum::{self, QuorumView};
 use super::{Acting, Context, contracts, show};
 use crate::exit::Failure;
 use crate::grid::{Contract, GridError, now_ms};
@@ -37,6 +38,12 @@ struct Explained {
     explanation: Option<Explanation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     explanation_error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quorum: Option<QuorumView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    funded_until_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<Grains>,
     advice: Vec<String>,
 }
 
@@ -79,13 +86,15 @@ pub(super) async fn explain(c: &mut Context<'_>, name: &Name) -> Result<(), Fail
     let node = node_view(&acting, &contract, &peer).await?;
     let report = contracts::last_report(&acting.grid, &contract).await?;
     let (explanation, explanation_error) = match (node.online, contract.body.state) {
-        (_, ContractState::Ended(_)) => (None, None),
+        // It does not run it, and there is nothing to tell.
+        (_, ContractState::Ended(_) | ContractState::Agreed | ContractState::Paused { .. }) => (None, None),
         (false, _) => (None, Some(format!("node '{}' is not connected", peer.name))),
         (true, _) => match peer.explain(&acting.grid, contract.id).await {
             Ok(explanation) => (Some(explanation), None),
             Err(problem) => (None, Some(Failure::failed(problem).message())),
         },
     };
+    let quorum = quorum::view(&acting.grid, &contract).await?;
     acting.grid.close().await;
     let terms = &contract.body.signed.terms;
     let explained = Explained {
@@ -97,7 +106,10 @@ pub(super) async fn explain(c: &mut Context<'_>, name: &Name) -> Result<(), Fail
         escrow: escrow_view(&contract.escrow),
         rate: terms.rate,
         price: terms.price(),
-        advice: advice(&contract, &node, report.as_ref(), explanation.as_ref()),
+        advice: advice(&contract, &node, report.as_ref(), explanation.as_ref(), quorum.as_ref()),
+        quorum,
+        funded_until_ms: show::funded_until_ms(&contract),
+        missing: show::missing(&contract),
         node,
         report,
         explanation,
@@ -148,6 +160,7 @@ fn advice(
     node: &NodeView,
     report: Option<&ReportView>,
     explanation: Option<&Explanation>,
+    quorum: Option<&QuorumView>,
 ) -> Vec<String> {
     let name = &contract.body.signed.terms.name;
     let mut advice = Vec::new();
@@ -161,7 +174,17 @@ fn advice(
             return advice;
         }
         ContractState::Agreed => {
-            advice.push("it waits for its approvers: ask them to approve".to_owned());
+            let whom = quorum.map_or_else(|| "its approvers".to_owned(), QuorumView::waits_for);
+            advice.push(format!("it waits for {whom}: each decides with 'croft approve'"));
+        }
+        ContractState::Paused { .. } => {
+            let missing = show::missing(contract).unwrap_or_default();
+            let until = contract.body.funds_awaited_until_ms().unwrap_or_default();
+            advice.push(format!(
+                "its funds ran out: 'croft fund {name} {}' resumes it until {}; then it ends, and its data goes",
+                missing.0,
+                show_time(until)
+            ));
         }
         _ if !node.online => advice.push(format!(
             "node '{}' is offline: it is not paid meanwhile and goes on when it is back; ask its farmer, or 'croft stop {name}' and deploy elsewhere",
@@ -198,6 +221,25 @@ fn text(e: &Explained, contract: &Contract) -> String {
     push!(t, " on node '{}' of farm '{}'\n\non the ledger (proved)\n", e.node.node, e.node.farm);
     for s in &e.states {
         push!(t, "  {}  {:<9} block {}\n", show_time(s.time_ms), s.state, s.height);
+    }
+    for approver in e.quorum.iter().flat_map(|quorum| &quorum.approvers) {
+        let required = if approver.required { ", required" } else { "" };
+        push!(
+            t,
+            "  approver {} (weight {}{required}): {}\n",
+            approver.bot,
+            approver.weight,
+            approver.decision
+        );
+    }
+    if let Some(quorum) = &e.quorum {
+        push!(t, "  approved {} of {}\n", quorum.approved, quorum.threshold);
+    }
+    if let Some(until) = e.funded_until_ms {
+        push!(t, "  {}  its funds are used up, if it always runs\n", show_time(until));
+    }
+    if let Some(until) = contract.body.funds_awaited_until_ms() {
+        push!(t, "  {}  it ends without funds\n", show_time(until));
     }
     if let Some(expires) = contract.body.expires_ms().filter(|_| contract.body.ended_ms == 0) {
         push!(t, "  {}  its time is over\n", show_time(expires));

@@ -142,6 +142,7 @@ pub(super) fn what(body: &Body, before: Option<&Body>) -> String {
         Body::Profile(profile) => {
             printable(&format!("profile of bot '{}': {}", profile.name, profile.description))
         }
+        Body::Funding(funding) => format!("{} for contract {}", funding.amount, funding.contract.0.short()),
         Body::Validators(set) => format!("{} validators", set.validators.len()),
         Body::Recipe(recipe) => match &recipe.withdrawn {
             Some(reason) => format!("recipe '{}' withdrawn: {}", recipe.name, printable(reason)),

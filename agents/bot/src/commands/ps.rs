@@ -4,6 +4,7 @@ use croft_protocol::record::TrustClass;
 use croft_protocol::{ContractId, Grains, Name, NodeId, Rate};
 use serde::Serialize;
 
+use super::quorum::{self, QuorumView};
 use super::show::{self, PortView};
 use super::{Context, contracts};
 use crate::exit::Failure;
@@ -41,6 +42,16 @@ struct View {
     refunded: Grains,
     covered_ms: u64,
     height: u64,
+    deposit: Grains,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    funded_until_ms: Option<u64>,
+    /// What a paused one needs to go on, and until when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<Grains>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paused_until_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quorum: Option<QuorumView>,
 }
 
 pub(super) async fn ps(c: &mut Context<'_>, all: bool) -> Result<(), Failure> {
@@ -58,6 +69,8 @@ pub(super) async fn ps(c: &mut Context<'_>, all: bool) -> Result<(), Failure> {
 }
 
 async fn view(grid: &Grid, contract: Contract, node: Option<Node>, online: bool) -> Result<View, GridError> {
+    let quorum = quorum::view(grid, &contract).await?;
+    let (funded_until_ms, missing) = (show::funded_until_ms(&contract), show::missing(&contract));
     let Contract { id, record, body, escrow } = contract;
     let terms = &body.signed.terms;
     let farm = grid.farm(terms.farm).await?.map_or_else(|| terms.farm.0.short(), |f| f.name.to_string());
@@ -84,6 +97,11 @@ async fn view(grid: &Grid, contract: Contract, node: Option<Node>, online: bool)
         refunded: escrow.refunded,
         covered_ms: escrow.covered_ms,
         height: record.height,
+        deposit: escrow.deposit,
+        funded_until_ms,
+        missing,
+        paused_until_ms: body.funds_awaited_until_ms(),
+        quorum,
     })
 }
 
@@ -93,9 +111,13 @@ fn text(views: &[View], all: bool) -> String {
         return format!("nothing runs; 'croft deploy FILE' starts something{hint}\n");
     }
     let row = |v: &View| {
-        let state = match v.reason {
-            Some(reason) => format!("{}: {reason}", v.state),
-            None => v.state.to_owned(),
+        let state = match (v.reason, v.missing, &v.quorum) {
+            (Some(reason), ..) => format!("{}: {reason}", v.state),
+            (None, Some(missing), _) => format!("{}: needs {}", v.state, missing.0),
+            (None, None, Some(quorum)) if v.state == "agreed" => {
+                format!("agreed: waits for {}", quorum.waits_for())
+            }
+            _ => v.state.to_owned(),
         };
         let node = if v.online || v.ended_ms > 0 { v.node.clone() } else { format!("{} (offline)", v.node) };
         vec![

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use croft_protocol::contract::{PublishedPort, Transport};
 use croft_protocol::record::{TrustClass, WorkloadState};
-use croft_protocol::{BotId, Capacity, ContractState, EndReason, units};
+use croft_protocol::{BotId, Capacity, ContractState, EndReason, Grains, units};
 use serde::Serialize;
 
-use crate::grid::{Grid, GridError};
+use crate::grid::{Contract, Grid, GridError, now_ms};
 
 /// A published port and where to reach it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -61,6 +61,7 @@ pub(crate) fn state(state: ContractState) -> &'static str {
         ContractState::Active => "active",
         ContractState::Degraded => "degraded",
         ContractState::Ended(_) => "ended",
+        ContractState::Paused { .. } => "paused",
     }
 }
 
@@ -71,7 +72,23 @@ pub(crate) fn end_reason(state: ContractState) -> Option<&'static str> {
         EndReason::ClosedByFarmer => "closed by farmer",
         EndReason::Expired => "expired",
         EndReason::NotApproved => "not approved",
+        EndReason::OutOfFunds => "out of funds",
     })
+}
+
+/// Until when a contract can run on what it has, if it always does; `None` where that is until its expiry, or where
+/// it has ended.
+pub(crate) fn funded_until_ms(contract: &Contract) -> Option<u64> {
+    let (body, escrow) = (&contract.body, &contract.escrow);
+    let full = body.signed.terms.price().is_some_and(|price| escrow.deposit >= price);
+    let runs_ms = escrow.runs_ms(body.signed.terms.rate);
+    (body.state.may_run() && !full).then(|| escrow.covered_until_ms.saturating_add(runs_ms))
+}
+
+/// What a paused contract needs to go on.
+pub(crate) fn missing(contract: &Contract) -> Option<Grains> {
+    matches!(contract.body.state, ContractState::Paused { .. })
+        .then(|| contract.body.missing_to_resume(&contract.escrow, now_ms()))
 }
 
 /// State and reason in one.

@@ -7,7 +7,7 @@ use croft_protocol::image::ImageConfig;
 use croft_protocol::workload::{HealthCheck, InvalidWorkload, Mount, PortMapping, Vm, Volume, Workload};
 use croft_protocol::{Hash, Name};
 
-use super::{DeployFile, Placement, SecretSource, TermsFile, VmFile};
+use super::{ApprovalFile, DeployFile, Placement, SecretSource, TermsFile, VmFile};
 
 /// A secret becomes an environment variable; Linux allows 128 KiB for one, a contract much less.
 const SECRET_BYTES: u64 = 32 * 1024;
@@ -25,6 +25,7 @@ pub struct Resolved {
     pub workload: Workload,
     pub terms: TermsFile,
     pub placement: Placement,
+    pub approval: Option<ApprovalFile>,
     /// Each image once, in the order of the microVMs.
     pub images: Vec<ResolvedImage>,
 }
@@ -96,6 +97,7 @@ impl DeployFile {
             workload,
             terms: self.terms.clone(),
             placement: self.placement.clone(),
+            approval: self.approval.clone(),
             images: used,
         })
     }

@@ -56,8 +56,41 @@ fn the_documented_example_is_a_deploy_file() {
     assert_eq!(vm.secrets["TOKEN"], "s3cret");
     assert_eq!(vm.health.as_ref().unwrap().probe, Probe::Http { port: 80, path: "/".to_owned() });
     assert_eq!(resolved.workload.volumes[0].size_bytes, 64 << 20);
-    assert_eq!(resolved.terms, TermsFile { duration_s: 86_400, grace_s: 3_600, max_price: Some(1_000_000) });
+    assert_eq!(
+        resolved.terms,
+        TermsFile { duration_s: 86_400, grace_s: 3_600, max_price: Some(1_000_000), prepaid_s: Some(7200) }
+    );
+    let approval = resolved.approval.unwrap();
+    assert_eq!((approval.threshold, approval.approvers.len()), (2, 2));
+    assert!(approval.approvers[0].required && approval.approvers[0].weight == 2);
     assert_eq!(resolved.placement.countries, ["be", "nl"]);
+}
+
+#[test]
+fn approvers_and_prepaid_time_are_checked_before_anything_is_asked() {
+    let approval =
+        parse(&with("[approval]\napprovers = [{ bot = \"olga\", weight = 2 }, { bot = \"otto\" }]"));
+    assert_eq!(approval.unwrap().approval.unwrap().threshold, 3, "that of all");
+    for (text, says) in [
+        ("[approval]\napprovers = []", "web.toml, [approval]: 0 approvers; allowed are 1 to 16"),
+        (
+            "[approval]\napprovers = [{ bot = \"a\" }, { bot = \"a\" }]",
+            "approver 'a' is named twice: keep one",
+        ),
+        (
+            "[approval]\napprovers = [{ bot = \"a\", weight = 0 }]",
+            "approver 'a' has weight 0: give 1 or more",
+        ),
+        (
+            "[approval]\nthreshold = 2\napprovers = [{ bot = \"a\" }]",
+            "threshold 2; allowed are 1 to 1, the sum of the weights",
+        ),
+        ("[terms]\nprepaid = \"59m\"", "prepaid: 3540 s are too short; at least 60 min"),
+        ("[terms]\nprepaid = \"25h\"", "prepaid: 90000 s are too long"),
+    ] {
+        let error = parse(&with(text)).unwrap_err();
+        assert!(error.contains(says), "{text}: {error}");
+    }
 }
 
 #[test]

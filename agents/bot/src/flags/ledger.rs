@@ -220,6 +220,8 @@ pub enum StateFlag {
     Active,
     Degraded,
     Ended,
+    /// Out of funds
+    Paused,
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {

@@ -20,7 +20,7 @@ minute. The price for the whole duration goes into escrow, and you pay for the t
 runs; the rest is refunded at the end. Before anything is promised you are asked, unless --yes says so for you. Each
 step is written down before it is taken: after an interruption the same command goes on, and never orders twice.
 
-JSON: {name, contract, node, node_id, farm, country, state, height, rate, price, duration_s, ports, images, dry_run,
+JSON: {name, contract, node, node_id, farm, country, state, height, rate, price, deposit, duration_s, ports, images, dry_run,
        resumed, explain: {chosen, others: [{node, name, farm_name, why}]}, excluded: [{node, farm, reasons}]}
       ports: [{published, transport, urls}]; rate is grains per second, price is grains for the whole duration;
       excluded is filled with --dry-run, explain without; explain is empty where an interrupted order went on

@@ -79,6 +79,14 @@ impl FakeNode {
         self.opened.0.0.lock().unwrap().clone().expect("a workload was opened")
     }
 
+    /// Waits until it may run something, and has opened it.
+    pub(super) fn wait_until_opened(&self) {
+        let opened = self.opened.0.0.lock().unwrap();
+        let (opened, timeout) =
+            self.opened.0.1.wait_timeout_while(opened, WITHIN, |opened| opened.is_none()).unwrap();
+        assert!(!timeout.timed_out() && opened.is_some(), "nothing was opened");
+    }
+
     pub(super) fn stop(self) {
         drop(self);
     }
@@ -197,6 +205,7 @@ impl Node {
         let workload: Workload =
             croft_protocol::decode("a workload", &plain, limits::SEALED_WORKLOAD_BYTES).unwrap();
         *self.opened.0.0.lock().unwrap() = Some(workload);
+        self.opened.0.1.notify_all();
         let until_ms = now_ms().max(self.reported_ms);
         let report = ReportBody {
             node: self.key.public(),

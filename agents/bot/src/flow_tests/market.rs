@@ -323,6 +323,7 @@ async fn demand(someone: &Someone) -> Demand {
         ports: Vec::new(),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: None,
         nonce: [7; 16],
     }
 }
@@ -396,6 +397,7 @@ fn what_is_expired_replayed_forged_or_tampered_with_is_refused_by_name() {
             rate: quote.rate,
             duration_s: wanted.duration_s,
             grace_s: wanted.grace_s,
+            prepaid_s: None,
             capacity_version: quote.capacity_version,
             quorum: Quorum::default(),
             sealed: vec![1],

@@ -175,6 +175,7 @@ mod tests {
             rate: Rate(1),
             duration_s: 100 * 3600,
             grace_s: 0,
+            prepaid_s: None,
             capacity_version: 0,
             quorum: Quorum::default(),
             sealed: vec![1],

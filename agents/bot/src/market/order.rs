@@ -285,7 +285,7 @@ pub(crate) async fn place(
         #[cfg(test)]
         crash: limits.crash,
     };
-    let (outcome, mut journal) = run.to_the_end(agrees, progress).await?;
+    let (outcome, mut journal) = run.until_done(agrees, progress).await?;
     // It holds nothing any more that is open.
     journal.replace(&[]).map_err(unkept)?;
     let contract = match outcome.result {
@@ -385,14 +385,23 @@ pub(crate) fn max_price(resolved: &Resolved, limit: Option<Grains>) -> Option<Gr
     [resolved.terms.max_price.map(Grains), limit].into_iter().flatten().min()
 }
 
+/// The highest price of which a wallet has what is paid ahead.
+pub(crate) fn affordable(resolved: &Resolved, funds: Grains) -> Grains {
+    let duration_s = resolved.terms.duration_s;
+    let prepaid_s = resolved.terms.prepaid_s.unwrap_or(duration_s).max(1);
+    let price = u128::from(funds.0) * u128::from(duration_s) / u128::from(prepaid_s);
+    Grains(u64::try_from(price).unwrap_or(u64::MAX))
+}
+
 fn wish(resolved: &Resolved, limits: &Limits, resources: Capacity, funds: Grains, seed: [u8; 16]) -> Wish {
-    let max_price = max_price(resolved, limits.max_price).unwrap_or(funds);
+    let max_price = max_price(resolved, limits.max_price).unwrap_or_else(|| affordable(resolved, funds));
     Wish {
         name: resolved.name.clone(),
         resources,
         ports: resolved.workload.published_ports(),
         duration_s: resolved.terms.duration_s,
         grace_s: resolved.terms.grace_s,
+        prepaid_s: resolved.terms.prepaid_s,
         quorum: limits.quorum.clone(),
         place: Place {
             node: resolved.placement.node.clone(),
@@ -450,7 +459,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn to_the_end(
+    async fn until_done(
         mut self,
         agrees: &mut (dyn FnMut(&Choice<'_>) -> bool + '_),
         progress: &mut dyn Progress,

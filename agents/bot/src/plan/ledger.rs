@@ -11,7 +11,7 @@ use crate::flags::{
     StateFlag, TrustFlag,
 };
 
-const KINDS: [(&str, Kind); 16] = [
+const KINDS: [(&str, Kind); 17] = [
     ("bot", Kind::Bot),
     ("farm", Kind::Farm),
     ("node", Kind::Node),
@@ -28,6 +28,7 @@ const KINDS: [(&str, Kind); 16] = [
     ("farm-policy", Kind::FarmPolicy),
     ("outcome", Kind::Outcome),
     ("profile", Kind::Profile),
+    ("funding", Kind::Funding),
 ];
 
 pub(super) fn action(command: LedgerCommand) -> Result<LedgerAction, PlanError> {
@@ -132,6 +133,7 @@ fn contracts(flags: ContractQueryFlags) -> Result<QuerySubject, PlanError> {
             StateFlag::Active => phases.push(Phase::Active),
             StateFlag::Degraded => phases.push(Phase::Degraded),
             StateFlag::Ended => phases.push(Phase::Ended),
+            StateFlag::Paused => phases.push(Phase::Paused),
         }
     }
     let phases = Phases::of(&phases).unwrap_or(Phases::LIVE);

@@ -1,10 +1,14 @@
-//! Contracts: agreed, approved, closed, settled; and their money.
+//! Contracts: agreed, approved, funded, closed, settled; and their money.
 //!
-//! Money moves here only: the deposit into escrow with the agreement, pay out of it for covered time, and the
-//! rest back to the user at the end. `deposit = paid + refunded + held` holds after every step.
+//! Money moves here only: into escrow with the agreement and by whoever funds it later, out of it for covered time,
+//! and the rest back to the user at the end. `deposit = paid + refunded + held` holds after every step, and nothing
+//! is covered that the deposit does not pay for.
+//!
+//! What a node ran since its last report is not lost with the end: at most that much stays held until its final
+//! report, or until [`limits::FINAL_REPORT_MS`] have passed.
 
 use croft_protocol::contract::Quorum;
-use croft_protocol::record::{ApprovalBody, Kind};
+use croft_protocol::record::{ApprovalBody, FundingBody, Kind};
 use croft_protocol::{
     Body, Capacity, ContractBody, ContractId, ContractState, EndReason, Escrow, Grains, NodeId, PublicKey,
     RecordId, Rejection, SignedTerms, StateKey, Terms, limits,
@@ -34,7 +38,8 @@ pub(super) fn agree(work: &mut Work<'_>, author: PublicKey, signed: &SignedTerms
         let what = "contract name".to_owned();
         return Err(Rejection::NameTaken { what, name: terms.name.clone() }.into());
     }
-    let deposit = terms.price().ok_or(Rejection::Overflow)?;
+    terms.price().ok_or(Rejection::Overflow)?;
+    let deposit = terms.deposit().ok_or(Rejection::Overflow)?;
     address_to_node(work, terms, id)?;
     work.debit(&terms.user, deposit)?;
     work.put(name_key, &id);
@@ -66,6 +71,13 @@ fn check_terms(work: &Work<'_>, terms: &Terms) -> Step {
     if terms.grace_s > limits::GRACE_S {
         let allowed = format_args!("at most {}", limits::GRACE_S);
         return Err(bounds("the grace period in seconds", terms.grace_s, allowed));
+    }
+    let least_s = limits::PREPAID_S.min(terms.duration_s);
+    if let Some(prepaid_s) = terms.prepaid_s
+        && !(least_s..=terms.duration_s).contains(&prepaid_s)
+    {
+        let allowed = format_args!("{least_s} to {}", terms.duration_s);
+        return Err(bounds("the time that is paid ahead, in seconds,", prepaid_s, allowed));
     }
     for (what, got) in [
         ("the CPU in millis", terms.resources.cpu_millis),
@@ -181,7 +193,7 @@ pub(super) fn approve(work: &mut Work<'_>, author: PublicKey, id: &ContractId, a
         return Ok(());
     }
     let verdict =
-        if waited_too_long(&body, work.now_ms()) { Verdict::Refused } else { count(work, id, &quorum)? };
+        if due_end(&body, work.now_ms()).is_some() { Verdict::Refused } else { count(work, id, &quorum)? };
     match verdict {
         Verdict::Open => Ok(()),
         Verdict::Refused => end(work, author, *id, body, EndReason::NotApproved),
@@ -250,20 +262,70 @@ pub(super) fn close(work: &mut Work<'_>, author: PublicKey, id: &ContractId) -> 
         return Err(Rejection::NotAllowed { author, allowed }.into());
     };
     let body = running(work, id)?;
-    let reason = if is_over(&body, work.now_ms()) { EndReason::Expired } else { reason };
+    let reason = due_end(&body, work.now_ms()).unwrap_or(reason);
     end(work, author, *id, body, reason)
 }
 
-/// Does what time has made due: ends what is over or waited too long, and marks what its node is silent
-/// about. What is covered was paid with the report that covers it, so a second settlement changes nothing.
-pub(super) fn settle(work: &mut Work<'_>, author: PublicKey, id: &ContractId) -> Step {
+/// Pays more into a contract's escrow, at most what its whole duration costs. A paused one goes on once an hour, or
+/// what is left, is paid for.
+pub(super) fn fund(
+    work: &mut Work<'_>,
+    author: PublicKey,
+    id: &ContractId,
+    amount: Grains,
+    sequence: u64,
+) -> Step {
+    known_bot(work, &author)?;
     let body = running(work, id)?;
     let now_ms = work.now_ms();
-    if is_over(&body, now_ms) {
-        return end(work, author, *id, body, EndReason::Expired);
+    if due_end(&body, now_ms).is_some() {
+        // Nothing could be had for it any more: whoever settles ends it.
+        return Err(Rejection::Ended { contract: *id }.into());
     }
-    if waited_too_long(&body, now_ms) {
-        return end(work, author, *id, body, EndReason::NotApproved);
+    let price = body.signed.terms.price().ok_or(Rejection::Overflow)?;
+    let mut escrow = escrow_of(work, id)?;
+    let room = price.0.saturating_sub(escrow.deposit.0);
+    if !(1..=room).contains(&amount.0) {
+        let allowed = match room {
+            0 => "none, since its whole duration is paid for".to_owned(),
+            room => format!("1 to {room}, which pay for its whole duration"),
+        };
+        return Err(bounds("the amount in grains", amount.0, allowed));
+    }
+    work.debit(&author, amount)?;
+    escrow.deposit = escrow.deposit.checked_add(amount).ok_or(Rejection::Overflow)?;
+    let funding = FundingBody { from: author, contract: *id, amount };
+    work.append(RecordId::funding(&author, sequence), Body::Funding(funding), author)?;
+    work.event(Event::Funded { contract: *id, from: author, amount });
+    let paused = matches!(body.state, ContractState::Paused { .. });
+    let resumes = paused && body.missing_to_resume(&escrow, now_ms) == Grains::ZERO;
+    if resumes {
+        // The pause is not paid for.
+        escrow.covered_until_ms = escrow.covered_until_ms.max(now_ms);
+    }
+    put_escrow(work, *id, &escrow)?;
+    if !resumes {
+        return Ok(());
+    }
+    let from = body.state;
+    change_state(work, author, *id, body, ContractState::Approved, Some(from))
+}
+
+/// Does what time has made due: ends what is over or waited too long, marks what its node is silent about, and
+/// refunds what no final report claimed. What is covered was paid with the report that covers it, so a second
+/// settlement changes nothing.
+pub(super) fn settle(work: &mut Work<'_>, author: PublicKey, id: &ContractId) -> Step {
+    let body = known_contract(work, id)?;
+    let now_ms = work.now_ms();
+    if let Some(until_ms) = body.final_report_until_ms() {
+        return match escrow_of(work, id)?.held() {
+            Grains::ZERO => Err(Rejection::Ended { contract: *id }.into()),
+            _ if now_ms < until_ms => Ok(()),
+            _ => refund_all(work, *id, &body),
+        };
+    }
+    if let Some(reason) = due_end(&body, now_ms) {
+        return end(work, author, *id, body, reason);
     }
     let silent_ms = now_ms.saturating_sub(escrow_of(work, id)?.covered_until_ms);
     if body.state == ContractState::Active && silent_ms > limits::REPORT_COVERS_MS {
@@ -273,7 +335,40 @@ pub(super) fn settle(work: &mut Work<'_>, author: PublicKey, id: &ContractId) ->
     Ok(())
 }
 
-/// Ends a contract: the rest goes back to its user; capacity, ports and name are free again.
+/// The end that time has brought, if it has: whichever came first.
+fn due_end(body: &ContractBody, now_ms: u64) -> Option<EndReason> {
+    let limit_ms = body.signed.terms.duration_s.saturating_mul(1000);
+    let waiting = body.state == ContractState::Agreed;
+    [
+        (body.expires_ms(), EndReason::Expired),
+        (body.funds_awaited_until_ms(), EndReason::OutOfFunds),
+        // A quorum that is not reached within the contract's own duration never is: capacity and deposit don't
+        // wait for ever.
+        (waiting.then(|| body.agreed_ms.saturating_add(limit_ms)), EndReason::NotApproved),
+    ]
+    .into_iter()
+    .filter_map(|(at_ms, reason)| at_ms.filter(|at_ms| now_ms >= *at_ms).map(|at_ms| (at_ms, reason)))
+    .min_by_key(|(at_ms, _)| *at_ms)
+    .map(|(_, reason)| reason)
+}
+
+/// What the node's final report may be paid at most: for the time since what is covered, as far back as a report
+/// reaches.
+fn final_claim(body: &ContractBody, escrow: &Escrow, now_ms: u64) -> Grains {
+    if !body.state.may_run() {
+        return Grains::ZERO;
+    }
+    let until_ms = now_ms.min(body.expires_ms().unwrap_or(now_ms));
+    let ran_ms = until_ms
+        .saturating_sub(escrow.covered_until_ms)
+        .min(limits::REPORT_COVERS_MS + limits::CLOCK_SLACK_MS);
+    let rate = u128::from(body.signed.terms.rate.0);
+    let worth = (rate * (u128::from(escrow.covered_ms) + u128::from(ran_ms))).div_ceil(1000);
+    let worth = u64::try_from(worth).unwrap_or(u64::MAX);
+    Grains(worth.saturating_sub(escrow.paid.0).min(escrow.held().0))
+}
+
+/// Ends a contract: what no final report can claim goes back to its user; capacity, ports and name are free again.
 pub(super) fn end(
     work: &mut Work<'_>,
     author: PublicKey,
@@ -282,19 +377,32 @@ pub(super) fn end(
     reason: EndReason,
 ) -> Step {
     let terms = body.signed.terms.clone();
-    let mut escrow = escrow_of(work, &id)?;
-    let rest = escrow.held();
-    escrow.refunded = escrow.refunded.checked_add(rest).ok_or(Rejection::Overflow)?;
-    put_escrow(work, id, &escrow)?;
-    if rest > Grains::ZERO {
-        work.credit(&terms.user, rest)?;
-        work.event(Event::Refunded { contract: id, to: terms.user, amount: rest });
-    }
+    let escrow = escrow_of(work, &id)?;
+    let kept = final_claim(&body, &escrow, work.now_ms());
+    refund(work, id, &terms, escrow.held().checked_sub(kept).ok_or(Rejection::Overflow)?)?;
     leave_node(work, &terms, id)?;
     work.remove(StateKey::ContractName(terms.user, terms.name));
     body.ended_ms = work.now_ms();
     let from = body.state;
     change_state(work, author, id, body, ContractState::Ended(reason), Some(from))
+}
+
+/// Gives the user back what is still held for an ended contract.
+pub(super) fn refund_all(work: &mut Work<'_>, id: ContractId, body: &ContractBody) -> Step {
+    let held = escrow_of(work, &id)?.held();
+    refund(work, id, &body.signed.terms, held)
+}
+
+fn refund(work: &mut Work<'_>, id: ContractId, terms: &Terms, amount: Grains) -> Step {
+    if amount == Grains::ZERO {
+        return Ok(());
+    }
+    let mut escrow = escrow_of(work, &id)?;
+    escrow.refunded = escrow.refunded.checked_add(amount).ok_or(Rejection::Overflow)?;
+    put_escrow(work, id, &escrow)?;
+    work.credit(&terms.user, amount)?;
+    work.event(Event::Refunded { contract: id, to: terms.user, amount });
+    Ok(())
 }
 
 fn leave_node(work: &mut Work<'_>, terms: &Terms, id: ContractId) -> Step {
@@ -327,9 +435,10 @@ fn leave_node(work: &mut Work<'_>, terms: &Terms, id: ContractId) -> Step {
 }
 
 /// Pays the farmer for `ran_ms` more of covered time that ends at `until_ms`. What is owed is computed from
-/// the whole covered time, so that rounding is never repeated.
+/// the whole covered time, so that rounding is never repeated. What the deposit does not pay for is not covered.
 pub(super) fn pay(work: &mut Work<'_>, id: ContractId, terms: &Terms, ran_ms: u64, until_ms: u64) -> Step {
     let mut escrow = escrow_of(work, &id)?;
+    let ran_ms = ran_ms.min(escrow.runs_ms(terms.rate));
     escrow.covered_ms = escrow.covered_ms.checked_add(ran_ms).ok_or(Rejection::Overflow)?;
     escrow.covered_until_ms = escrow.covered_until_ms.max(until_ms);
     let owed = u128::from(terms.rate.0) * u128::from(escrow.covered_ms) / 1000;
@@ -398,16 +507,11 @@ pub(super) fn is_over(body: &ContractBody, now_ms: u64) -> bool {
     body.expires_ms().is_some_and(|expires_ms| now_ms >= expires_ms)
 }
 
-/// A quorum that is not reached within the contract's own duration never is: capacity and deposit don't wait
-/// for ever.
-fn waited_too_long(body: &ContractBody, now_ms: u64) -> bool {
-    let limit_ms = body.signed.terms.duration_s.saturating_mul(1000);
-    body.state == ContractState::Agreed && now_ms.saturating_sub(body.agreed_ms) >= limit_ms
-}
-
 fn missing(what: &str, node: &NodeId) -> StateError {
     StateError::corrupt(&StateKey::Capacity(*node), format_args!("a registered node has no {what}"))
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_funds;

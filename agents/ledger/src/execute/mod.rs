@@ -51,6 +51,9 @@ pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCo
         Command::WithdrawRecipe { name, reason } => recipes::withdraw(work, author, name, reason),
         Command::UpdateBot(profile) => identities::update_bot(work, author, profile),
         Command::ClaimFaucet => faucet::claim(work, author, signed.body.sequence),
+        Command::Fund { contract, amount } => {
+            contracts::fund(work, author, contract, *amount, signed.body.sequence)
+        }
     }
 }
 

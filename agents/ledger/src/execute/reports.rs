@@ -6,13 +6,14 @@
 //!        ────────────[from … until]──────>  covers at most REPORT_COVERS_MS, and not what is long past
 //! ```
 //! A node can't be paid twice for one moment, nor for a moment before the start or after the end of a
-//! contract, nor for time about which it was silent too long.
+//! contract, nor for time about which it was silent too long, nor for more than the escrow holds: with the last of
+//! it the contract is paused. What ran before an end is paid by the report after it, if that comes soon.
 
 use std::collections::BTreeSet;
 
 use croft_protocol::record::{ContractReport, ReportBody, WorkloadState};
 use croft_protocol::{
-    Body, ContractBody, ContractState, EndReason, NodeId, PublicKey, RecordId, Rejection, limits,
+    Body, ContractBody, ContractState, EndReason, Grains, NodeId, PublicKey, RecordId, Rejection, limits,
 };
 
 use super::{check_text, contracts, known_node};
@@ -111,8 +112,9 @@ fn apply(work: &mut Work<'_>, node: NodeId, report: &ReportBody, line: &Contract
         ContractState::Agreed if line.ran_ms > 0 || line.state == WorkloadState::Running => {
             Err(no_good(format!("contract {id} must not run: it waits for its approvers")))
         }
-        // It is being prepared, or it ended while the report was on its way: nothing is held for it any more.
-        ContractState::Agreed | ContractState::Ended(_) => Ok(()),
+        // It is being prepared, or it may not run now: nobody pays for it.
+        ContractState::Agreed | ContractState::Paused { .. } => Ok(()),
+        ContractState::Ended(_) => apply_final(work, report, line, &body),
         ContractState::Approved | ContractState::Active | ContractState::Degraded => {
             apply_running(work, node, report, line, body)
         }
@@ -136,12 +138,32 @@ fn apply_running(
     if contracts::is_over(&body, work.now_ms()) {
         return contracts::end(work, node, id, body, EndReason::Expired);
     }
+    if body.is_out_of_funds(&contracts::escrow_of(work, &id)?) {
+        let (from, since_ms) = (body.state, work.now_ms());
+        return contracts::change_state(work, node, id, body, ContractState::Paused { since_ms }, Some(from));
+    }
     let state = next_state(body.state, line.state);
     if state == body.state {
         return Ok(());
     }
     let from = body.state;
     contracts::change_state(work, node, id, body, state, Some(from))
+}
+
+/// Pays for what ran until the end; the rest goes back once a report has reached it.
+fn apply_final(work: &mut Work<'_>, report: &ReportBody, line: &ContractReport, body: &ContractBody) -> Step {
+    let id = line.contract;
+    let escrow = contracts::escrow_of(work, &id)?;
+    let in_time = body.final_report_until_ms().is_some_and(|until_ms| work.now_ms() < until_ms);
+    if escrow.held() == Grains::ZERO || !in_time {
+        return Ok(());
+    }
+    let end_ms = body.ended_ms.min(body.expires_ms().unwrap_or(body.ended_ms));
+    let from_ms = report.from_ms.max(body.starts_ms).max(escrow.covered_until_ms);
+    let until_ms = report.until_ms.min(end_ms);
+    let ran_ms = line.ran_ms.min(until_ms.saturating_sub(from_ms));
+    contracts::pay(work, id, &body.signed.terms, ran_ms, until_ms)?;
+    if report.until_ms >= end_ms { contracts::refund_all(work, id, body) } else { Ok(()) }
 }
 
 /// What the node says, as a state of the contract.

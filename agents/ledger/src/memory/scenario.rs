@@ -210,6 +210,7 @@ impl Scenario {
             rate: Rate(10),
             duration_s: 1000,
             grace_s: 3600,
+            prepaid_s: None,
             capacity_version: 1,
             quorum: Quorum::default(),
             sealed: vec![5; 100],

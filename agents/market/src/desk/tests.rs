@@ -52,6 +52,7 @@ impl Hand {
             rate: quote.rate,
             duration_s: demand.duration_s,
             grace_s: demand.grace_s,
+            prepaid_s: demand.prepaid_s,
             capacity_version: quote.capacity_version,
             quorum: Quorum::default(),
             sealed: vec![1],

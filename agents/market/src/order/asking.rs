@@ -220,6 +220,7 @@ impl Order {
             ports: self.wish.ports.clone(),
             duration_s: self.wish.duration_s,
             grace_s: self.wish.grace_s,
+            prepaid_s: self.wish.prepaid_s,
             nonce: half(nonce),
         }
     }

@@ -77,6 +77,11 @@ fn who_and_where_and_how_long_is_refused_with_its_reason() {
     assert_eq!(term.decide(&view), Decision::Reject(Reason::TermTooShort { min_s: 3601 }));
     let term = Term { min_s: 1, max_s: 3600, max_grace_s: 59 };
     assert_eq!(term.decide(&view), Decision::Reject(Reason::GraceTooLong { max_s: 59 }));
+    let term = Term { max_grace_s: 60, ..term };
+    assert_eq!(term.decide(&view), Decision::Ready);
+    let short = croft_protocol::market::Demand { prepaid_s: Some(59), ..demand.clone() };
+    let view = View { demand: &short, ..view };
+    assert_eq!(term.decide(&view), Decision::Reject(Reason::PrepaidTooShort { min_s: 60 }));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use super::*;
-use croft_protocol::contract::{EndReason, Quorum, SignedTerms, Terms};
-use croft_protocol::{Capacity, FarmId, Hash, Name, PublicKey, Rate, Signature};
+use croft_protocol::contract::{EndReason, Escrow, Quorum, SignedTerms, Terms};
+use croft_protocol::{Capacity, ContractBody, FarmId, Hash, Name, PublicKey, Rate, Signature};
 use proptest::prelude::*;
 
 const START_MS: u64 = 1_000_000;
@@ -18,6 +18,7 @@ fn body(state: ContractState, ended_ms: u64) -> ContractBody {
         rate: Rate(1),
         duration_s: 100,
         grace_s: 50,
+        prepaid_s: None,
         capacity_version: 1,
         quorum: Quorum::default(),
         sealed: vec![],
@@ -39,7 +40,61 @@ fn id() -> ContractId {
 }
 
 fn decide(body: ContractBody, task: Option<Activity>, now_ms: u64) -> Vec<Action> {
-    actions(&BTreeMap::from([(id(), body)]), &task.map(|t| (id(), t)).into_iter().collect(), now_ms)
+    decide_kept(KeptContract { body, paid_until_ms: u64::MAX, held: Grains(0) }, task, now_ms)
+}
+
+fn decide_kept(kept: KeptContract, task: Option<Activity>, now_ms: u64) -> Vec<Action> {
+    actions(&BTreeMap::from([(id(), kept)]), &task.map(|t| (id(), t)).into_iter().collect(), now_ms)
+}
+
+/// As of [`START_MS`], with a deposit for 40 of the 100 seconds.
+fn prepaid(escrow: Escrow, unreported_ms: u64, now_ms: u64) -> KeptContract {
+    let escrow = Escrow { deposit: Grains(40), covered_until_ms: START_MS, ..escrow };
+    KeptContract::new(body(ContractState::Active, 0), &escrow, unreported_ms, now_ms)
+}
+
+#[test]
+fn a_workload_stops_by_itself_when_its_funds_are_used_up() {
+    let kept = prepaid(Escrow::default(), 0, START_MS);
+    assert_eq!(kept.paid_until_ms, START_MS + 40_000);
+    assert_eq!(decide_kept(kept.clone(), Some(Activity::Working), START_MS + 39_999), []);
+    let stopped = decide_kept(kept.clone(), Some(Activity::Working), START_MS + 40_000);
+    assert_eq!(stopped, [Action::Stop(id(), StopReason::Unpaid)]);
+    assert_eq!(decide_kept(kept, None, START_MS + 40_000), [], "nor is it started for nothing");
+    // What ran and is not reported yet is owed too, and is counted once.
+    assert_eq!(prepaid(Escrow::default(), 10_000, START_MS + 10_000).paid_until_ms, START_MS + 40_000);
+    let covered = Escrow { covered_ms: 15_000, paid: Grains(15), ..Escrow::default() };
+    assert_eq!(prepaid(covered, 5_000, START_MS + 30_000).paid_until_ms, START_MS + 50_000);
+    assert_eq!(prepaid(covered, 99_000, START_MS + 30_000).paid_until_ms, START_MS + 25_000);
+    let full = KeptContract::new(
+        body(ContractState::Active, 0),
+        &Escrow { deposit: Grains(100), ..Escrow::default() },
+        0,
+        START_MS,
+    );
+    assert_eq!(full.paid_until_ms, u64::MAX, "what is paid until its expiry has no other end");
+}
+
+#[test]
+fn a_paused_contract_keeps_its_data_and_is_settled_after_the_grace_period() {
+    let paused = body(ContractState::Paused { since_ms: START_MS + 10_000 }, 0);
+    let stop = Action::Stop(id(), StopReason::Unpaid);
+    assert_eq!(decide(paused.clone(), Some(Activity::Working), START_MS + 10_001), [stop]);
+    assert_eq!(decide(paused.clone(), None, START_MS + 59_999), []);
+    assert_eq!(decide(paused, None, START_MS + 60_000), [Action::Settle(id())]);
+    let ended = body(ContractState::Ended(EndReason::OutOfFunds), START_MS + 61_000);
+    assert_eq!(decide(ended, None, START_MS + 61_000), [Action::DeleteData(id())], "the grace has passed");
+}
+
+#[test]
+fn what_no_final_report_claimed_is_settled_for_the_user() {
+    let ended = body(ContractState::Ended(EndReason::ClosedByUser), START_MS + 10);
+    let kept = KeptContract { body: ended, paid_until_ms: u64::MAX, held: Grains(3) };
+    let late = START_MS + 10 + croft_protocol::limits::FINAL_REPORT_MS;
+    assert!(!decide_kept(kept.clone(), None, late - 1).contains(&Action::Settle(id())));
+    assert!(decide_kept(kept.clone(), None, late).contains(&Action::Settle(id())));
+    let refunded = KeptContract { held: Grains(0), ..kept };
+    assert!(!decide_kept(refunded, None, late).contains(&Action::Settle(id())));
 }
 
 #[test]
@@ -88,16 +143,18 @@ fn a_workload_whose_record_is_out_of_reach_is_left_alone() {
 proptest! {
     #[test]
     fn data_is_deleted_only_of_ended_contracts_after_their_grace(
-        state in 0_usize..5, ended in 0_u64..2_000_000, now in 0_u64..4_000_000, task in 0_usize..3,
+        state in 0_usize..7, ended in 0_u64..2_000_000, now in 0_u64..4_000_000, task in 0_usize..3,
     ) {
         let state = [
             ContractState::Agreed, ContractState::Approved, ContractState::Active, ContractState::Degraded,
-            ContractState::Ended(EndReason::Expired),
+            ContractState::Ended(EndReason::Expired), ContractState::Ended(EndReason::OutOfFunds),
+            ContractState::Paused { since_ms: START_MS },
         ][state];
         let task = [None, Some(Activity::Working), Some(Activity::Stopping)][task];
         let found = decide(body(state, ended), task, now);
         if found.contains(&Action::DeleteData(id())) {
-            prop_assert!(matches!(state, ContractState::Ended(_)) && now >= ended + 50_000 && task.is_none());
+            let grace_ms = if state == ContractState::Ended(EndReason::OutOfFunds) { 0 } else { 50_000 };
+            prop_assert!(matches!(state, ContractState::Ended(_)) && now >= ended + grace_ms && task.is_none());
         }
         let starts = found.contains(&Action::Start(id()));
         let stops = found.iter().any(|a| matches!(a, Action::Stop(..)));

@@ -386,6 +386,7 @@ impl Clients {
             rate: Rate(self.random.between(1, 20)),
             duration_s: self.random.between(2, 30),
             grace_s: 60,
+            prepaid_s: None,
             capacity_version: books.map_or(1, |books| books.version),
             quorum: Quorum::default(),
             sealed: vec![5; 40],

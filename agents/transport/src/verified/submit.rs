@@ -307,6 +307,7 @@ fn touched(command: &Command, author: &PublicKey, sequence: u64) -> Option<Recor
             RecordId::recipe(author, name)
         }
         Command::UpdateBot(_) => RecordId::profile(author),
+        Command::Fund { .. } => RecordId::funding(author, sequence),
     })
 }
 
@@ -328,6 +329,9 @@ fn effect(command: &Command, author: &PublicKey, record: &Record) -> bool {
         }
         (Command::Transfer { to, amount, memo }, Body::Transfer(is)) => {
             (is.to, is.amount, &is.memo) == (*to, *amount, memo)
+        }
+        (Command::Fund { contract, amount }, Body::Funding(is)) => {
+            (is.contract, is.amount) == (*contract, *amount)
         }
         (Command::SetValidators(change), Body::Validators(is)) => change.change.validators == *is,
         (Command::SetReleaseKeys(change), Body::ReleaseKeys(is)) => change.change.keys == *is,

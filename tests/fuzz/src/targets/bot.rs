@@ -5,6 +5,7 @@ use std::io::Read;
 use croft_bot::deploy_file::DeployFile;
 use croft_bot::fuzzing;
 use croft_bot::home::ImageEntry;
+use croft_bot::keep_file::KeepFile;
 use croft_bot::keyfile::{self, KeyFile};
 use croft_protocol::limits;
 use flate2::read::MultiGzDecoder;
@@ -23,6 +24,15 @@ pub const TARGETS: &[Target] = &[
         seeds: deploy_files,
         rounds: 800,
         run: deploy_file,
+    },
+    Target {
+        name: "keep-file",
+        decodes: "a standing order as people write it (keep.toml)",
+        sent_by: "people",
+        files: &["agents/bot/src/keep_file.rs"],
+        seeds: keep_files,
+        rounds: 800,
+        run: keep_file,
     },
     Target {
         name: "validator-change-file",
@@ -130,6 +140,24 @@ country = ["be", "nl"]
 farm = "attic"
 node = "node-1"
 "#;
+
+fn keep_file(bytes: &[u8]) {
+    let Some(text) = text(bytes) else { return };
+    match bounded("keep file", bytes.len(), || KeepFile::parse(place(), text)) {
+        Ok(file) => {
+            assert!(file.wanted.budget >= file.wanted.max_price && file.wanted.silent_ms >= 60_000);
+            assert!(file.wanted.name.as_str().len() <= 20);
+        }
+        Err(error) => {
+            let message = error.to_string();
+            assert!(message.len() <= 4 * 1024 + 8 * bytes.len(), "{message}");
+        }
+    }
+}
+
+fn keep_files() -> Vec<Seed> {
+    vec![written("whole.toml", croft_bot::keep_file::FORMAT.split_once("\n\n").map_or("", |(_, text)| text))]
+}
 
 fn deploy_file(bytes: &[u8]) {
     let Some(text) = text(bytes) else { return };

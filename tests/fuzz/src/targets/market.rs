@@ -50,6 +50,7 @@ fn negotiations() -> Vec<Seed> {
         ports: Vec::new(),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: None,
         nonce: [4; 16],
     };
     let quote = |rate| Quote { rate: Rate(rate), hold_fee: Grains(5), hold_ms: 60_000, capacity_version: 1 };

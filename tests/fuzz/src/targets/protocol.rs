@@ -9,6 +9,7 @@ use croft_protocol::api::{
 };
 use croft_protocol::attestation::{Credential, SignedVoucher, Voucher};
 use croft_protocol::command::SignedJoin;
+use croft_protocol::contract::KeptContract;
 use croft_protocol::faucet::FaucetClaims;
 use croft_protocol::image::{Chunk, ImageManifest};
 use croft_protocol::market::{Demand, Message, Quote, Said, SignedMessage};
@@ -87,7 +88,7 @@ pub const TARGETS: &[Target] = &[
         name: "terms",
         decodes: "terms, and terms with both signatures",
         sent_by: "a user's bot, a farmer's bot",
-        files: &["agents/protocol/src/contract.rs", "agents/market/src/proposal.rs"],
+        files: &["agents/protocol/src/contract.rs"],
         seeds: || vec![encoded("web", &signed_terms())],
         rounds: 1_500,
         run: terms,
@@ -97,7 +98,7 @@ pub const TARGETS: &[Target] = &[
         decodes: "a contract as a node kept it",
         sent_by: "a disk",
         files: &["agents/node/src/contracts.rs", "agents/protocol/src/contract.rs"],
-        seeds: || vec![encoded("web", &contract_body())],
+        seeds: || vec![encoded("web", &kept_body())],
         rounds: 1_500,
         run: kept_contract,
     },
@@ -315,7 +316,10 @@ fn record(bytes: &[u8]) {
 
 fn money_and_times(body: &ContractBody) {
     let terms = &body.signed.terms;
-    let _ = (terms.id(), terms.price(), body.expires_ms(), body.data_kept_until_ms());
+    let _ = (terms.id(), terms.price(), terms.deposit(), body.expires_ms(), body.data_kept_until_ms());
+    let escrow = Escrow { deposit: terms.deposit().unwrap_or_default(), ..Escrow::default() };
+    let _ = (body.funds_awaited_until_ms(), body.final_report_until_ms(), body.is_out_of_funds(&escrow));
+    let _ = (body.missing_to_resume(&escrow, 0), KeptContract::new(body.clone(), &escrow, 1, u64::MAX));
 }
 
 fn signed_header(bytes: &[u8]) {
@@ -347,7 +351,8 @@ fn terms(bytes: &[u8]) {
 }
 
 fn kept_contract(bytes: &[u8]) {
-    let Some(body) = canonical::<ContractBody>("kept contract", limits::RECORD_BYTES, bytes) else { return };
+    let Some(kept) = canonical::<KeptContract>("kept contract", limits::RECORD_BYTES, bytes) else { return };
+    let body = kept.body;
     money_and_times(&body);
     if body.signed.verify(&scene().scenario.ledger.chain()).is_ok() {
         assert_eq!(body.signed, contract_body().signed, "altered terms have good signatures");
@@ -577,6 +582,10 @@ fn unsigned_change() -> SignedValidatorChange {
     SignedValidatorChange { signatures: Vec::new(), ..scene().change.clone() }
 }
 
+fn kept_body() -> KeptContract {
+    KeptContract::new(contract_body(), &Escrow::default(), 0, croft_ledger::memory::START_MS)
+}
+
 fn contract_body() -> ContractBody {
     scene().scenario.contract(&scene().contract)
 }
@@ -781,6 +790,7 @@ fn demand() -> SignedMessage {
         ports: Vec::new(),
         duration_s: 3600,
         grace_s: 60,
+        prepaid_s: None,
         nonce: [1; 16],
     };
     let message = Message {

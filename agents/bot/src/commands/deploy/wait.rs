@@ -73,6 +73,13 @@ pub(super) async fn until_running(
                 progress.finish();
                 return Ok(contract);
             }
+            // People decide now, and may take days.
+            ContractState::Agreed => {
+                progress.finish();
+                progress
+                    .note(&format!("'{name}' waits for its approvers: 'croft explain {name}' says for whom"));
+                return Ok(contract);
+            }
             ContractState::Ended(_) => {
                 let reason = show::end_reason(state).unwrap_or("ended");
                 return Err(Failure::refused(WaitError::Ended { name, reason }));

@@ -41,6 +41,11 @@ fn an_agreement_escrows_the_price_and_sells_the_capacity() {
     assert_eq!(scenario.ledger.capacity(&node).unwrap().unwrap().version, 2);
 }
 
+fn settle_what_nobody_reports(scenario: &mut Scenario, id: ContractId) {
+    let (other, at_ms) = (scenario.other.clone(), scenario.now_ms() + limits::FINAL_REPORT_MS);
+    scenario.ledger.submit_at(at_ms, &other, Command::Settle { contract: id }).unwrap();
+}
+
 #[test]
 fn a_closed_contract_leaves_nothing_behind_but_its_records() {
     let mut scenario = Scenario::new();
@@ -53,6 +58,9 @@ fn a_closed_contract_leaves_nothing_behind_but_its_records() {
     let body = scenario.contract(&id);
     assert_eq!(body.state, ContractState::Ended(EndReason::ClosedByUser));
     assert_eq!(body.ended_ms, scenario.now_ms());
+    // But for the millisecond that its node may have run, and that it does not report in time.
+    assert_eq!(scenario.balance(&scenario.user), Grains(ALLOWANCE.0 - 1));
+    settle_what_nobody_reports(&mut scenario, id);
     assert_eq!(scenario.balance(&scenario.user), ALLOWANCE);
     let new: Vec<_> =
         scenario.ledger.state().keys().filter(|key| !before.contains_key(key)).cloned().collect();
@@ -77,7 +85,10 @@ fn either_party_may_bring_and_close_a_contract_and_nobody_else() {
     assert_eq!(scenario.ledger.submit(&other, close.clone()).unwrap_err().to_string(), only);
     scenario.ledger.submit(&farmer, close.clone()).unwrap();
     assert_eq!(scenario.contract(&id).state, ContractState::Ended(EndReason::ClosedByFarmer));
-    for command in [close, Command::Settle { contract: id }] {
+    settle_what_nobody_reports(&mut scenario, id);
+    for command in
+        [close, Command::Settle { contract: id }, Command::Fund { contract: id, amount: Grains(1) }]
+    {
         let ended = scenario.ledger.submit(&user, command).unwrap_err();
         assert_eq!(ended.to_string(), format!("contract {id} has already ended"));
     }
@@ -93,6 +104,7 @@ fn an_unknown_contract_is_named() {
         Command::Close { contract },
         Command::Settle { contract },
         Command::Approve { contract, approve: true },
+        Command::Fund { contract, amount: Grains(1) },
     ] {
         let text = scenario.ledger.submit(&user, command).unwrap_err().to_string();
         assert_eq!(text, format!("there is no contract {contract} on this grid"));
@@ -435,6 +447,7 @@ fn anyone_may_settle_and_settling_twice_changes_nothing() {
     scenario.ledger.submit_at(start + 1_000_000, &other, settle.clone()).unwrap();
     let body = scenario.contract(&id);
     assert_eq!((body.state, body.ended_ms), (ContractState::Ended(EndReason::Expired), start + 1_000_000));
+    settle_what_nobody_reports(&mut scenario, id);
     assert_eq!(scenario.balance(&scenario.farmer), Grains(ALLOWANCE.0 + 1000));
     assert_eq!(scenario.balance(&scenario.user), Grains(ALLOWANCE.0 - 1000), "no report, no pay");
 }
@@ -475,6 +488,7 @@ fn a_farmer_may_use_the_own_farm() {
     assert_eq!(scenario.balance(&scenario.farmer), Grains(ALLOWANCE.0 - 9900));
     let farmer = scenario.farmer.clone();
     scenario.ledger.submit(&farmer, Command::Close { contract: id }).unwrap();
+    settle_what_nobody_reports(&mut scenario, id);
     assert_eq!(scenario.balance(&scenario.farmer), ALLOWANCE);
 }
 
@@ -492,6 +506,7 @@ fn events_tell_what_happened() {
     assert_eq!(scenario.ledger.events()[0], paid);
     let key = scenario.user.clone();
     scenario.ledger.submit(&key, Command::Close { contract: id }).unwrap();
-    let refunded = Event::Refunded { contract: id, to: user, amount: Grains(9995) };
+    // A grain stays for the millisecond until the close.
+    let refunded = Event::Refunded { contract: id, to: user, amount: Grains(9994) };
     assert_eq!(scenario.ledger.events()[0], refunded);
 }

@@ -63,6 +63,7 @@ async fn agree(grid: &Grid) -> Result<(NodeId, ContractId)> {
         rate: Rate(10),
         duration_s: 1_000,
         grace_s: 3_600,
+        prepaid_s: None,
         capacity_version: 1,
         quorum: Quorum::default(),
         sealed: vec![5; SEALED_BYTES],
