@@ -53,7 +53,9 @@ impl Signatures {
             }
             let together: Vec<&SignedCommand> = batch.iter().map(|(_, command)| *command).collect();
             if SignedCommand::all_verify(&together) {
-                batch.iter().for_each(|(hash, _)| self.remember(*hash));
+                for (hash, _) in batch {
+                    self.remember(*hash);
+                }
             }
         }
     }
