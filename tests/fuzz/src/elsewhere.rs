@@ -6,6 +6,11 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
         "agents/bot/src/commands/message/seen.rs",
         "reads what this program itself keeps in its home, which only its owner writes",
     ),
+    (
+        "agents/bot/src/commands/recipe.rs",
+        "decodes the target record after its proof; hashes and texts in it are the target recipe",
+    ),
+    ("agents/bot/src/flags/recipe.rs", "the command line of whoever runs croft; names in it are targets"),
     ("agents/bot/src/flags/bot.rs", "the command line of whoever runs croft"),
     ("agents/bot/src/commands/statement.rs", "decodes the target record after its proof"),
     (

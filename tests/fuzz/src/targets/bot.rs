@@ -2,11 +2,12 @@
 
 use std::io::Read;
 
-use croft_bot::deploy_file::DeployFile;
+use croft_bot::deploy_file::{DeployFile, SecretSource};
 use croft_bot::fuzzing;
 use croft_bot::home::ImageEntry;
 use croft_bot::keep_file::KeepFile;
 use croft_bot::keyfile::{self, KeyFile};
+use croft_bot::recipe::Template;
 use croft_protocol::limits;
 use flate2::read::MultiGzDecoder;
 
@@ -24,6 +25,15 @@ pub const TARGETS: &[Target] = &[
         seeds: deploy_files,
         rounds: 800,
         run: deploy_file,
+    },
+    Target {
+        name: "recipe",
+        decodes: "a deployment with parameters",
+        sent_by: "experts, through the ledger",
+        files: &["agents/bot/src/recipe.rs", "agents/bot/src/recipe/parameter.rs"],
+        seeds: || vec![written("shop.toml", RECIPE)],
+        rounds: 800,
+        run: recipe,
     },
     Target {
         name: "keep-file",
@@ -170,6 +180,29 @@ fn deploy_file(bytes: &[u8]) {
             let message = error.to_string();
             assert!(message.len() <= 4 * 1024 + 8 * bytes.len(), "{message}");
         }
+    }
+}
+
+/// With a secret, which the recipe must not choose the place of.
+const RECIPE: &str = include_str!("../../../it/fixtures/shop/recipe.toml");
+
+/// Whatever a stranger wrote, it never names a file or a variable of whoever deploys it.
+fn recipe(bytes: &[u8]) {
+    let Some(text) = text(bytes) else { return };
+    let parsed = bounded("recipe", bytes.len(), || Template::parse("recipe eve/shop", text));
+    let template = match parsed {
+        Ok(template) => template,
+        Err(error) => {
+            let message = error.to_string();
+            assert!(message.len() <= 4 * 1024 + 8 * bytes.len(), "{message}");
+            return;
+        }
+    };
+    // All secrets are asked for by the sample, and one that is asked for has this name.
+    let Ok(sample) = template.sample() else { return };
+    let Ok(file) = DeployFile::parse(place(), &sample) else { return };
+    for source in file.vms.values().flat_map(|vm| vm.secrets.values()) {
+        assert!(matches!(source, SecretSource::Env(name) if name == "generate"), "{source:?}");
     }
 }
 
