@@ -36,10 +36,13 @@ const EXPIRED_AT_ONCE: usize = 128;
 /// Bytes after which a page of mail is full.
 const PAGE_BYTES: usize = 1024 * 1024;
 
+type Key = (&'static [u8; 32], u64);
+type Account = (&'static [u8; 32], u64, u64);
+
 /// Receiver and number -> what is sealed.
-const MAIL: TableDefinition<'_, (&[u8; 32], u64), &[u8]> = TableDefinition::new("mail");
+const MAIL: TableDefinition<'_, Key, &[u8]> = TableDefinition::new("mail");
 /// Receiver and number -> sender, expiry, length.
-const ROWS: TableDefinition<'_, (&[u8; 32], u64), (&[u8; 32], u64, u64)> = TableDefinition::new("rows");
+const ROWS: TableDefinition<'_, Key, Account> = TableDefinition::new("rows");
 /// Receiver and hash of what is sealed -> number.
 const IDS: TableDefinition<'_, (&[u8; 32], &[u8; 32]), u64> = TableDefinition::new("ids");
 /// "next" -> the next number.

@@ -26,6 +26,8 @@ use crate::terminal::{printable, push, show_time, table};
 
 /// How often the ledger is read again when the balance changes meanwhile.
 const ATTEMPTS: usize = 3;
+/// Commands of a bot whose records are looked at, its last ones: some eighty questions.
+const SEQUENCES: u64 = 20_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Line {
@@ -101,6 +103,7 @@ async fn collect(acting: &Acting) -> Result<Statement, Failure> {
     let (mut lines, mut cut) = (Vec::new(), false);
     genesis_line(grid, me, &mut lines).await?;
     cut |= transfers(grid, me, &mut names, &mut lines).await?;
+    cut |= fundings(grid, me, &mut names, &mut lines).await?;
     let mut held = 0_u64;
     let mut reports = BTreeMap::new();
     let (contracts, more) = contracts(grid, me).await?;
@@ -195,10 +198,41 @@ async fn transfers(
     Ok(cut)
 }
 
+/// What the bot paid into contracts later, its own and others'. The ids follow from the author's sequence numbers, so
+/// each one is proved to be there or not, and none can be held back. Whether there are too many to ask for.
+async fn fundings(
+    grid: &Grid,
+    me: BotId,
+    names: &mut BotNames,
+    lines: &mut Vec<Line>,
+) -> Result<bool, GridError> {
+    let used = grid.account(me).await?.next_sequence;
+    let asked = used.min(SEQUENCES);
+    let keys: Vec<StateKey> =
+        (used - asked..used).map(|sequence| StateKey::Record(RecordId::funding(&me, sequence))).collect();
+    for bytes in grid.get(&keys).await?.values.into_iter().flatten() {
+        let record: Record =
+            croft_protocol::decode("a funding", &bytes, limits::RECORD_BYTES).map_err(|source| {
+                GridError::Malformed { grid: grid.name().clone(), what: "a funding", source }
+            })?;
+        let Body::Funding(body) = &record.body else { continue };
+        let with = match grid.contract(body.contract).await? {
+            Some(contract) => {
+                let terms = &contract.body.signed.terms;
+                format!("'{}' of {}", terms.name, names.name(grid, terms.farmer).await?)
+            }
+            None => body.contract.0.short(),
+        };
+        lines.push(line(&record, "funding", -i128::from(body.amount.0), &with, None));
+    }
+    Ok(used > asked)
+}
+
 fn line(record: &Record, what: &'static str, amount: i128, with: &str, memo: Option<String>) -> Line {
     let kind = match record.id.kind {
         Kind::Contract => "contract",
         Kind::Report => "report",
+        Kind::Funding => "funding",
         _ => "transfer",
     };
     let (time_ms, height) = (record.time_ms, record.height);
@@ -225,8 +259,10 @@ async fn contracts(grid: &Grid, me: BotId) -> Result<(Vec<Contract>, bool), Grid
 async fn spent(grid: &Grid, contract: &Contract, with: &str, lines: &mut Vec<Line>) -> Result<(), GridError> {
     let (_, versions) = grid.history(RecordId::contract(&contract.id)).await?;
     let (Some(first), Some(last)) = (versions.first(), versions.last()) else { return Ok(()) };
-    if contract.escrow.deposit > Grains::ZERO {
-        lines.push(line(first, "deposit", -i128::from(contract.escrow.deposit.0), with, None));
+    // What came later has records of its own.
+    let deposit = contract.body.signed.terms.deposit().unwrap_or_default();
+    if deposit > Grains::ZERO {
+        lines.push(line(first, "deposit", -i128::from(deposit.0), with, None));
     }
     let ended = matches!(&last.body, Body::Contract(body) if matches!(body.state, ContractState::Ended(_)));
     if ended && contract.escrow.refunded > Grains::ZERO {
@@ -290,14 +326,15 @@ impl<'a> Pay<'a> {
     /// What one report made due.
     fn due(&mut self, id: ContractId, at_ms: u64, report: &ReportBody) -> u64 {
         let body = self.body;
-        let waits = body.starts_ms == 0 || at_ms < body.starts_ms;
-        let ended = body.ended_ms > 0 && at_ms > body.ended_ms;
         let Some(told) = report.contracts.iter().find(|told| told.contract == id) else { return 0 };
-        if waits || ended {
+        if body.starts_ms == 0 || at_ms < body.starts_ms {
             return 0;
         }
+        // The final report comes after the end, and is about the time before it.
+        let ended = body.ended_ms > 0 && at_ms > body.ended_ms;
+        let last_ms = if ended { self.expires_ms.min(body.ended_ms) } else { self.expires_ms };
         let from_ms = report.from_ms.max(body.starts_ms).max(self.covered_until_ms);
-        let until_ms = report.until_ms.min(self.expires_ms);
+        let until_ms = report.until_ms.min(last_ms);
         self.covered_ms += told.ran_ms.min(until_ms.saturating_sub(from_ms));
         self.covered_until_ms = self.covered_until_ms.max(until_ms);
         let owed = u128::from(body.signed.terms.rate.0) * u128::from(self.covered_ms) / 1000;
@@ -344,7 +381,7 @@ fn text(s: &Statement) -> String {
     } else {
         push!(text, "NOT COMPLETE: {} are not explained by these lines; ", signed(s.unexplained));
         text.push_str(if s.cut {
-            "a search shows at most two thousand of a kind\n"
+            "a search shows two thousand of a kind, and twenty thousand commands are looked at\n"
         } else {
             "a replica may have held something back: try again, or ask another one\n"
         });
