@@ -96,7 +96,7 @@ fn what_is_beyond_a_limit_names_the_price_the_limit_and_the_remedy() {
     assert!(dear.err.contains("what to do: raise --max-price"), "{}", dear.err);
     let far = world.run(&format!("deploy {file} --yes --max-price 10 --bot alice"));
     assert_eq!(far.code, 4, "{}", far.err);
-    assert!(far.err.contains("it costs 50 400 grains, the limit is 15 grains"), "{}", far.err);
+    assert!(far.err.contains("it costs 50 400 grains, the limit is 10 grains"), "{}", far.err);
     world.json(&format!("deploy {file} --yes --max-price 50400 --bot alice"));
 }
 

@@ -10,7 +10,7 @@ use super::{
     Unheard, Wish,
 };
 use crate::conversation::Conversation;
-use crate::rank::{Candidate, Demand as Search, rank};
+use crate::rank::{Candidate, Demand as Search, Exclusion, rank};
 use crate::score::{Bid, Explain, NotTaken, Why, score};
 use crate::strategy::{All, Concession, Decision, Limits, Strategy as _, View};
 use crate::transcript::Transcript;
@@ -27,7 +27,12 @@ impl Order {
         let matches = rank(&candidates, &self.search());
         self.why.retain(|node, _| self.avoid.contains(node));
         for excluded in matches.excluded {
-            let why = excluded.reasons.into_iter().map(Why::Ledger).collect();
+            // What is searched for is wider than what is paid; people are told of their own limit.
+            let own = |reason| match reason {
+                Exclusion::TooDear { price, .. } => Exclusion::TooDear { price, limit: self.wish.max_price },
+                other => other,
+            };
+            let why = excluded.reasons.into_iter().map(own).map(Why::Ledger).collect();
             self.why.insert(excluded.node, why);
         }
         let fits: Vec<(NodeId, BotId)> = matches.fits.iter().map(|fit| (fit.node, fit.farmer)).collect();

@@ -240,7 +240,7 @@ fn limits_are_kept_and_every_refusal_says_why() {
         outcome.result.unwrap_err().to_string(),
         "no node fits 'web' within its limits: ask for less, widen the placement, or raise the price"
     );
-    assert!(outcome.explain.to_string().contains("it costs 36 000 grains, the limit is 150 grains"));
+    assert!(outcome.explain.to_string().contains("it costs 36 000 grains, the limit is 100 grains"));
 
     let mut scene = Scene::new(&[100], Wish { max_hold_fee: Grains(1), ..wish() });
     scene.choose(|_| {});
