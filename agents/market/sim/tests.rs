@@ -54,5 +54,5 @@ fn bots_that_forget_their_intents_are_caught() {
 #[test]
 fn farmers_that_sell_twice_are_caught() {
     // Many buyers for few farms, so that what was forgotten is wanted.
-    is_caught(Mutation::SellsTwice, (24, 6), &["promised more than it has"]);
+    is_caught(Mutation::SellsTwice, (20, 10), &["promised more than it has"]);
 }

@@ -139,7 +139,7 @@ async fn recipe(grid: &Grid, node: &mut croft_qemu_harness::Machine) {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/shop/recipe.toml");
     grid.croft(["--bot", "eve", "recipe", "publish", file]).await.unwrap();
     let port = format!("published={}", grid.web_port());
-    let values = ["--set", "greeting=good day", "--set", &port, "--detach", "--yes"];
+    let values = ["--set", "greeting=good day", "--set", &port, "--detach"];
     let deploy = ["--bot", "alice", "recipe", "deploy", "eve/shop", "--yes", "--name", "corner"];
     grid.croft(deploy.iter().chain(&values)).await.unwrap();
     let web = node.address(grid.web_port()).unwrap();
