@@ -71,12 +71,10 @@ pub(crate) fn lock_file(path: &Path) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// The same without waiting; `None` when another process holds it.
+/// As [`lock`], without waiting; `None` when another process holds it.
 pub(crate) fn try_lock(dir: &Path) -> io::Result<Option<fs::File>> {
     make_dirs(dir)?;
-    let path = dir.join(".lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-    belong_to_parent(&path)?;
+    let file = lock_file(&dir.join(".lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => Ok(None),

@@ -426,7 +426,7 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Media(MediaCommand::Serve(flags)) => Action::MediaServe(flags),
         Command::Media(MediaCommand::Sign { file, keys, out }) => Action::MediaSign { file, keys, out },
         Command::Release(command) => release(command),
-        Command::Recipe(command) => recipe(command),
+        Command::Recipe(command) => recipe(command)?,
         Command::Deploy(flags) => Action::Deploy(flags),
         Command::Ps(flags) => Action::Ps { all: flags.all },
         Command::Logs(flags) => {
@@ -459,14 +459,17 @@ fn action(command: Command) -> Result<Action, PlanError> {
     })
 }
 
-fn recipe(command: RecipeCommand) -> Action {
-    match command {
+fn recipe(command: RecipeCommand) -> Result<Action, PlanError> {
+    Ok(match command {
         RecipeCommand::Publish { file } => Action::RecipePublish { file },
         RecipeCommand::Withdraw { name, reason } => Action::RecipeWithdraw { name, reason },
         RecipeCommand::List { author } => Action::RecipeList { author },
         RecipeCommand::Show { recipe, version, text } => Action::RecipeShow { recipe, version, text },
-        RecipeCommand::Deploy(flags) => Action::RecipeDeploy(flags),
-    }
+        RecipeCommand::Deploy(flags) => {
+            countries(&flags.country)?;
+            Action::RecipeDeploy(flags)
+        }
+    })
 }
 
 fn message(command: MessageCommand) -> Result<Action, PlanError> {

@@ -125,7 +125,8 @@ impl Template {
             place: place.to_owned(),
             reason,
         };
-        let about: About = section(&mut table, "recipe")
+        let about: About = table
+            .remove("recipe")
             .ok_or_else(|| wrong("[recipe]", "it is missing: give name and title".to_owned()))?
             .try_into()
             .map_err(|e: toml::de::Error| wrong("[recipe]", said(&e)))?;
@@ -139,7 +140,7 @@ impl Template {
             return Err(wrong("[recipe]", reason));
         }
         let mut parameters = BTreeMap::new();
-        let raw = section(&mut table, "parameter").unwrap_or_else(|| Value::Table(Table::new()));
+        let raw = table.remove("parameter").unwrap_or_else(|| Value::Table(Table::new()));
         let Value::Table(raw) = raw else {
             return Err(wrong("[parameter]", "each parameter is a table: [parameter.NAME]".to_owned()));
         };
@@ -308,10 +309,6 @@ struct About {
     title: String,
     #[serde(default)]
     description: String,
-}
-
-fn section(table: &mut Table, name: &str) -> Option<Value> {
-    table.remove(name)
 }
 
 fn said(error: &toml::de::Error) -> String {

@@ -342,14 +342,6 @@ pub(super) async fn deploy(c: &mut Context<'_>, flags: RecipeDeployFlags) -> Res
     let mut file =
         DeployFile::parse(Path::new(&label), &text).map_err(|e| Failure::usage(in_recipe(&label, e)))?;
     if !country.is_empty() {
-        for code in &country {
-            if !croft_protocol::name::is_country(code) {
-                let reason = format!(
-                    "'{code}' is not a country: use two lower-case letters of ISO 3166-1, such as be"
-                );
-                return Err(Failure::usage(reason));
-            }
-        }
         file.placement.countries = country;
     }
     file.terms.duration_s = duration.unwrap_or(file.terms.duration_s);
