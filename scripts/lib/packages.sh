@@ -21,10 +21,13 @@ PACKAGES=(
 NEWER_PACKAGES=(qemu-system-x86 qemu-utils linux-source-6.12)
 # Only for `cargo xtask bench ledger`: what the ledger is measured beside.
 BENCH_PACKAGES=(etcd-server postgresql)
+# Debian 12's compiler for WebAssembly, for machines whose Rust toolchain has no such target. Unpacked by scripts/skills, never
+# installed: its rustc is older than ours.
+WASM_PACKAGES=(rustc libstd-rust-1.63 libstd-rust-dev-wasm32 libllvm14 lld-14)
 # The QEMU with which everything here was measured.
 QEMU_MIN_VERSION='1:10.0'
-# Our oldest Rust, as in the workspace's Cargo.toml.
-RUST_MIN_VERSION=1.90
+# Our oldest Rust: that of agents/skills, whose engine asks for more than the rest does.
+RUST_MIN_VERSION=1.95
 # Kernel trees, build results and test machines' disks.
 DISK_MIN_GB=15
 
@@ -32,6 +35,14 @@ DISK_MIN_GB=15
 release_codename() {
     # Values may be quoted (os-release(5)).
     sed -n 's/^VERSION_CODENAME=//p' "$1/etc/os-release" 2>/dev/null | tr -d "\"'"
+}
+
+# plugin_headers CODENAME: what the node's kernel is built with: headers for plugins of the release's own gcc.
+plugin_headers() {
+    case $1 in
+    trixie) echo gcc-14-plugin-dev ;;
+    *) echo gcc-12-plugin-dev ;;
+    esac
 }
 
 # missing_packages ROOT PACKAGE...: those that are not installed, one per line.

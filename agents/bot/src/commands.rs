@@ -5,6 +5,7 @@ mod bot;
 mod contracts;
 mod deploy;
 mod directory;
+mod drain;
 mod explain;
 mod farm;
 mod find;
@@ -23,8 +24,10 @@ mod ps;
 mod quorum;
 mod recipe;
 pub(crate) mod release;
+mod rotate;
 mod serve;
 mod show;
+mod skill;
 mod statement;
 mod stop;
 mod target;
@@ -91,11 +94,13 @@ pub(crate) struct Acting {
 
 impl Acting {
     pub(crate) fn id(&self) -> BotId {
-        self.key.public()
+        self.key.id()
     }
 
-    /// Fails with the remedy if the bot has a key here but is nobody on the ledger.
+    /// Fails with the remedy if the bot has a key here but is nobody on the ledger, or was replaced there.
     pub(crate) async fn must_be_registered(&self) -> Result<(), Failure> {
+        let checked = self.grid.verified().check_key(self.id(), self.key.public()).await;
+        checked.map_err(|error| self.grid.error(error))?;
         if self.grid.bot(self.id()).await?.is_some() {
             return Ok(());
         }
@@ -140,7 +145,7 @@ impl Context<'_> {
     /// Name and key of the bot that was chosen.
     pub(crate) fn acting_key(&self) -> Result<(Name, SecretKey), Failure> {
         let name = self.home.acting_name(self.bot.as_ref())?;
-        let key = self.key_of(&name)?;
+        let key = self.present_key_of(&name)?;
         Ok((name, key))
     }
 
@@ -176,7 +181,8 @@ impl From<HomeError> for Failure {
             | HomeError::NoDefaultBot { .. }
             | HomeError::NoGrid { .. }
             | HomeError::NoDefaultGrid { .. }
-            | HomeError::NoImage { .. } => Self::not_found(error),
+            | HomeError::NoImage { .. }
+            | HomeError::NoSkill { .. } => Self::not_found(error),
             _ => Self::failed(error),
         }
     }
@@ -209,11 +215,12 @@ pub async fn run(
         Action::BotPassphrase { name, change } => keys::passphrase(c, name, &change),
         Action::BotPhrase { name } => keys::phrase(c, name),
         Action::BotExport { name, file, passphrase } => keys::export(c, &name, &file, passphrase.as_deref()),
-        Action::BotImport { name, from } => keys::import(c, name, &from),
+        Action::BotImport { name, from, later } => keys::import(c, name, &from, later),
+        Action::BotRotate { name, resume } => rotate::rotate(c, name, resume).await,
         Action::BotUpdate(flags) => directory::update(c, &flags).await,
         Action::BotFind(flags) => directory::find(c, flags).await,
         Action::MessageSend { to, text } => message::send(c, &to, &text).await,
-        Action::MessageRead { follow } => message::read(c, follow).await,
+        Action::MessageRead { follow, skill } => message::read(c, follow, skill.as_ref()).await,
         Action::WalletStatement { since_ms } => statement::statement(c, since_ms).await,
         Action::WalletFaucet => wallet::faucet(c).await,
         Action::WalletShow => wallet::show(c).await,
@@ -222,7 +229,10 @@ pub async fn run(
         Action::FarmImage(flags) => media::image(c, &flags),
         Action::FarmNodes { name, all } => farm::nodes(c, name, all).await,
         Action::FarmPolicy(change) => policy::policy(c, change).await,
-        Action::FarmServe { names, policy } => serve::serve(c, &names, policy.as_deref()).await,
+        Action::FarmDrain { farm, node, until_s, undo } => drain::drain(c, (farm, node), until_s, undo).await,
+        Action::FarmServe { names, policy, skill } => {
+            serve::serve(c, &names, policy.as_deref(), skill.as_ref()).await
+        }
         Action::ImageBuild { layout, name, scratch } => image::build(c, &layout, &name, scratch),
         Action::ImageList => image::list(c),
         Action::MediaDisks => media::disks(c),
@@ -255,9 +265,13 @@ pub async fn run(
         Action::Find(flags) => find::find(c, &flags).await,
         Action::Cost(flags) => find::cost(c, &flags).await,
         Action::Approve { contract, refuse } => quorum::approve(c, &contract, refuse).await,
+        Action::ApproveBySkill { contract, skill } => {
+            quorum::approve_by_skill(c, contract.as_ref(), &skill).await
+        }
         Action::Approvals { all } => quorum::approvals(c, all).await,
         Action::Fund { contract, amount } => fund::fund(c, &contract, amount).await,
         Action::Settle { contract } => fund::settle(c, &contract).await,
         Action::Keep(flags) => keep::keep(c, &flags).await,
+        Action::Skill(command) => skill::skill(c, command),
     }
 }

@@ -2,11 +2,13 @@
 //! touched; nothing here looks at files, the network or the clock.
 
 mod bot;
+mod farm;
 mod ledger;
 mod life;
 mod market;
 mod recipe;
 mod release;
+mod skill;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -29,6 +31,7 @@ pub use recipe::{RecipeCommand, RecipeDeployFlags, RecipeRef};
 pub use release::{
     PolicyFlags, PrepareFlags, PublishFlags, ReleaseCommand, ReleaseKeysCommand, ReleaseTarget,
 };
+pub use skill::SkillCommand;
 
 /// Printed below every help text of the whole program.
 const AFTER_HELP: &str = "\
@@ -150,6 +153,9 @@ pub enum Command {
     Settle(SettleFlags),
     /// Keep so many replicas running, whoever fails: a standing order
     Keep(KeepFlags),
+    /// Code that a bot is extended with
+    #[command(subcommand)]
+    Skill(SkillCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -365,8 +371,8 @@ JSON: {farm, medium, out, boot_file_sha256, addition_bytes, bytes}")]
 Example:
   croft farm nodes attic
 
-JSON: {nodes: [{node, id, farm, country, region, online, trust, trust_reasons, release, capacity_version, total, used,
-       free, contracts, addresses, cpu_model, threads, vendor, product, session, height}]}
+JSON: {nodes: [{node, id, farm, country, region, online, draining?, trust, trust_reasons, boot_file, release,
+       capacity_version, total, used, free, contracts, addresses, cpu_model, threads, vendor, product, session, height}]}
 'online' is what the replica says; everything else is proved.")]
     Nodes {
         /// Which farm [default: all of the acting bot]
@@ -379,29 +385,20 @@ JSON: {nodes: [{node, id, farm, country, region, online, trust, trust_reasons, r
     #[command(after_help = release::POLICY_HELP)]
     Policy(PolicyFlags),
     /// Negotiate with users by the farm's policy, until interrupted
-    #[command(
-        after_long_help = "\
-Example:
-  croft farm serve --bot bob
-  croft farm serve attic --policy policy.toml --bot bob
-
-Stays connected and signs what fits: policy, price, free capacity and ports. Without --policy it sells to
-everybody at the farm's prices on the ledger. What it promised is kept in the home over restarts. Each decision
-is one line.
-JSON, one object per line: {time_ms, event: \"serving\", bot, farms, policy?, promised} and then
-      {time_ms, event: \"signed\" | \"refused\" | \"unused\" | \"failed\", user, contract?, name?, node?, price?,
-      reason?}
-
-",
-        after_help = "See 'croft farm serve --help' for the format of the policy file."
-    )]
+    #[command(after_long_help = skill::SERVE_HELP, after_help = "See 'croft farm serve --help' for the format of the policy file.")]
     Serve {
         /// Which farms [default: all of the acting bot]
         names: Vec<Name>,
         /// Prices, terms, customers and when a person is asked; its format is at the end of the long help
         #[arg(long, value_name = "FILE")]
         policy: Option<PathBuf>,
+        /// A skill that names prices, within the policy's bounds
+        #[arg(long, value_name = "NAME")]
+        skill: Option<Name>,
     },
+    /// Empty a node by agreement, and take nothing new on it
+    #[command(after_help = farm::DRAIN_HELP)]
+    Drain(farm::DrainFlags),
 }
 
 #[derive(Debug, Args)]

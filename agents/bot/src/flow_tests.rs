@@ -2,6 +2,7 @@
 //! loopback and a node that speaks the protocol but runs nothing.
 
 mod contradiction;
+mod drain;
 mod fake_node;
 mod keep;
 mod keys;
@@ -12,6 +13,9 @@ mod media;
 mod messages;
 mod recipes;
 mod releases;
+mod reservation;
+mod rotate;
+mod skills;
 mod validators;
 mod world;
 

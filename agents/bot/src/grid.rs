@@ -16,8 +16,9 @@ use croft_light::{LightError, Tip, verify_history};
 use croft_protocol::api::{Concern, Failure as ReplicaFailure, Page, ProvedRecord, Query};
 use croft_protocol::boot::GridPin;
 use croft_protocol::contract::PublishedPort;
-use croft_protocol::record::{BotBody, FarmBody, FarmId, NodeBody};
+use croft_protocol::record::{BotBody, Draining, FarmBody, FarmId, NodeBody};
 use croft_protocol::release::{FarmPolicy, Trials};
+use croft_protocol::reservation::NodeReservations;
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
     Body, BotId, ChainId, Command, ContractBody, ContractId, DecodeError, Escrow, Genesis, Name,
@@ -39,6 +40,8 @@ pub use croft_transport::verified::Final;
 const EXPIRES_AFTER_BLOCKS: u64 = 600;
 /// Records of one search that are looked at.
 pub(crate) const FOUND_LIMIT: usize = 2048;
+/// Values that are read of each node.
+const KEYS_OF_NODE: usize = 6;
 
 /// Why the grid can't be asked, or says no.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +80,18 @@ impl GridError {
         }
     }
 
+    /// Why a key does not stand for somebody, if that is what is wrong.
+    #[must_use]
+    pub fn key_refusal(&self) -> Option<String> {
+        match self {
+            Self::Ledger { source, .. } => match &**source {
+                VerifiedError::Key(refusal) => Some(refusal.to_string()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether somebody is not connected to any replica.
     #[must_use]
     pub fn is_not_listening(&self) -> bool {
@@ -99,7 +114,7 @@ impl GridError {
                 ClientError::Failed { failure, .. } => match failure {
                     ReplicaFailure::NotFound { .. } => Exit::NotFound,
                     ReplicaFailure::NotListening { .. } | ReplicaFailure::Busy { .. } => Exit::Unreachable,
-                    ReplicaFailure::Quota { .. } => Exit::Refused,
+                    ReplicaFailure::Quota { .. } | ReplicaFailure::Key(_) => Exit::Refused,
                     _ => Exit::Failed,
                 },
                 ClientError::Bind(_) | ClientError::BlobTampered { .. } => Exit::Failed,
@@ -110,6 +125,7 @@ impl GridError {
                 | ClientError::Peer { .. } => Exit::Unreachable,
             },
             (None, Self::OutcomeUnknown { .. }) => Exit::Unreachable,
+            (None, Self::Ledger { source, .. }) if matches!(**source, VerifiedError::Key(_)) => Exit::Refused,
             (None, Self::Ledger { source, .. })
                 if matches!(**source, VerifiedError::OutcomeUnknown { .. }) =>
             {
@@ -151,6 +167,10 @@ pub struct Node {
     pub body: NodeBody,
     pub capacity: NodeCapacity,
     pub contracts: Vec<ContractId>,
+    /// Contracts for which capacity is held.
+    pub reserved: Vec<ContractId>,
+    /// Its farm empties it.
+    pub draining: Option<Draining>,
     /// What the ledger knows of its TPM, if that ever spoke for it.
     pub trust: Option<NodeTrust>,
 }
@@ -323,6 +343,15 @@ impl Grid {
     }
 
     pub async fn nodes(&self, ids: &[NodeId]) -> Result<Vec<Node>, GridError> {
+        let mut nodes = Vec::with_capacity(ids.len());
+        // All that is said of one node is of one header.
+        for some in ids.chunks(limits::KEYS_PER_GET / KEYS_OF_NODE) {
+            nodes.extend(self.some_nodes(some).await?);
+        }
+        Ok(nodes)
+    }
+
+    async fn some_nodes(&self, ids: &[NodeId]) -> Result<Vec<Node>, GridError> {
         let keys: Vec<StateKey> = ids
             .iter()
             .flat_map(|id| {
@@ -331,27 +360,52 @@ impl Grid {
                     StateKey::Capacity(*id),
                     StateKey::NodeContracts(*id),
                     StateKey::NodeTrust(*id),
+                    StateKey::NodeReservations(*id),
+                    StateKey::Record(RecordId::drain(id)),
                 ]
             })
             .collect();
         let proved = self.get(&keys).await?;
         let mut nodes = Vec::with_capacity(ids.len());
-        for (id, values) in ids.iter().zip(proved.values.chunks_exact(4)) {
+        for (id, values) in ids.iter().zip(proved.values.chunks_exact(KEYS_OF_NODE)) {
             let Some(record) = self.decode::<Record>("a node", values[0].as_deref())? else { continue };
             let Body::Node(body) = &record.body else {
                 return Err(self.other_record(format!("node {id}")));
             };
             let contracts: Option<NodeContracts> = self.decode("a node's contracts", values[2].as_deref())?;
+            let reserved: Option<NodeReservations> =
+                self.decode("a node's reservations", values[4].as_deref())?;
+            let draining = match self.decode::<Record>("a drain", values[5].as_deref())?.map(|r| r.body) {
+                None => None,
+                Some(Body::Drain(drain)) => drain.draining,
+                Some(_) => return Err(self.other_record(format!("the drain of node {id}"))),
+            };
             nodes.push(Node {
+                draining,
                 id: *id,
                 body: body.clone(),
                 capacity: self.decode("a node's capacity", values[1].as_deref())?.unwrap_or_default(),
                 contracts: contracts.unwrap_or_default().contracts,
+                reserved: reserved.unwrap_or_default().contracts,
                 trust: self.decode("the trust in a node", values[3].as_deref())?,
                 record,
             });
         }
         Ok(nodes)
+    }
+
+    /// Which of some nodes their farms empty, in the order of the question.
+    pub async fn drained(&self, ids: &[NodeId]) -> Result<Vec<bool>, GridError> {
+        let keys: Vec<StateKey> = ids.iter().map(|id| StateKey::Record(RecordId::drain(id))).collect();
+        let mut drained = Vec::with_capacity(ids.len());
+        for (id, value) in ids.iter().zip(self.get(&keys).await?.values) {
+            drained.push(match self.decode::<Record>("a drain", value.as_deref())?.map(|r| r.body) {
+                None => false,
+                Some(Body::Drain(drain)) => drain.draining.is_some(),
+                Some(_) => return Err(self.other_record(format!("the drain of node {id}"))),
+            });
+        }
+        Ok(drained)
     }
 
     pub async fn node(&self, id: NodeId) -> Result<Option<Node>, GridError> {

@@ -3,6 +3,8 @@
 //! ```text
 //!   config.toml              default bot and default grid
 //!   bots/NAME.key            secret key of a bot, readable by its owner only, open or behind a passphrase (keyfile)
+//!   bots/NAME.keys/N.key     keys that follow it, where it was replaced on a grid: 1.key, 2.key
+//!   grids/NAME/keys/BOT      which of its keys signs for a bot there, and what leads from its first one to it
 //!   grids/NAME/pin.toml      chain id, validators and replicas that are trusted
 //!   grids/NAME/tip           the newest header that was verified: nothing older is believed any more
 //!   grids/NAME/contradiction proof that the grid's validators signed two histories: nothing is done on it
@@ -14,12 +16,15 @@
 //!   blobs/                   chunks and manifests
 //!   orders/GRID/BOT/NAME/    journal of an order that is under way
 //!   desks/GRID/BOT/          journal of what a farmer's bot promised
+//!   skills/NAME.skill        code that the bots of this home may be extended with, signed by its author
 //!   farms/NAME/boot.toml     boot configuration of a farm's machines, unless --boot-config said otherwise
 //!   tmp/                     images being built
 //! ```
 //! Every file is written aside and renamed. It must never show a key, replace one, or read one that others
 //! can read too.
 
+mod keys;
+mod skills;
 mod standing;
 
 use std::fs;
@@ -37,6 +42,8 @@ use crate::files;
 use crate::image::BlobStore;
 use crate::keyfile::{KeyFile, ParseError, open_text};
 
+pub use keys::Successor;
+pub use skills::AddSkillError;
 pub use standing::KeptOrder;
 
 /// No file of ours is larger; whatever is, is not ours.
@@ -55,6 +62,16 @@ pub enum HomeError {
     NoDefaultBot { home: PathBuf, known: String },
     #[error("bot '{name}' has a key in {home} already: choose another name")]
     BotExists { name: Name, home: PathBuf },
+    #[error("{path} was written by another 'croft' at the same time: look at what it did, then try again")]
+    KeyExists { path: PathBuf },
+    #[error(
+        "bot '{name}' has {limit} later keys in {home}, which is all that are kept: use another bot, or move those away that hold on no grid"
+    )]
+    TooManyKeys { name: Name, home: PathBuf, limit: usize },
+    #[error(
+        "this key of bot '{name}' is in {home} already: 'croft bot rotate {name} --resume' takes it up where it holds"
+    )]
+    KeyKnown { name: Name, home: PathBuf },
     #[error(
         "there is no grid '{name}' in {home}; it has {known}: make it with 'croft grid init {name}', or add its pin with 'croft grid join FILE'"
     )]
@@ -69,6 +86,8 @@ pub enum HomeError {
         "there is no image '{name}' in {home}; it has {known}: build it with 'croft image build OCI_LAYOUT --name {name}'"
     )]
     NoImage { name: Name, home: PathBuf, known: String },
+    #[error("there is no skill '{name}' in {home}; it has {known}: add it with 'croft skill add FILE'")]
+    NoSkill { name: Name, home: PathBuf, known: String },
     #[error(
         "{path} can be read by others (mode {mode:o}): whoever read it may have the secret in it; if nobody did, 'chmod 600 {path}'"
     )]
@@ -200,11 +219,6 @@ impl Home {
             return Err(HomeError::BotExists { name: name.clone(), home: self.root.clone() });
         }
         self.choose_first(name)
-    }
-
-    /// Puts another form of the same key in place of the present one; there is always one of the two.
-    pub fn rewrite_key(&self, name: &Name, text: &str) -> Result<(), HomeError> {
-        write(&self.key_path(name), text.as_bytes())
     }
 
     /// The same for a bot that acts only when it is named.

@@ -24,6 +24,7 @@ pub(crate) mod market;
 pub mod peers;
 pub mod plan;
 pub mod recipe;
+pub(crate) mod skills;
 pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;

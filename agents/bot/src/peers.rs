@@ -160,7 +160,12 @@ pub(crate) async fn negotiate(
     })?;
     write(&mut stream, whom(), &FarmRequest::Negotiate { message }).await?;
     match read(&mut stream, whom(), ANSWER_MS).await? {
-        Some(FarmResponse::Said { message }) => Ok(Some(message)),
+        Some(FarmResponse::Said { message }) => {
+            // Whoever holds an older key of the farmer's can sign, and must not be believed.
+            let key = message.signature.key(&farmer);
+            grid.verified().check_key(farmer, key).await.map_err(|error| grid.error(error))?;
+            Ok(Some(message))
+        }
         Some(FarmResponse::Heard) => Ok(None),
         Some(FarmResponse::Refused { reason }) => {
             Err(PeerProblem::Refused { whom: whom(), reason: bounded(reason) })

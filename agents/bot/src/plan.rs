@@ -11,11 +11,11 @@ use croft_protocol::{ContractId, Name, PriceList, PublicKey, RecordId};
 
 use crate::exit::Failure;
 use crate::flags::{
-    BotCommand, BotFindFlags, BotUpdateFlags, Command, Common, CostFlags, DeployFlags, FarmCommand,
-    FarmImageFlags, FarmNewFlags, FindFlags, Flags, GridCommand, GridInitFlags, GridUpFlags, HistoryKind,
-    ImageCommand, KeepFlags, MediaCommand, MediaServeFlags, MessageCommand, NewPower, PolicyFlags,
-    PrepareFlags, PublishFlags, RecipeCommand, RecipeDeployFlags, RecipeRef, ReleaseCommand,
-    ReleaseKeysCommand, ReleaseTarget, ValidatorsCommand, WalletCommand,
+    ApproveFlags, BotCommand, BotFindFlags, BotUpdateFlags, Command, Common, CostFlags, DeployFlags,
+    FarmCommand, FarmImageFlags, FarmNewFlags, FindFlags, Flags, GridCommand, GridInitFlags, GridUpFlags,
+    HistoryKind, ImageCommand, KeepFlags, MediaCommand, MediaServeFlags, MessageCommand, NewPower,
+    PolicyFlags, PrepareFlags, PublishFlags, RecipeCommand, RecipeDeployFlags, RecipeRef, ReleaseCommand,
+    ReleaseKeysCommand, ReleaseTarget, SkillCommand, ValidatorsCommand, WalletCommand,
 };
 use crate::home::Home;
 use crate::image::LayoutRef;
@@ -131,11 +131,12 @@ pub enum Action {
     BotPassphrase { name: Option<Name>, change: PassphraseChange },
     BotPhrase { name: Option<Name> },
     BotExport { name: Name, file: PathBuf, passphrase: Option<PathBuf> },
-    BotImport { name: Option<Name>, from: KeySource },
+    BotImport { name: Option<Name>, from: KeySource, later: bool },
+    BotRotate { name: Option<Name>, resume: bool },
     BotUpdate(BotUpdateFlags),
     BotFind(BotFindFlags),
     MessageSend { to: Name, text: MessageText },
-    MessageRead { follow: bool },
+    MessageRead { follow: bool, skill: Option<Name> },
     WalletStatement { since_ms: Option<u64> },
     WalletFaucet,
     WalletShow,
@@ -144,7 +145,8 @@ pub enum Action {
     FarmImage(FarmImageFlags),
     FarmNodes { name: Option<Name>, all: bool },
     FarmPolicy(PolicyFlags),
-    FarmServe { names: Vec<Name>, policy: Option<PathBuf> },
+    FarmDrain { farm: Name, node: Name, until_s: Option<u64>, undo: bool },
+    FarmServe { names: Vec<Name>, policy: Option<PathBuf>, skill: Option<Name> },
     ImageBuild { layout: LayoutRef, name: Name, scratch: Option<PathBuf> },
     ImageList,
     MediaDisks,
@@ -175,10 +177,12 @@ pub enum Action {
     Find(FindFlags),
     Cost(CostFlags),
     Approve { contract: ContractTarget, refuse: bool },
+    ApproveBySkill { contract: Option<ContractTarget>, skill: Name },
     Approvals { all: bool },
     Fund { contract: ContractTarget, amount: croft_protocol::Grains },
     Settle { contract: ContractTarget },
     Keep(KeepFlags),
+    Skill(SkillCommand),
 }
 
 /// What is asked of the ledger itself.
@@ -201,7 +205,7 @@ impl Action {
                 | Self::FarmServe { .. }
                 | Self::MediaServe(_)
                 | Self::Logs { follow: true, .. }
-                | Self::MessageRead { follow: true }
+                | Self::MessageRead { follow: true, .. }
                 | Self::Ledger(LedgerAction::Log { follow: true, .. })
         )
     }
@@ -225,6 +229,7 @@ impl Action {
                 | Self::MediaSign { .. }
                 | Self::ReleaseKeysNew { .. }
                 | Self::GridInit(_)
+                | Self::Skill(_)
                 | Self::GridJoin { .. }
                 | Self::Ledger(LedgerAction::Verify { .. })
         )
@@ -319,6 +324,10 @@ pub enum PlanError {
         "nothing says what to import: name a file that 'croft bot export' wrote, or give --words with --name NAME"
     )]
     NoImport,
+    #[error(
+        "nothing says what to approve: name a contract, or let a skill decide about all that wait with --skill"
+    )]
+    NoContract,
     #[error("nothing says what to write: give a text, or a file with --file")]
     NoText,
     #[error("'{text}' is not {what}: write {example}")]
@@ -393,13 +402,14 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Bot(BotCommand::Export { name, file, new_passphrase_file }) => {
             Action::BotExport { name, file, passphrase: new_passphrase_file }
         }
-        Command::Bot(BotCommand::Import { file: Some(file), name, .. }) => {
-            Action::BotImport { name, from: KeySource::File(file) }
+        Command::Bot(BotCommand::Import { file: Some(file), name, later, .. }) => {
+            Action::BotImport { name, from: KeySource::File(file), later }
         }
-        Command::Bot(BotCommand::Import { file: None, name: Some(name), words_file, .. }) => {
-            Action::BotImport { name: Some(name), from: KeySource::Words(words_file) }
+        Command::Bot(BotCommand::Import { file: None, name: Some(name), words_file, later, .. }) => {
+            Action::BotImport { name: Some(name), from: KeySource::Words(words_file), later }
         }
         Command::Bot(BotCommand::Import { file: None, name: None, .. }) => return Err(PlanError::NoImport),
+        Command::Bot(BotCommand::Rotate { name, resume }) => Action::BotRotate { name, resume },
         Command::Bot(BotCommand::Update(flags)) => Action::BotUpdate(flags),
         Command::Bot(BotCommand::Find(flags)) => Action::BotFind(flags),
         Command::Message(command) => message(command)?,
@@ -411,7 +421,13 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Farm(FarmCommand::Image(flags)) => Action::FarmImage(flags),
         Command::Farm(FarmCommand::Nodes { name, all }) => Action::FarmNodes { name, all },
         Command::Farm(FarmCommand::Policy(flags)) => Action::FarmPolicy(flags),
-        Command::Farm(FarmCommand::Serve { names, policy }) => Action::FarmServe { names, policy },
+        Command::Farm(FarmCommand::Drain(flags)) => {
+            let (farm, node) = farm_and_node(&flags.node)?;
+            Action::FarmDrain { farm, node, until_s: flags.until, undo: flags.undo }
+        }
+        Command::Farm(FarmCommand::Serve { names, policy, skill }) => {
+            Action::FarmServe { names, policy, skill }
+        }
         Command::Image(ImageCommand::Build(flags)) => Action::ImageBuild {
             layout: LayoutRef::parse(&flags.layout),
             name: flags.name,
@@ -447,16 +463,24 @@ fn action(command: Command) -> Result<Action, PlanError> {
             Action::Find(flags)
         }
         Command::Cost(flags) => Action::Cost(flags),
-        Command::Approve(flags) => {
-            Action::Approve { contract: contract_target(&flags.contract)?, refuse: flags.refuse }
-        }
+        Command::Approve(flags) => approve(flags)?,
         Command::Approvals(flags) => Action::Approvals { all: flags.all },
         Command::Fund(flags) => {
             Action::Fund { contract: contract_target(&flags.contract)?, amount: flags.amount }
         }
         Command::Settle(flags) => Action::Settle { contract: contract_target(&flags.contract)? },
         Command::Keep(flags) => Action::Keep(flags),
+        Command::Skill(command) => Action::Skill(command),
     })
+}
+
+fn approve(flags: ApproveFlags) -> Result<Action, PlanError> {
+    let contract = flags.contract.as_deref().map(contract_target).transpose()?;
+    match (contract, flags.skill) {
+        (contract, Some(skill)) => Ok(Action::ApproveBySkill { contract, skill }),
+        (Some(contract), None) => Ok(Action::Approve { contract, refuse: flags.refuse }),
+        (None, None) => Err(PlanError::NoContract),
+    }
 }
 
 fn recipe(command: RecipeCommand) -> Result<Action, PlanError> {
@@ -481,7 +505,7 @@ fn message(command: MessageCommand) -> Result<Action, PlanError> {
             Action::MessageSend { to, text: MessageText::Given(text) }
         }
         MessageCommand::Send { text: None, file: None, .. } => return Err(PlanError::NoText),
-        MessageCommand::Read { follow } => Action::MessageRead { follow },
+        MessageCommand::Read { follow, skill } => Action::MessageRead { follow, skill },
     })
 }
 

@@ -88,6 +88,8 @@ pub enum Event {
     Funded { contract: ContractId, from: BotId, amount: Grains },
     /// A bot gave grains away.
     Transferred { from: BotId, to: BotId, amount: Grains },
+    /// The fee of a reservation left its escrow.
+    Fee { contract: ContractId, to: BotId, amount: Grains },
 }
 
 /// All that a block changes. To be stored as a whole or not at all.
@@ -202,6 +204,13 @@ pub fn execute_block(
     }
     let mut work = Work::new(view, ctx);
     work.remember_header()?;
+    match execute::reservations::expire(&mut work) {
+        Ok(()) => drop(work.keep()),
+        Err(Stop::Failed(error)) => return Err(error),
+        Err(Stop::Rejected(rejection)) => {
+            return Err(StateError::broken(format_args!("what expired can be freed: {rejection}")));
+        }
+    }
     let mut results = Vec::with_capacity(commands.len());
     for command in commands {
         match execute_command(&mut work, command) {
@@ -219,6 +228,7 @@ pub fn execute_block(
 fn execute_command(work: &mut Work<'_>, command: &SignedCommand) -> Result<(), Stop> {
     let (ctx, author) = (work.ctx(), command.body.author);
     check_envelope(work, &ctx.chain, ctx.height, command)?;
+    work.check_key(&author, &command.key)?.map_err(Rejection::Key)?;
     let account = work.account(&author)?;
     if command.body.sequence != account.next_sequence {
         return Err(wrong_sequence(command, account.next_sequence).into());
@@ -231,8 +241,8 @@ fn execute_command(work: &mut Work<'_>, command: &SignedCommand) -> Result<(), S
     Ok(())
 }
 
-/// The cheap checks before a command waits in a queue: size, chain, expiry, signature and sequence number,
-/// which may be up to [`SEQUENCE_WINDOW`] ahead of the author's next. `height` is that of the next block.
+/// The cheap checks before a command waits in a queue: size, chain, expiry, signature, its key and sequence
+/// number, which may be up to [`SEQUENCE_WINDOW`] ahead of the author's next. `height` is that of the next block.
 ///
 /// # Errors
 /// [`StateError`] when the store fails. The inner result is the verdict on the command.
@@ -244,6 +254,9 @@ pub fn check_admission(
 ) -> Result<Result<(), Rejection>, StateError> {
     if let Err(rejection) = check_envelope(view, chain, height, command) {
         return Ok(Err(rejection));
+    }
+    if let Err(refusal) = view.check_key(&command.body.author, &command.key)? {
+        return Ok(Err(Rejection::Key(refusal)));
     }
     let next = view.account(&command.body.author)?.next_sequence;
     let ahead = command.body.sequence.checked_sub(next);
@@ -279,7 +292,7 @@ fn check_envelope(
         let limit = limits::COMMAND_BYTES;
         return Err(Rejection::Malformed { reason: format!("{len} bytes, more than the limit of {limit}") });
     }
-    if view.is_signed(command) { Ok(()) } else { Err(Rejection::BadSignature { author: body.author }) }
+    if view.is_signed(command) { Ok(()) } else { Err(Rejection::BadSignature { author: command.key }) }
 }
 
 fn wrong_sequence(command: &SignedCommand, expected: u64) -> Rejection {

@@ -1,11 +1,13 @@
 //! What must hold of a whole state, whatever happened before. For tests, simulators and audits.
 //!
-//! - grains: supply = balances + what escrows hold; `deposit = paid + refunded + held`; a deposit is what was paid
+//! - grains: supply = balances + what escrows hold + fees that are held; `deposit = paid + refunded + held`; a deposit is what was paid
 //!   with the agreement and by those who funded it since, and no more than the price; pay is what the covered time
 //!   is worth, and no time is covered that the deposit does not pay for; what may run is not out of funds; for an
 //!   ended contract nothing is held but what a final report may claim;
-//! - capacity: what a node has in use is the sum of its running contracts, and no more than it has unless it
-//!   shrank;
+//! - capacity: what a node has in use is the sum of its running contracts and of what is reserved, and no more than it
+//!   has unless it shrank;
+//! - reservations: a fee is held while one is neither used nor claimed; what holds capacity is counted for both
+//!   parties, and waits for its expiry;
 //! - names, ports, and the set of contracts addressed to a node are those of the running things, no more and
 //!   no less;
 //! - what the faucet has and what was claimed from it is its fund; a profile is in the name of its bot;
@@ -14,22 +16,27 @@
 //! - headers that quotes may name are few, in order and apart;
 //! - a channel's versions grow along a chain without gaps; it offers the newest that is not halted; the trials of a
 //!   release are its nodes' outcomes, and it is halted where its stop rule says so;
+//! - a key is one bot's, its former keys too, and none of them is anybody else's;
 //! - every record stands under its own id.
+
+mod reservations;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use borsh::BorshDeserialize;
 use croft_protocol::faucet::{self, Faucet, FaucetClaims};
+use croft_protocol::identity::{KeyChange, KeysBody};
 use croft_protocol::record::{FarmBody, NodeBody, TrustClass};
-use croft_protocol::release::{ChannelBody, Outcome, ReleaseBody, ReleaseState, Trials};
+use croft_protocol::release::{ChannelBody, Outcome, ReleaseBody, ReleaseState, Trials, Tried};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
 use croft_protocol::{
     Body, BotId, Capacity, ContractBody, ContractId, ContractState, EndReason, Escrow, FarmId, Grains, Hash,
-    Name, NodeCapacity, NodeId, Record, RecordId, ReleaseId, StateKey, limits,
+    Name, NodeCapacity, NodeId, PublicKey, Record, RecordId, ReleaseId, StateKey, limits,
 };
 
+use self::reservations::Reservations;
 use crate::execute::releases::LOOK_BACK;
 
 /// An invariant that a state breaks.
@@ -58,9 +65,11 @@ pub fn check_invariants<'a>(state: impl IntoIterator<Item = (&'a StateKey, &'a [
     whole.check_faucet()?;
     whole.check_profiles()?;
     whole.check_contracts()?;
+    whole.reservations.check(&whole.contracts.keys().copied().collect())?;
     whole.check_nodes()?;
     whole.check_trust()?;
     whole.check_releases()?;
+    whole.check_keys()?;
     whole.check_names()
 }
 
@@ -95,12 +104,17 @@ struct Whole {
     releases: BTreeMap<ReleaseId, ReleaseBody>,
     channels: BTreeMap<Name, ChannelBody>,
     policies: BTreeSet<FarmId>,
-    /// As the outcomes add up.
-    outcomes: BTreeMap<ReleaseId, Trials>,
+    /// As the outcomes say.
+    outcomes: Vec<(ReleaseId, FarmId, Outcome)>,
     trials: BTreeMap<ReleaseId, Trials>,
+    farmer_trials: BTreeMap<(ReleaseId, BotId), Tried>,
     faucet: Option<Faucet>,
     claimed: BTreeMap<BotId, FaucetClaims>,
     profiles: BTreeMap<BotId, String>,
+    reservations: Reservations,
+    drained: BTreeSet<NodeId>,
+    keys: BTreeMap<BotId, KeysBody>,
+    key_owners: BTreeMap<PublicKey, BotId>,
     /// Names and ports, each with its holder.
     claims: BTreeMap<StateKey, Vec<u8>>,
 }
@@ -122,9 +136,24 @@ impl Whole {
                 StateKey::TrustPolicy => decode::<TrustPolicy>(key, bytes)?.check().map_err(broken)?,
                 StateKey::RecentHeaders => check_recent(&decode(key, bytes)?)?,
                 StateKey::Trials(id) => drop(whole.trials.insert(*id, decode(key, bytes)?)),
+                StateKey::FarmerTrials(id, farmer) => {
+                    whole.farmer_trials.insert((*id, *farmer), decode(key, bytes)?);
+                }
                 StateKey::Faucet => whole.faucet = Some(decode(key, bytes)?),
                 StateKey::FaucetClaims(id) => drop(whole.claimed.insert(*id, decode(key, bytes)?)),
+                StateKey::KeyOwner(of) => drop(whole.key_owners.insert(*of, decode(key, bytes)?)),
                 StateKey::Escrow(id) => drop(whole.escrows.insert(*id, decode(key, bytes)?)),
+                StateKey::HeldFee(id) => drop(whole.reservations.fees.insert(*id, decode(key, bytes)?)),
+                StateKey::NodeReservations(id) => {
+                    whole.reservations.of_nodes.insert(*id, decode(key, bytes)?);
+                }
+                StateKey::OpenReservations(id) => {
+                    whole.reservations.open.insert(*id, decode(key, bytes)?);
+                }
+                StateKey::ReservationQueue => whole.reservations.queue = Some(decode(key, bytes)?),
+                StateKey::ReservationSlot(slot) => {
+                    whole.reservations.slots.insert(*slot, decode(key, bytes)?);
+                }
                 StateKey::BotName(_)
                 | StateKey::FarmName(_)
                 | StateKey::NodeName(..)
@@ -179,11 +208,21 @@ impl Whole {
                 profile.check().map_err(|e| broken(format_args!("the profile of bot {id} is none: {e}")))?;
                 self.profiles.insert(croft_protocol::PublicKey(id.0), profile.name.to_string());
             }
+            Body::Keys(keys) => drop(self.keys.insert(croft_protocol::PublicKey(id.0), keys)),
             Body::Funding(funding) => {
                 let sum = self.funded.entry(funding.contract).or_default();
                 *sum = sum
                     .checked_add(funding.amount.0)
                     .ok_or_else(|| broken(format_args!("the funds of {} overflow", funding.contract)))?;
+            }
+            Body::Reservation(body) => {
+                let held = body.signed.reservation.contract;
+                ensure(held.0 == id, || format!("the reservation for {held} stands under {id}"))?;
+                self.reservations.bodies.insert(held, *body);
+            }
+            Body::Drain(drain) => {
+                ensure(record.id == RecordId::drain(&drain.node), || format!("a drain stands under {id}"))?;
+                self.drained.insert(drain.node);
             }
             Body::Approval(_) | Body::Report(_) | Body::Transfer(_) => {}
         }
@@ -215,23 +254,41 @@ impl Whole {
                 let id = ReleaseId::new(&told.channel, told.version);
                 own(RecordId::outcome(&id, &told.node))?;
                 ensure(record.version == 1, || format!("outcome {under:?} was told twice"))?;
-                let trials = self.outcomes.entry(id).or_default();
-                match told.outcome {
-                    Outcome::Confirmed => trials.confirmed += 1,
-                    Outcome::Returned { .. } => trials.returned += 1,
-                }
+                self.outcomes.push((id, told.farm, told.outcome));
             }
             _ => {}
         }
         Ok(())
     }
 
+    /// Each key is one bot's, at one time, in the order of their heights; and none is of anybody else.
+    fn check_keys(&self) -> Check {
+        let mut owners = BTreeMap::new();
+        for (bot, keys) in &self.keys {
+            let bounded = (1..=limits::KEY_CHANGES).contains(&keys.changes.len());
+            ensure(bounded && self.bots.contains_key(bot), || format!("the keys of {bot} are none"))?;
+            let apart = |pair: &[KeyChange]| pair[1].height >= pair[0].height + limits::KEY_CHANGE_BLOCKS;
+            ensure(keys.changes.windows(2).all(apart), || {
+                format!("the keys of {bot} follow each other too fast")
+            })?;
+            for key in std::iter::once(bot).chain(keys.changes.iter().map(|change| &change.link.key)) {
+                ensure(owners.insert(*key, *bot).is_none(), || {
+                    format!("key {key} is two bots', or twice one's")
+                })?;
+                let is_other =
+                    key != bot && (self.accounts.contains_key(key) || self.nodes.contains_key(key));
+                ensure(!is_other, || format!("key {key} of bot {bot} is an identity of its own"))?;
+            }
+        }
+        ensure(owners == self.key_owners, || {
+            format!("the owners of keys are {:?}, the keys {owners:?}", self.key_owners)
+        })
+    }
+
     fn check_releases(&self) -> Check {
         let farms = self.policies.iter().all(|farm| self.farms.contains_key(farm));
         ensure(farms, || "policies are of farms that exist".to_owned())?;
-        ensure(self.trials == self.outcomes, || {
-            format!("the trials are {:?}, the outcomes {:?}", self.trials, self.outcomes)
-        })?;
+        self.check_trials()?;
         let mut chained = BTreeSet::new();
         for (name, channel) in &self.channels {
             let (mut next, mut newest_good, mut minimum) = (Some(channel.latest), None, channel.minimum);
@@ -274,6 +331,34 @@ impl Whole {
         })
     }
 
+    /// The outcomes, counted again, are what stands there. Who of two farmers with as many nodes is the largest depends on
+    /// the order, and makes no difference.
+    fn check_trials(&self) -> Check {
+        let mut trials: BTreeMap<ReleaseId, Trials> = BTreeMap::new();
+        let mut farmers: BTreeMap<(ReleaseId, BotId), Tried> = BTreeMap::new();
+        for (id, farm, outcome) in &self.outcomes {
+            let release =
+                self.releases.get(id).ok_or_else(|| broken("outcomes are of releases that exist"))?;
+            let farm = self.farms.get(farm).ok_or_else(|| broken("outcomes are of farms that exist"))?;
+            let (all, own) = (trials.entry(*id).or_default(), farmers.entry((*id, farm.owner)).or_default());
+            let counted = all.count(*own, outcome, release.signed.release.stop);
+            (*all, *own) = counted.ok_or_else(|| broken("there are too many outcomes to count"))?;
+        }
+        ensure(self.farmer_trials == farmers, || {
+            format!("the farmers' trials are {:?}, the outcomes {farmers:?}", self.farmer_trials)
+        })?;
+        ensure(self.trials.keys().eq(trials.keys()), || "trials are of releases with outcomes".to_owned())?;
+        for (id, found) in &self.trials {
+            let size = |tried: Tried| u128::from(tried.confirmed) + u128::from(tried.returned);
+            let expected = trials[id];
+            let same = Trials { largest: expected.largest, ..*found } == expected
+                && size(found.largest) == size(expected.largest)
+                && farmers.iter().any(|((of, _), tried)| of == id && *tried == found.largest);
+            ensure(same, || format!("the trials of {id} are {found:?}, the outcomes {expected:?}"))?;
+        }
+        Ok(())
+    }
+
     fn running(&self) -> impl Iterator<Item = (&ContractId, &ContractBody)> {
         self.contracts.iter().filter(|(_, body)| !matches!(body.state, ContractState::Ended(_)))
     }
@@ -285,8 +370,11 @@ impl Whole {
         let supply = self.supply.ok_or_else(|| broken("the supply is unknown"))?;
         let balances: u128 = self.accounts.values().map(|account| u128::from(account.balance.0)).sum();
         let held: u128 = self.escrows.values().map(|escrow| u128::from(escrow.held().0)).sum();
-        ensure(u128::from(supply.0) == balances + held, || {
-            format!("the supply is {supply}, but accounts have {balances} and escrows hold {held}")
+        let fees = self.reservations.held_fees();
+        ensure(u128::from(supply.0) == balances + held + fees, || {
+            format!(
+                "the supply is {supply}, but accounts have {balances}, escrows hold {held} and reservations {fees}"
+            )
         })
     }
 
@@ -379,6 +467,9 @@ impl Whole {
     }
 
     fn check_nodes(&self) -> Check {
+        ensure(self.drained.iter().all(|node| self.nodes.contains_key(node)), || {
+            "what is drained is a node".to_owned()
+        })?;
         ensure(self.capacities.keys().eq(self.nodes.keys()), || {
             "there are books for each node and no other".to_owned()
         })?;
@@ -393,8 +484,13 @@ impl Whole {
                     .ok_or_else(|| broken(format_args!("the contracts of node {id} overflow")))?;
                 contracts.push(*contract);
             }
+            for body in self.reservations.on_node(id) {
+                used = used
+                    .checked_add(&body.signed.reservation.resources)
+                    .ok_or_else(|| broken(format_args!("the reservations of node {id} overflow")))?;
+            }
             ensure(books.used == used, || {
-                format!("node {id} has {:?} in use, its contracts have {used:?}", books.used)
+                format!("node {id} has {:?} in use, its contracts and reservations have {used:?}", books.used)
             })?;
             let addressed = self.addressed.get(id).map_or(&[][..], |a| &a.contracts);
             ensure(contracts == addressed, || {
@@ -452,6 +548,11 @@ impl Whole {
             claim(StateKey::ContractName(terms.user, terms.name.clone()), croft_protocol::encode(id));
             for port in &terms.ports {
                 claim(StateKey::Port(terms.node, *port), croft_protocol::encode(id));
+            }
+        }
+        for (id, body) in self.reservations.holding() {
+            for port in &body.ports {
+                claim(StateKey::Port(body.signed.reservation.node, *port), croft_protocol::encode(id));
             }
         }
         let (ours, theirs): (BTreeSet<_>, BTreeSet<_>) =

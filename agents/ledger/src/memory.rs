@@ -119,7 +119,7 @@ impl MemoryLedger {
     /// As [`Self::sign`], for a command that follows `ahead` others of the same author in the same block.
     #[must_use]
     pub fn sign_ahead(&self, key: &SecretKey, command: Command, ahead: u64) -> SignedCommand {
-        let author = key.public();
+        let author = key.id();
         let body = CommandBody {
             chain: self.chain,
             author,

@@ -1,13 +1,15 @@
-//! Random histories against a model that is too simple to be wrong: balances, sold CPU, what each contract has
-//! been paid, and who the validators are. The ledger in memory checks every invariant after each block by itself.
+//! Random histories against a model that is too simple to be wrong: balances, sold and reserved CPU, what each contract
+//! has been paid, what reservations cost, and who the validators are. The ledger in memory checks every invariant after each block by itself.
 
 use std::collections::BTreeMap;
 
 use croft_protocol::contract::{Approver, PublishedPort, Transport};
 use croft_protocol::header::Validator;
+use croft_protocol::market::{CLAIM_MS, NOTICE_MS, RESERVATION_MS};
 use croft_protocol::record::WorkloadState;
+use croft_protocol::reservation::slot_of;
 use croft_protocol::{
-    Capacity, Command, ContractId, ContractState, Faucet, Grains, Hash, Rate, Rejection, SecretKey,
+    Capacity, Command, ContractId, ContractState, Faucet, Grains, Hash, Rate, Rejection, SecretKey, Terms,
     ValidatorSet, limits,
 };
 use proptest::prelude::*;
@@ -54,6 +56,21 @@ enum Op {
     },
     Resize {
         cpu: u64,
+    },
+    Reserve {
+        slot: usize,
+        cpu: u64,
+        fee: u64,
+        hold_ms: u64,
+        port: Option<u16>,
+    },
+    /// Agrees on what was reserved last under this name.
+    Use {
+        slot: usize,
+    },
+    ClaimFee {
+        slot: usize,
+        by: usize,
     },
     Claim {
         bot: usize,
@@ -106,6 +123,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(covers_ms, percent, state)| Op::Report { covers_ms, percent, state }),
         1 => (0_u64..9000).prop_map(|cpu| Op::Resize { cpu }),
         1 => (0_usize..3).prop_map(|bot| Op::Claim { bot }),
+        4 => (0_usize..4, 0_u64..4000, 0_u64..50_000, 0_u64..700_000, prop::option::of(1_u16..3))
+            .prop_map(|(slot, cpu, fee, hold_ms, port)| Op::Reserve { slot, cpu, fee, hold_ms, port }),
+        3 => (0_usize..4).prop_map(|slot| Op::Use { slot }),
+        3 => (0_usize..4, 0_usize..3).prop_map(|(slot, by)| Op::ClaimFee { slot, by }),
         // Mostly small steps that many sign, or nothing would ever pass.
         3 => (
             prop::array::uniform6(prop_oneof![1 => Just(0_u64), 4 => Just(1), 1 => 1_u64..4]),
@@ -172,6 +193,26 @@ impl Contract {
     }
 }
 
+#[derive(Debug, Clone)]
+struct Reserved {
+    terms: Terms,
+    fee: u64,
+    /// Capacity and port.
+    holds: bool,
+    /// Its fee is in escrow.
+    is_open: bool,
+}
+
+impl Reserved {
+    fn cpu(&self) -> u64 {
+        if self.holds { self.terms.resources.cpu_millis } else { 0 }
+    }
+
+    fn has(&self, port: u16) -> bool {
+        self.holds && self.terms.ports.iter().any(|own| own.port == port)
+    }
+}
+
 /// Bots by number: 0 the user, 1 the farmer, 2 the approver.
 struct Model {
     balances: [u64; 3],
@@ -179,6 +220,10 @@ struct Model {
     /// The running contract in each slot.
     running: BTreeMap<usize, Contract>,
     last: BTreeMap<usize, ContractId>,
+    /// By contract, so in the order in which the ledger goes through them.
+    reserved: BTreeMap<ContractId, Reserved>,
+    /// The newest reservation under each name.
+    reserved_last: BTreeMap<usize, ContractId>,
     /// Contracts that ended, when, and what is still held for them.
     ended: BTreeMap<ContractId, (Contract, u64, u64)>,
     reported_ms: u64,
@@ -192,7 +237,36 @@ struct Model {
 
 impl Model {
     fn used(&self) -> u64 {
-        self.running.values().map(|contract| contract.cpu).sum()
+        let running: u64 = self.running.values().map(|contract| contract.cpu).sum();
+        running + self.reserved.values().map(Reserved::cpu).sum::<u64>()
+    }
+
+    fn is_taken(&self, port: Option<u16>) -> bool {
+        port.is_some_and(|port| {
+            self.running.values().any(|other| other.port == Some(port))
+                || self.reserved.values().any(|other| other.has(port))
+        })
+    }
+
+    /// Capacity is free again some seconds after the expiry, whoever does anything.
+    fn expire(&mut self, now_ms: u64) {
+        for reserved in self.reserved.values_mut() {
+            reserved.holds &= slot_of(now_ms) <= slot_of(reserved.terms.expires_ms);
+        }
+    }
+
+    fn resize(&mut self, cpu: u64) {
+        self.cpu = cpu;
+        let holding: Vec<ContractId> =
+            self.reserved.iter().filter(|(_, one)| one.holds).map(|(id, _)| *id).collect();
+        for id in holding {
+            if self.used() <= cpu {
+                break;
+            }
+            let one = self.reserved.get_mut(&id).unwrap();
+            (one.holds, one.is_open) = (false, false);
+            self.balances[0] += one.fee;
+        }
     }
 
     fn end(&mut self, slot: usize, now_ms: u64) {
@@ -255,6 +329,7 @@ impl World {
 
     /// Does it to both; says whether the model and the ledger expect and find success.
     fn step(&mut self, now_ms: u64, op: &Op) -> (bool, Result<(), Rejection>) {
+        self.model.expire(now_ms);
         match *op {
             Op::Transfer { from, to, amount } => self.transfer(now_ms, from, to, amount),
             Op::Agree { .. } => self.agree(now_ms, op),
@@ -266,7 +341,7 @@ impl World {
             Op::Resize { cpu } => {
                 let mut node = self.scenario.node_body();
                 node.capacity.cpu_millis = cpu;
-                self.model.cpu = cpu;
+                self.model.resize(cpu);
                 let key = self.scenario.node.clone();
                 (
                     true,
@@ -274,6 +349,9 @@ impl World {
                 )
             }
             Op::Claim { bot } => self.claim(now_ms, bot),
+            Op::Reserve { .. } => self.reserve(now_ms, op),
+            Op::Use { slot } => self.use_reserved(now_ms, slot),
+            Op::ClaimFee { slot, by } => self.claim_fee(now_ms, slot, by),
             Op::Validators { powers, signers, old } => self.validators(now_ms, powers, signers, old),
         }
     }
@@ -346,7 +424,7 @@ impl World {
             && prepaid_s.is_none_or(|s| (least_s..=duration_s).contains(&s))
             && model.used() + cpu <= model.cpu
             && !model.running.contains_key(&slot)
-            && (port.is_none() || model.running.values().all(|other| other.port != port))
+            && !model.is_taken(port)
             && model.balances[0] >= contract.deposit;
         if expected {
             model.balances[0] -= contract.deposit;
@@ -355,6 +433,97 @@ impl World {
         }
         let command = Command::Agree(Box::new(self.scenario.sign(terms)));
         (expected, self.submit(now_ms, &self.key(0), command))
+    }
+
+    fn reserve(&mut self, now_ms: u64, op: &Op) -> (bool, Result<(), Rejection>) {
+        let Op::Reserve { slot, cpu, fee, hold_ms, port } = *op else { unreachable!() };
+        let mut terms = self.scenario.terms("web");
+        self.nonce = self.nonce.wrapping_add(1);
+        terms.nonce = [self.nonce; 16];
+        terms.name = name(&format!("slot-{slot}"));
+        terms.expires_ms = now_ms + hold_ms;
+        terms.resources = Capacity { cpu_millis: cpu, memory_bytes: 1 << 20, ..Capacity::default() };
+        terms.ports =
+            port.iter().map(|port| PublishedPort { transport: Transport::Tcp, port: *port }).collect();
+        terms.capacity_version =
+            self.scenario.ledger.capacity(&self.scenario.node_id()).unwrap().unwrap().version;
+        let model = &mut self.model;
+        let in_time = (NOTICE_MS..=RESERVATION_MS + limits::CLOCK_SLACK_MS).contains(&hold_ms);
+        let open = model.reserved.values().filter(|one| one.holds).count();
+        let expected = in_time
+            && cpu > 0
+            && open < limits::RESERVATIONS_PER_USER as usize
+            && model.used() + cpu <= model.cpu
+            && !model.is_taken(port)
+            && model.balances[0] >= fee;
+        if expected {
+            model.balances[0] -= fee;
+            model.reserved_last.insert(slot, terms.id());
+            let reserved = Reserved { terms: terms.clone(), fee, holds: true, is_open: true };
+            model.reserved.insert(terms.id(), reserved);
+        }
+        let announcement = self.scenario.announcement(terms, Grains(fee));
+        (expected, self.submit(now_ms, &self.key(1), Command::AnnounceReservation(Box::new(announcement))))
+    }
+
+    fn use_reserved(&mut self, now_ms: u64, slot: usize) -> (bool, Result<(), Rejection>) {
+        let Some(id) = self.model.reserved_last.get(&slot).copied() else {
+            // Some block must come, in which what expired is freed.
+            return self.claim_fee(now_ms, slot, 1);
+        };
+        let model = &mut self.model;
+        let mut reserved = model.reserved[&id].clone();
+        let terms = reserved.terms.clone();
+        let (cpu, deposit) = (terms.resources.cpu_millis, terms.rate.0 * terms.duration_s);
+        let port = terms.ports.first().map(|port| port.port);
+        let back = if reserved.is_open { reserved.fee } else { 0 };
+        let known = model.running.values().any(|one| one.id == id) || model.ended.contains_key(&id);
+        let expected = !known
+            && terms.expires_ms >= now_ms
+            && !model.running.contains_key(&slot)
+            && model.used() - reserved.cpu() + cpu <= model.cpu
+            && (reserved.holds || !model.is_taken(port))
+            && model.balances[0] + back >= deposit;
+        if expected {
+            model.balances[0] = model.balances[0] + back - deposit;
+            (reserved.holds, reserved.is_open) = (false, false);
+            model.reserved.insert(id, reserved);
+            model.last.insert(slot, id);
+            let contract = Contract {
+                id,
+                cpu,
+                port,
+                rate: terms.rate.0,
+                duration_ms: terms.duration_s * 1000,
+                deposit,
+                paused_ms: None,
+                agreed_ms: now_ms,
+                starts_ms: Some(now_ms),
+                covered_ms: 0,
+                covered_until_ms: now_ms,
+                paid: 0,
+            };
+            model.running.insert(slot, contract);
+        }
+        let command = Command::Agree(Box::new(self.scenario.sign(terms)));
+        (expected, self.submit(now_ms, &self.key(0), command))
+    }
+
+    fn claim_fee(&mut self, now_ms: u64, slot: usize, by: usize) -> (bool, Result<(), Rejection>) {
+        let contract = self.model.reserved_last.get(&slot).copied();
+        let contract = contract.unwrap_or(ContractId(Hash::ZERO));
+        let model = &mut self.model;
+        let mut expected = false;
+        if let Some(one) = model.reserved.get_mut(&contract) {
+            let expires_ms = one.terms.expires_ms;
+            let late = now_ms > expires_ms + CLAIM_MS;
+            expected = one.is_open && now_ms > expires_ms && (late || by == 1);
+            if expected {
+                model.balances[usize::from(!late)] += one.fee;
+                (one.holds, one.is_open) = (false, false);
+            }
+        }
+        (expected, self.submit(now_ms, &self.key(by), Command::ClaimReservation { contract }))
     }
 
     fn contract(&self, slot: usize) -> ContractId {
@@ -547,6 +716,8 @@ proptest! {
             cpu: scenario.node_body().capacity.cpu_millis,
             running: BTreeMap::new(),
             last: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            reserved_last: BTreeMap::new(),
             ended: BTreeMap::new(),
             reported_ms: 0,
             faucet: FAUCET.fund.0,

@@ -4,8 +4,10 @@ use std::fmt;
 
 use borsh::BorshDeserialize;
 use croft_protocol::contract::{ContractBody, ContractId};
-use croft_protocol::record::{BotBody, FarmBody, NodeBody, RecipeBody};
-use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody, ReleaseKeys, Trials};
+use croft_protocol::identity::{self, KeyRefusal, KeysBody};
+use croft_protocol::record::{BotBody, Draining, FarmBody, NodeBody, RecipeBody};
+use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody, ReleaseKeys, Trials, Tried};
+use croft_protocol::reservation::{NodeReservations, OpenReservations, ReservationBody};
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::{
     Body, BotId, Escrow, FarmId, Hash, Name, NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId,
@@ -124,6 +126,14 @@ pub trait StateReadExt: StateRead {
         })
     }
 
+    /// What was reserved for a contract.
+    fn reservation(&self, contract: &ContractId) -> Result<Option<ReservationBody>, StateError> {
+        body(self, RecordId::reservation(contract), |body| match body {
+            Body::Reservation(reservation) => Some(*reservation),
+            _ => None,
+        })
+    }
+
     fn release(&self, id: &ReleaseId) -> Result<Option<ReleaseBody>, StateError> {
         body(self, RecordId::release(id), |body| match body {
             Body::Release(release) => Some(*release),
@@ -165,6 +175,46 @@ pub trait StateReadExt: StateRead {
         Ok(self.read(&StateKey::Trials(*release))?.unwrap_or_default())
     }
 
+    /// How many of them are a farmer's.
+    fn farmer_trials(&self, release: &ReleaseId, farmer: &BotId) -> Result<Tried, StateError> {
+        Ok(self.read(&StateKey::FarmerTrials(*release, *farmer))?.unwrap_or_default())
+    }
+
+    /// The keys that followed a bot's first one, if any did.
+    fn keys(&self, bot: &BotId) -> Result<Option<KeysBody>, StateError> {
+        body(self, RecordId::keys(bot), |body| match body {
+            Body::Keys(keys) => Some(keys),
+            _ => None,
+        })
+    }
+
+    /// Whose key this is or was, if it is one of a bot that ever replaced its key.
+    fn key_owner(&self, key: &PublicKey) -> Result<Option<BotId>, StateError> {
+        self.read(&StateKey::KeyOwner(*key))
+    }
+
+    /// Whether `key` signs for `identity` now. Nodes, validators, and bots that never replaced their key, are their keys.
+    fn check_key(&self, identity: &PublicKey, key: &PublicKey) -> Result<Result<(), KeyRefusal>, StateError> {
+        let owner = self.key_owner(key)?;
+        // A bot that ever replaced its key owns all of them, the first one too.
+        if owner.is_none() && identity == key {
+            return Ok(Ok(()));
+        }
+        let keys = self.keys(identity)?;
+        Ok(identity::check_key(identity, key, owner.as_ref(), keys.as_ref()))
+    }
+
+    /// Who speaks where a key was proved and no identity was named.
+    fn identity_of(&self, key: &PublicKey) -> Result<Result<PublicKey, KeyRefusal>, StateError> {
+        let identity = self.key_owner(key)?.unwrap_or(*key);
+        Ok(self.check_key(&identity, key)?.map(|()| identity))
+    }
+
+    /// The key with which an identity shows itself now.
+    fn present_key(&self, identity: &PublicKey) -> Result<PublicKey, StateError> {
+        Ok(self.keys(identity)?.map_or(*identity, |keys| keys.present(identity)))
+    }
+
     /// Who certifies the next block.
     ///
     /// # Errors
@@ -177,6 +227,15 @@ pub trait StateReadExt: StateRead {
             return Err(StateError::corrupt(&key, format!("its body is a {:?}", record.body.kind())));
         };
         Ok(PresentValidators { set, record: Hash::of_bytes(&bytes), height: record.height })
+    }
+
+    /// Whether a node is being emptied.
+    fn draining(&self, node: &NodeId) -> Result<Option<Draining>, StateError> {
+        let drain = body(self, RecordId::drain(node), |body| match body {
+            Body::Drain(drain) => Some(drain),
+            _ => None,
+        })?;
+        Ok(drain.and_then(|drain| drain.draining))
     }
 
     fn capacity(&self, node: &NodeId) -> Result<Option<NodeCapacity>, StateError> {
@@ -195,6 +254,16 @@ pub trait StateReadExt: StateRead {
     /// Every contract addressed to the node that has not ended.
     fn node_contracts(&self, node: &NodeId) -> Result<NodeContracts, StateError> {
         Ok(self.read(&StateKey::NodeContracts(*node))?.unwrap_or_default())
+    }
+
+    /// Every reservation that holds capacity of the node.
+    fn node_reservations(&self, node: &NodeId) -> Result<NodeReservations, StateError> {
+        Ok(self.read(&StateKey::NodeReservations(*node))?.unwrap_or_default())
+    }
+
+    /// How many reservations of a bot hold capacity.
+    fn open_reservations(&self, bot: &BotId) -> Result<OpenReservations, StateError> {
+        Ok(self.read(&StateKey::OpenReservations(*bot))?.unwrap_or_default())
     }
 }
 

@@ -211,6 +211,7 @@ fn grains_in(key: &StateKey, bytes: Option<&[u8]>) -> Result<i128, StateError> {
     Ok(match key {
         StateKey::Account(_) => i128::from(decode::<Account>(key, bytes)?.balance.0),
         StateKey::Escrow(_) => i128::from(decode::<Escrow>(key, bytes)?.held().0),
+        StateKey::HeldFee(_) => i128::from(decode::<Grains>(key, bytes)?.0),
         _ => 0,
     })
 }

@@ -160,6 +160,15 @@ fn show_key(key: &StateKey) -> String {
         StateKey::Trials(release) => format!("the trials of release {release}"),
         StateKey::Faucet => "the faucet".to_owned(),
         StateKey::FaucetClaims(bot) => format!("the claims of bot {bot}"),
+        StateKey::FarmerTrials(release, farmer) => {
+            format!("the trials of release {release} by farmer {farmer}")
+        }
+        StateKey::HeldFee(contract) => format!("the fee held for contract {contract}"),
+        StateKey::NodeReservations(node) => format!("the reservations of node {node}"),
+        StateKey::OpenReservations(bot) => format!("the open reservations of bot {bot}"),
+        StateKey::ReservationQueue => "the queue of reservations".to_owned(),
+        StateKey::ReservationSlot(slot) => format!("the reservations that expire in slot {slot}"),
+        StateKey::KeyOwner(key) => format!("the owner of key {key}"),
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) enum Seller {
     LivenessLiar,
     /// Promises the same capacity to everybody.
     Reneger,
-    /// Keeps approvals to itself, announces them too late, and claims the fee.
+    /// Keeps approvals to itself, announces them too late or only on the ledger, and claims the fee.
     Extortionist,
 }
 

@@ -28,6 +28,8 @@ pub(crate) enum Mutation {
     ForgetsIntents,
     /// Honest farmers forget what they promised.
     SellsTwice,
+    /// Honest buyers do not look for approvals that were kept from them.
+    OverlooksAnnouncements,
 }
 
 /// Runs one seed.
@@ -53,8 +55,7 @@ pub(crate) fn run(seed: u64, options: Options) -> Result<Summary, String> {
     ))
 }
 
-const USAGE: &str =
-    "usage: sim [--seeds N] [--start SEED] [--bots N] [--farms N] [--mutation forgets-intents|sells-twice]";
+const USAGE: &str = "usage: sim [--seeds N] [--start SEED] [--bots N] [--farms N] [--mutation forgets-intents|sells-twice|overlooks]";
 
 fn parse() -> Result<(u64, u64, Options), String> {
     let (mut seeds, mut options) = (20, Options::default());
@@ -70,6 +71,9 @@ fn parse() -> Result<(u64, u64, Options), String> {
             "--bots" => options.bots = number?.clamp(1, 10_000) as usize,
             "--farms" => options.farms = number?.clamp(2, 10_000) as usize,
             "--mutation" if value == "forgets-intents" => options.mutation = Some(Mutation::ForgetsIntents),
+            "--mutation" if value == "overlooks" => {
+                options.mutation = Some(Mutation::OverlooksAnnouncements);
+            }
             "--mutation" if value == "sells-twice" => options.mutation = Some(Mutation::SellsTwice),
             _ => return Err(format!("{name} {value} is not known; {USAGE}")),
         }

@@ -3,8 +3,7 @@
 
 use croft_ledger::StateReadExt;
 use croft_market::Outcome;
-use croft_protocol::market::{ClaimContext, ClaimRefusal, SignedReservation};
-use croft_protocol::{Capacity, ContractId, Grains};
+use croft_protocol::{Capacity, ContractId, Grains, PublicKey, Rejection, ReservationState, StateKey};
 
 use crate::actors::Buyer;
 use crate::world::{World, explains};
@@ -82,7 +81,9 @@ impl World {
             let Some((terms, ..)) = transcript.proposal() else { continue };
             let on_ledger = self.ledger.contract(&terms.id()).map_err(|e| e.to_string())?.is_some();
             let given_back = transcript_rejected(it, &transcript.id());
-            if !on_ledger && !given_back && terms.expires_ms > self.now_ms {
+            let in_books = self.ledger.node_reservations(&terms.node).map_err(|e| e.to_string())?.contracts;
+            let in_books = in_books.binary_search(&terms.id()).is_ok();
+            if !on_ledger && !in_books && !given_back && terms.expires_ms > self.now_ms {
                 promised.insert(terms.id(), terms.resources);
             }
         }
@@ -95,34 +96,47 @@ impl World {
         Err(format!("farm {farm} promised more than it has: {sum:?} of {:?}", books.total))
     }
 
-    /// A farmer claims the fee of a reservation.
-    pub(crate) fn claim(&mut self, reservation: &SignedReservation) -> Result<(), String> {
-        let held = &reservation.reservation;
-        let context = ClaimContext {
-            now_ms: self.ledger.time_ms.max(self.now_ms),
-            announced_ms: self.announced.get(&held.contract).map(|(.., at_ms)| *at_ms),
-            agreed: self.ledger.contract(&held.contract).map_err(|e| e.to_string())?.is_some(),
-            claimed: self.claimed.contains(&held.contract),
-            balance: Grains(self.ledger.balance(&held.user)),
-        };
-        match reservation.claim(&self.ledger.chain(), context) {
-            Ok(fee) => {
-                self.claimed.insert(held.contract);
-                self.summary.fees_due += fee.0;
-                let owner = self.bots.iter().position(|bot| bot.key.public() == held.user);
-                if owner.is_some_and(|bot| self.bots[bot].kind == Buyer::Honest) {
-                    return Err(format!("bot {owner:?} is honest and owes {fee} for {}", held.contract));
-                }
-                Ok(())
-            }
-            Err(refusal) => {
-                self.summary.claims_refused += 1;
-                match refusal {
-                    ClaimRefusal::Unsigned { .. } => Err(refusal.to_string()),
-                    _ => check_words(&refusal.to_string()),
-                }
+    /// What the ledger said to a claim: a fee is due once, for what was announced, and nobody honest owes one.
+    pub(crate) fn check_claim(
+        &mut self,
+        contract: ContractId,
+        result: &Result<(), Rejection>,
+    ) -> Result<(), String> {
+        if result.is_err() {
+            self.summary.claims_refused += 1;
+            return Ok(());
+        }
+        let body = self.ledger.reservation(&contract).map_err(|e| e.to_string())?;
+        let body =
+            body.ok_or_else(|| format!("the fee for {contract} was paid, which was never reserved"))?;
+        let held = &body.signed.reservation;
+        if body.state != ReservationState::Claimed || !self.announced.contains(&contract) {
+            return Err(format!("the fee for {contract} was paid, which is {:?}", body.state));
+        }
+        if self.ledger.contract(&contract).map_err(|e| e.to_string())?.is_some() {
+            return Err(format!("the fee for {contract} was paid, which was used"));
+        }
+        self.summary.fees_paid += held.fee.0;
+        *self.fees.entry(held.user).or_default() += held.fee.0;
+        let owner = self.bots.iter().position(|bot| bot.key.public() == held.user);
+        if let Some(bot) = owner.filter(|bot| self.bots[*bot].kind == Buyer::Honest) {
+            return Err(format!("bot {bot} is honest and owes {} for {contract}", held.fee));
+        }
+        Ok(())
+    }
+
+    /// Fees of a bot that nobody has claimed yet.
+    fn fees_held(&self, bot: &PublicKey) -> Result<u64, String> {
+        let mut held = 0;
+        for contract in &self.announced {
+            let body = self.ledger.reservation(contract).map_err(|e| e.to_string())?;
+            if body.is_some_and(|body| body.signed.reservation.user == *bot) {
+                let fee: Option<Grains> =
+                    self.ledger.read(&StateKey::HeldFee(*contract)).map_err(|e| e.to_string())?;
+                held += fee.unwrap_or_default().0;
             }
         }
+        Ok(held)
     }
 
     pub(crate) fn who_is_not_served(&self) -> String {
@@ -152,9 +166,15 @@ impl World {
                     paid += escrow.paid.0;
                 }
             }
-            let balance = self.ledger.balance(&bot.key.public());
-            if balance + paid != bot.funds {
-                return Err(format!("bot {index} had {}, has {balance} and paid {paid}", bot.funds));
+            let key = bot.key.public();
+            let (balance, fees) =
+                (self.ledger.balance(&key), self.fees.get(&key).copied().unwrap_or_default());
+            let held = self.fees_held(&key)?;
+            if balance + paid + fees + held != bot.funds {
+                let had = bot.funds;
+                return Err(format!(
+                    "bot {index} had {had}, has {balance} and paid {paid}, {fees} and {held}"
+                ));
             }
             if bot.kind != Buyer::Honest && paid > bot.funds {
                 return Err(format!("bot {index} paid more than it had"));

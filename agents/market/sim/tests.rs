@@ -52,6 +52,17 @@ fn bots_that_forget_their_intents_are_caught() {
 }
 
 #[test]
+fn buyers_that_do_not_look_for_approvals_pay_for_it() {
+    is_caught(Mutation::OverlooksAnnouncements, (16, 18), &["is honest and owes"]);
+}
+
+#[test]
+fn hoarders_pay_for_what_they_hold_back() {
+    let fees: u64 = (2..2 + FIXED).map(|seed| holds(seed).fees_paid).sum();
+    assert!(fees > 0, "farmers announce what hoarders reserve, and get the fee");
+}
+
+#[test]
 fn farmers_that_sell_twice_are_caught() {
     // Many buyers for few farms, so that what was forgotten is wanted.
     is_caught(Mutation::SellsTwice, (20, 10), &["promised more than it has"]);

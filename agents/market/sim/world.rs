@@ -6,6 +6,8 @@
 //! ```
 //! Outputs are carried out as a real bot would: what is written survives, everything else is gone after a crash.
 
+mod reservations;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use croft_ledger::StateReadExt;
@@ -16,13 +18,14 @@ use croft_market::{Candidate, Desk, DeskEvent, DeskOutput, Order, OrderEvent, Or
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::header::Allocation;
 use croft_protocol::keys::Domain;
-use croft_protocol::market::{Said, SignedMessage};
+use croft_protocol::market::{NOTICE_MS, Said, SignedMessage};
 use croft_protocol::record::{ContractReport, ReportBody, TrustClass, WorkloadState};
 use croft_protocol::{
-    Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, Signature, TrustPolicy,
+    Announcement, Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, TrustPolicy,
     ValidatorSet, limits,
 };
 
+use self::reservations::Brought;
 use crate::Mutation;
 use crate::actors::{Bot, Buyer, Farm, Seller};
 use crate::cast::{alter, bot, farm, key, name, node_body};
@@ -67,15 +70,23 @@ pub(crate) struct Summary {
     pub(crate) refused: u64,
     pub(crate) crashes: u64,
     pub(crate) announced: u64,
-    pub(crate) fees_due: u64,
+    pub(crate) fees_paid: u64,
     pub(crate) claims_refused: u64,
     pub(crate) blocks: u64,
     pub(crate) virtual_s: u64,
 }
 
 enum What {
-    Message { to: PublicKey, from: PublicKey, message: Box<SignedMessage> },
-    Order { bot: usize, number: u32, event: Box<OrderEvent> },
+    Message {
+        to: PublicKey,
+        from: PublicKey,
+        message: Box<SignedMessage>,
+    },
+    Order {
+        bot: usize,
+        number: u32,
+        event: Box<OrderEvent>,
+    },
     WakeBot(usize),
     WakeFarm(usize),
     RestartBot(usize),
@@ -83,10 +94,9 @@ enum What {
     Block,
     Report(usize),
     LookAfter(usize),
+    /// A farmer brings an announcement, which may be too late.
+    Announce(usize, Box<Announcement>),
 }
-
-/// An approval on the ledger: the terms' and the reservation's signature of the farmer, and when.
-pub(crate) type Announced = (Signature, Signature, u64);
 
 pub(crate) struct World {
     pub(crate) options: Options,
@@ -99,8 +109,12 @@ pub(crate) struct World {
     pub(crate) farms: Vec<Farm>,
     who: BTreeMap<PublicKey, (bool, usize)>,
     submitted: BTreeMap<u64, (usize, u32, ContractId)>,
-    pub(crate) announced: BTreeMap<ContractId, Announced>,
-    pub(crate) claimed: BTreeSet<ContractId>,
+    /// Announcements and claims on their way.
+    brought: BTreeMap<u64, (usize, Brought)>,
+    /// Everything that was ever announced.
+    pub(crate) announced: BTreeSet<ContractId>,
+    /// What each bot paid for reservations that it did not use.
+    pub(crate) fees: BTreeMap<PublicKey, u64>,
     /// Every contract that ever was, by its user's name for it.
     pub(crate) agreed: BTreeMap<(PublicKey, Name), BTreeSet<ContractId>>,
     overheard: VecDeque<(PublicKey, PublicKey, SignedMessage)>,
@@ -145,8 +159,9 @@ impl World {
             farms,
             who,
             submitted: BTreeMap::new(),
-            announced: BTreeMap::new(),
-            claimed: BTreeSet::new(),
+            brought: BTreeMap::new(),
+            announced: BTreeSet::new(),
+            fees: BTreeMap::new(),
             agreed: BTreeMap::new(),
             overheard: VecDeque::new(),
             summary: Summary::default(),
@@ -168,7 +183,7 @@ impl World {
         assert!(created.iter().all(|(_, result)| result.is_ok()), "{created:?}");
         for farm in &self.farms {
             let join = Join { farm: farm.id, expires_ms: START_MS + 3_600_000, nonce: [1; 16] };
-            let signature = farm.key.sign(Domain::JOIN, &self.ledger.chain(), &join);
+            let signature = farm.key.sign_as_bot(Domain::JOIN, &self.ledger.chain(), &join);
             let join = Some(SignedJoin { join, signature });
             let register = Command::RegisterNode { node: node_body(farm), join, attestation: None };
             self.ledger.submit(&farm.node, register);
@@ -253,6 +268,10 @@ impl World {
                 Ok(())
             }
             What::LookAfter(bot) => self.look_after(bot),
+            What::Announce(farm, announcement) => {
+                self.announce(farm, announcement);
+                Ok(())
+            }
         }
     }
 
@@ -355,7 +374,7 @@ impl World {
                 }
                 OrderOutput::Look(contract) => {
                     let agreed = self.ledger.contract(&contract).map_err(|e| e.to_string())?.is_some();
-                    let announced = self.announced.get(&contract).map(|(terms, ours, _)| (*terms, *ours));
+                    let announced = self.approval(bot, &contract)?;
                     let ledger_ms = self.ledger.time_ms;
                     if !self.random.permille(50) {
                         self.later(
@@ -481,6 +500,7 @@ impl World {
             addresses: Vec::new(),
             taken_ports: BTreeSet::new(),
             contracts: books.contracts,
+            draining: None,
             connected: None,
         };
         Some(Offered { candidate, uptime_permille: None })
@@ -498,6 +518,8 @@ impl World {
             capacity: self.ledger.capacity(&node).ok()??,
             taken_ports: BTreeSet::new(),
             contracts: self.ledger.node_contracts(&node).ok()?.contracts.len(),
+            reserved: self.ledger.node_reservations(&node).ok()?.contracts.into_iter().collect(),
+            is_draining: false,
             connected: Some(true),
         })
     }
@@ -564,16 +586,25 @@ impl World {
                     return self.drive_farm(farm, DeskEvent::Decided { negotiation, approved });
                 }
             }
-            DeskOutput::Announce { reservation, terms } => {
-                self.summary.announced += 1;
-                let held = &reservation.reservation;
+            DeskOutput::Announce(announcement) => {
+                let late = self.random.permille(300);
                 let at_ms = match kind {
-                    Seller::Extortionist => held.expires_ms,
-                    _ => self.ledger.time_ms,
+                    // The last moment, when nobody has the time to look any more.
+                    Seller::Extortionist if late => announcement.terms.expires_ms - NOTICE_MS + BLOCK_MS,
+                    // Some never get there, and are said again.
+                    _ if self.random.permille(100) => return Ok(()),
+                    _ => self.now_ms,
                 };
-                self.announced.insert(held.contract, (terms, reservation.farmer, at_ms));
+                self.at(at_ms, What::Announce(farm, announcement));
             }
-            DeskOutput::Claim(reservation) => self.claim(&reservation)?,
+            DeskOutput::Claim(reservation) => {
+                let contract = reservation.reservation.contract;
+                if self.random.permille(900) {
+                    let key = self.farms[farm].key.clone();
+                    let ticket = self.ledger.submit(&key, Command::ClaimReservation { contract });
+                    self.brought.insert(ticket, (farm, Brought::Claim(contract)));
+                }
+            }
             DeskOutput::Refused { refusal, .. } => {
                 self.summary.refused += 1;
                 check_words(&refusal.to_string())?;
@@ -611,9 +642,9 @@ impl World {
     /// What is on the ledger is not only reserved any more.
     fn tell_agreed(&mut self, farm: usize) -> Result<(), String> {
         let Some(desk) = self.farms[farm].desk.as_ref() else { return Ok(()) };
-        let held: Vec<ContractId> =
-            desk.reservations().iter().map(|held| held.reservation.contract).collect();
-        for contract in held {
+        let held = desk.reservations().into_iter().map(|held| held.reservation.contract);
+        let open: Vec<ContractId> = held.chain(desk.claims()).collect();
+        for contract in open {
             if self.ledger.contract(&contract).map_err(|e| e.to_string())?.is_some() {
                 self.drive_farm(farm, DeskEvent::Agreed { contract })?;
             }
@@ -628,6 +659,9 @@ impl World {
         let results = self.ledger.commit(self.now_ms);
         self.summary.blocks += 1;
         for (ticket, result) in &results {
+            if let Some((farm, brought)) = self.brought.remove(ticket) {
+                self.brought(farm, brought, result.clone())?;
+            }
             let Some((bot, number, contract)) = self.submitted.remove(ticket) else { continue };
             if result.is_ok() {
                 self.check_agreed(bot, contract)?;

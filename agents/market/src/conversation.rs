@@ -22,7 +22,7 @@ pub struct Party {
 impl Party {
     #[must_use]
     pub fn id(&self) -> BotId {
-        self.key.public()
+        self.key.id()
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   Demand ──> Offer ──> Counter* ──> Propose ──room, policy──> held, written ──> Approve ──ledger──> sold
-//!                                        └─ a person is asked ─┘     │ half of its time: Announce
-//!                                                                    └ expired: free again, Claim the fee
+//!                                        └─ a person is asked ─┘     │ half of its time: written, Announce
+//!                                                                    └ expired: free again, written, Claim the fee
 //! ```
+//! What is announced or claimed is said again until the ledger's answer is known: the ledger takes each once.
 //! It does no I/O: outputs are to be carried out in their order, and what is written must be durable before the next
 //! one. It must never promise capacity twice, approve what it did not quote, or answer one step in two ways. Free text
 //! never reaches a decision. Everything a stranger can fill has a bound.
@@ -15,13 +16,15 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use croft_protocol::contract::PublishedPort;
 use croft_protocol::keys::Domain;
 use croft_protocol::market::{
-    NegotiationId, Quote, RESERVATION, Reason, Reservation, Role, Said, SignedMessage, SignedReservation,
+    CLAIM_MS, NOTICE_MS, NegotiationId, Quote, RESERVATION, Reason, Reservation, Role, Said, SignedMessage,
+    SignedReservation,
 };
 use croft_protocol::{
-    BotId, Capacity, ContractId, FarmId, Grains, Name, NodeCapacity, NodeId, PriceList, Signature, Terms,
-    limits,
+    Announcement, BotId, Capacity, ContractId, FarmId, Grains, Name, NodeCapacity, NodeId, PriceList, Rate,
+    Rejection, ReservationRefusal, Terms, limits,
 };
 
+use crate::advice::{Advice, Priced, Pricing, bounded};
 use crate::conversation::{Conversation, Heard, Party};
 use crate::policy::Policy;
 use crate::strategy::{Decision, Strategy as _, View};
@@ -41,6 +44,10 @@ const STRIKES: u32 = 3;
 const STRIKE_MS: u64 = 3_600_000;
 /// A quote is good for this long.
 const QUOTE_MS: u64 = 60_000;
+/// An announcement without an answer is made again after this.
+const ANNOUNCE_AGAIN_MS: u64 = 5_000;
+/// A claim without an answer is made again after this: a day is long enough for many.
+const CLAIM_AGAIN_MS: u64 = 60_000;
 /// Clocks of buyers may be ahead by this much, and blocks come this late.
 const SLACK_MS: u64 = 10_000;
 
@@ -55,6 +62,10 @@ pub struct Books {
     pub capacity: NodeCapacity,
     pub taken_ports: BTreeSet<PublishedPort>,
     pub contracts: usize,
+    /// Contracts for which capacity is reserved on the ledger: the books have it in use already.
+    pub reserved: BTreeSet<ContractId>,
+    /// Nothing new is taken there.
+    pub is_draining: bool,
     pub connected: Option<bool>,
 }
 
@@ -67,6 +78,10 @@ pub enum DeskEvent {
     Books { node: NodeId, books: Option<Box<Books>> },
     /// The ledger has this contract.
     Agreed { contract: ContractId },
+    /// The ledger's answer to [`DeskOutput::Announce`].
+    Announced { contract: ContractId, result: Result<(), Rejection> },
+    /// The ledger's answer to [`DeskOutput::Claim`].
+    Claimed { contract: ContractId, result: Result<(), Rejection> },
     /// The person who was asked has decided.
     Decided { negotiation: NegotiationId, approved: bool },
     /// Time has passed.
@@ -88,11 +103,9 @@ pub enum DeskOutput {
         terms: Box<Terms>,
     },
     /// The buyer is silent: put the approval where it can't say that it never came.
-    Announce {
-        reservation: Box<SignedReservation>,
-        terms: Signature,
-    },
-    /// The reservation was not used: its fee is due.
+    /// [`DeskEvent::Announced`] is the answer.
+    Announce(Box<Announcement>),
+    /// The reservation was not used: its fee is due. [`DeskEvent::Claimed`] is the answer.
     Claim(Box<SignedReservation>),
     /// Nothing was changed by a message, for this reason.
     Refused {
@@ -108,6 +121,12 @@ pub enum DeskEntry {
     Held(Transcript),
     /// It is not any more.
     Freed(ContractId),
+    /// It is being announced: the ledger may know it from now on.
+    Announcing(ContractId),
+    /// It is not promised any more, and its fee is claimed.
+    Unused(ContractId),
+    /// The ledger has decided about the fee.
+    Settled(ContractId),
 }
 
 /// Why a message is not answered.
@@ -136,16 +155,49 @@ struct Talk {
     until_ms: u64,
 }
 
+/// How far the announcement of a reservation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Notice {
+    Due {
+        at_ms: u64,
+    },
+    /// Without an answer so far.
+    Sent {
+        again_ms: u64,
+    },
+    Done,
+    /// The ledger does not take it: no fee will be due.
+    Refused,
+}
+
 #[derive(Debug, Clone)]
 struct Held {
-    node: NodeId,
-    user: BotId,
-    resources: Capacity,
-    ports: Vec<PublishedPort>,
+    announcement: Announcement,
+    notice: Notice,
+}
+
+impl Held {
+    fn terms(&self) -> &Terms {
+        &self.announcement.terms
+    }
+
+    /// Whether the ledger may know of it.
+    fn is_out(&self) -> bool {
+        matches!(self.notice, Notice::Sent { .. } | Notice::Done)
+    }
+
+    /// When it is to be announced, if it still can be.
+    fn announce_ms(&self) -> Option<u64> {
+        let (Notice::Due { at_ms } | Notice::Sent { again_ms: at_ms }) = self.notice else { return None };
+        (at_ms.saturating_add(NOTICE_MS) <= self.terms().expires_ms).then_some(at_ms)
+    }
+}
+
+/// A fee that is due, as far as the ledger has not said otherwise.
+#[derive(Debug, Clone)]
+struct Owed {
     reservation: SignedReservation,
-    terms: Signature,
-    announce_ms: u64,
-    announced: bool,
+    again_ms: u64,
 }
 
 /// The farmer's bot.
@@ -153,9 +205,12 @@ struct Held {
 pub struct Desk {
     party: Party,
     policy: Policy,
+    /// The farmer's own prices, within the policy's bounds.
+    pricing: Option<Box<dyn Pricing>>,
     nodes: BTreeMap<NodeId, Books>,
     talks: BTreeMap<NegotiationId, Talk>,
     held: BTreeMap<ContractId, Held>,
+    owed: BTreeMap<ContractId, Owed>,
     /// Unused reservations, and until when they count.
     strikes: BTreeMap<BotId, (u32, u64)>,
 }
@@ -163,11 +218,12 @@ pub struct Desk {
 impl Desk {
     #[must_use]
     pub fn new(party: Party, policy: Policy) -> Self {
-        let (nodes, talks, held, strikes) = Default::default();
-        Self { party, policy, nodes, talks, held, strikes }
+        let (nodes, talks, held, owed, strikes) = Default::default();
+        Self { party, policy, pricing: None, nodes, talks, held, owed, strikes }
     }
 
-    /// After a restart, from what was written.
+    /// After a restart, from what was written. What a former key of the bot approved and nobody announced is not held
+    /// any more: the ledger takes it from nobody.
     ///
     /// # Errors
     /// [`MessageRefusal`] when an entry does not hold: it is not what this bot wrote.
@@ -181,6 +237,18 @@ impl Desk {
         for entry in entries {
             match entry {
                 DeskEntry::Freed(contract) => drop(desk.held.remove(contract)),
+                DeskEntry::Announcing(contract) => {
+                    if let Some(held) = desk.held.get_mut(contract) {
+                        held.notice = Notice::Sent { again_ms: now_ms };
+                    }
+                }
+                DeskEntry::Unused(contract) => {
+                    if let Some(held) = desk.held.remove(contract) {
+                        let reservation = held.announcement.reservation;
+                        desk.owed.insert(*contract, Owed { reservation, again_ms: now_ms });
+                    }
+                }
+                DeskEntry::Settled(contract) => drop(desk.owed.remove(contract)),
                 DeskEntry::Held(transcript) => {
                     let conversation = Conversation::restore(&desk.party, Role::Farmer, transcript.clone())?;
                     desk.hold(&conversation, now_ms);
@@ -189,12 +257,19 @@ impl Desk {
                 }
             }
         }
+        let (bot, present) = (desk.party.id(), desk.party.key.public());
+        desk.held.retain(|_, held| held.is_out() || held.announcement.approval.key(&bot) == present);
         Ok(desk)
     }
 
     /// Another policy, from now on. What was quoted stays quoted.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
+    }
+
+    /// The farmer's own prices from now on. The policy keeps saying whether anything is sold, and its bounds stand.
+    pub fn set_pricing(&mut self, pricing: Option<Box<dyn Pricing>>) {
+        self.pricing = pricing;
     }
 
     /// Takes an event; says what is to be done.
@@ -210,10 +285,10 @@ impl Desk {
             DeskEvent::Books { node, books: Some(books) } => drop(self.nodes.insert(node, *books)),
             DeskEvent::Books { node, books: None } => drop(self.nodes.remove(&node)),
             DeskEvent::Agreed { contract } => {
-                if self.held.remove(&contract).is_some() {
-                    out.push(DeskOutput::Write(Box::new(DeskEntry::Freed(contract))));
-                }
+                self.agreed(contract, &mut out);
             }
+            DeskEvent::Announced { contract, result } => self.announced(contract, &result, &mut out),
+            DeskEvent::Claimed { contract, result } => self.claimed(contract, &result, now_ms, &mut out),
             DeskEvent::Decided { negotiation, approved } => {
                 self.decided(negotiation, approved, now_ms, &mut out);
             }
@@ -226,14 +301,10 @@ impl Desk {
     /// When [`DeskEvent::Tick`] is due; `None` when nothing waits.
     #[must_use]
     pub fn next_wake_ms(&self) -> Option<u64> {
-        let held = self.held.values().map(|held| {
-            if held.announced {
-                held.reservation.reservation.expires_ms + SLACK_MS + 1
-            } else {
-                held.announce_ms
-            }
-        });
-        held.chain(self.talks.values().map(|talk| talk.until_ms + 1)).min()
+        let over_ms = |held: &Held| held.terms().expires_ms.saturating_add(SLACK_MS + 1);
+        let held = self.held.values().map(|held| held.announce_ms().unwrap_or_else(|| over_ms(held)));
+        let owed = self.owed.values().map(|owed| owed.again_ms);
+        held.chain(owed).chain(self.talks.values().map(|talk| talk.until_ms + 1)).min()
     }
 
     fn hear(
@@ -302,7 +373,7 @@ impl Desk {
         let transcript = talk.conversation.transcript();
         match &transcript.last().message.said {
             Said::Demand(_) | Said::Counter(_) | Said::Reject { last: false, .. } => {
-                let said = self.price(transcript);
+                let said = self.price(transcript, now_ms);
                 self.say(id, said, now_ms.saturating_add(QUOTE_MS), out);
             }
             Said::Propose { .. } => {
@@ -321,10 +392,12 @@ impl Desk {
                 }
             }
             Said::Reject { last: true, .. } => {
-                // The buyer gives an approved reservation back, in time: others may have it.
+                // The buyer gives an approved reservation back, in time: others may have it. What the ledger holds
+                // it holds until the expiry.
                 if let Some(reservation) = transcript.reservation() {
                     let contract = reservation.reservation.contract;
-                    if self.held.remove(&contract).is_some() {
+                    if self.held.get(&contract).is_some_and(|held| !held.is_out()) {
+                        self.held.remove(&contract);
                         out.push(DeskOutput::Write(Box::new(DeskEntry::Freed(contract))));
                     }
                 }
@@ -339,7 +412,7 @@ impl Desk {
     }
 
     /// The answer to a demand or a price.
-    fn price(&self, transcript: &Transcript) -> Said {
+    fn price(&self, transcript: &Transcript, now_ms: u64) -> Said {
         let reject = |last, reason| Said::Reject { last, reason };
         let demand = transcript.demand();
         let Some(books) = self.nodes.get(&demand.node).filter(|books| books.farm == demand.farm) else {
@@ -374,6 +447,7 @@ impl Desk {
             Decision::Reject(Reason::PriceTooLow) => return reject(false, Reason::PriceTooLow),
             Decision::Reject(reason) => return reject(true, reason),
         };
+        let Some(rate) = self.advised(&view, rate, books, now_ms) else { return reject(true, Reason::Rule) };
         let (Some(_), Some(hold_fee)) = (rate.for_seconds(demand.duration_s), self.policy.hold_fee(rate))
         else {
             return reject(true, Reason::Overflow);
@@ -383,12 +457,31 @@ impl Desk {
         if transcript.next_step() == 1 { Said::Offer(quote) } else { Said::Counter(quote) }
     }
 
+    /// What the farmer's own prices make of the policy's; `None` where they sell nothing.
+    fn advised(&self, view: &View<'_>, policy: Rate, books: &Books, now_ms: u64) -> Option<Rate> {
+        let Some(pricing) = &self.pricing else { return Some(policy) };
+        let floor = self.policy.floor(view.list, view.demand.duration_s);
+        let free = self.free(view.demand.node, books);
+        let priced = Priced { view: *view, now_ms, free, floor, policy };
+        match pricing.price(&priced) {
+            Advice::Policy => Some(policy),
+            Advice::Rate(rate) => Some(bounded(&priced, rate)),
+            Advice::Refuse => None,
+        }
+    }
+
     /// What is free of a node after all that is promised and kept.
     fn free(&self, node: NodeId, books: &Books) -> Capacity {
-        let held = self.held.values().filter(|held| held.node == node);
-        held.fold(books.capacity.free().saturating_sub(&self.policy.keep), |free, held| {
-            free.saturating_sub(&held.resources)
-        })
+        let free = books.capacity.free().saturating_sub(&self.policy.keep);
+        self.held_beside(node, books).fold(free, |free, held| free.saturating_sub(&held.terms().resources))
+    }
+
+    /// What is promised of a node and not in its books yet.
+    fn held_beside(&self, node: NodeId, books: &Books) -> impl Iterator<Item = &Held> {
+        let beside = move |(contract, held): &(&ContractId, &Held)| {
+            held.terms().node == node && !books.reserved.contains(contract)
+        };
+        self.held.iter().filter(beside).map(|(_, held)| held)
     }
 
     fn check_room(
@@ -404,20 +497,23 @@ impl Desk {
         {
             return Err(Reason::Malformed);
         }
+        if books.is_draining {
+            return Err(Reason::Draining);
+        }
         if books.connected == Some(false) {
             return Err(Reason::Offline);
         }
         if !self.free(node, books).covers(resources) {
             return Err(Reason::NoRoom);
         }
-        let held = || self.held.values().filter(|held| held.node == node);
+        let held = || self.held_beside(node, books);
         let taken = |port: &&PublishedPort| {
-            books.taken_ports.contains(port) || held().any(|held| held.ports.contains(port))
+            books.taken_ports.contains(port) || held().any(|held| held.terms().ports.contains(port))
         };
         if let Some(port) = ports.iter().find(taken) {
             return Err(Reason::PortTaken { port: *port });
         }
-        if books.contracts + held().count() >= limits::CONTRACTS_PER_NODE {
+        if books.contracts + books.reserved.len() + held().count() >= limits::CONTRACTS_PER_NODE {
             return Err(Reason::NodeFull);
         }
         Ok(())
@@ -445,7 +541,7 @@ impl Desk {
         if talk.funds.is_some_and(|funds| funds < needed) {
             return Err((true, Reason::Funds));
         }
-        let open = self.held.values().filter(|held| held.user == terms.user).count();
+        let open = self.held.values().filter(|held| held.terms().user == terms.user).count();
         let strikes = self.strikes.get(&terms.user).filter(|(_, until_ms)| now_ms <= *until_ms);
         if open >= HELD_PER_PEER || strikes.is_some_and(|(count, _)| *count >= STRIKES) {
             return Err((true, Reason::TooManyReservations));
@@ -476,8 +572,8 @@ impl Desk {
         let reservation = Reservation::of(id, terms, fee);
         let (user, expires_ms) = (terms.user, terms.expires_ms);
         let said = Said::Approve {
-            terms: self.party.key.sign(Domain::TERMS, &self.party.chain, terms),
-            reservation: self.party.key.sign(RESERVATION, &self.party.chain, &reservation),
+            terms: self.party.key.sign_as_bot(Domain::TERMS, &self.party.chain, terms),
+            reservation: self.party.key.sign_as_bot(RESERVATION, &self.party.chain, &reservation),
         };
         // It can be said: the proposal is the last message, and it is our turn.
         let Ok(message) = talk.conversation.say(&self.party, said, expires_ms) else { return };
@@ -491,7 +587,7 @@ impl Desk {
     fn hold(&mut self, conversation: &Conversation, now_ms: u64) {
         let transcript = conversation.transcript();
         let Some(reservation) = transcript.reservation() else { return };
-        let Some(Said::Approve { terms: signature, .. }) = transcript
+        let Some(Said::Approve { terms: approval, .. }) = transcript
             .messages()
             .iter()
             .rev()
@@ -501,17 +597,10 @@ impl Desk {
             return;
         };
         let Some((terms, ..)) = transcript.proposal() else { return };
-        let held = Held {
-            node: terms.node,
-            user: terms.user,
-            resources: terms.resources,
-            ports: terms.ports.clone(),
-            announce_ms: now_ms + terms.expires_ms.saturating_sub(now_ms) / 2,
-            terms: *signature,
-            announced: false,
-            reservation: reservation.clone(),
-        };
-        self.held.insert(reservation.reservation.contract, held);
+        let contract = reservation.reservation.contract;
+        let at_ms = now_ms + terms.expires_ms.saturating_sub(now_ms) / 2;
+        let announcement = Announcement { reservation, terms: terms.clone(), approval: approval.clone() };
+        self.held.insert(contract, Held { announcement, notice: Notice::Due { at_ms } });
     }
 
     fn say(&mut self, id: NegotiationId, said: Said, expires_ms: u64, out: &mut Vec<DeskOutput>) {
@@ -529,35 +618,106 @@ impl Desk {
         self.strikes.retain(|_, (_, until_ms)| *until_ms >= now_ms);
         let mut over = Vec::new();
         for (contract, held) in &mut self.held {
-            if now_ms > held.reservation.reservation.expires_ms + SLACK_MS {
+            if now_ms > held.terms().expires_ms.saturating_add(SLACK_MS) {
                 over.push(*contract);
-            } else if now_ms >= held.announce_ms && !held.announced {
-                held.announced = true;
-                let (reservation, terms) = (Box::new(held.reservation.clone()), held.terms);
-                out.push(DeskOutput::Announce { reservation, terms });
+            } else if held.announce_ms().is_some_and(|at_ms| now_ms >= at_ms)
+                && now_ms.saturating_add(NOTICE_MS) <= held.terms().expires_ms
+            {
+                if !held.is_out() {
+                    out.push(DeskOutput::Write(Box::new(DeskEntry::Announcing(*contract))));
+                }
+                held.notice = Notice::Sent { again_ms: now_ms.saturating_add(ANNOUNCE_AGAIN_MS) };
+                out.push(DeskOutput::Announce(Box::new(held.announcement.clone())));
             }
         }
         for contract in over {
-            let Some(held) = self.held.remove(&contract) else { continue };
+            self.unused(contract, now_ms, out);
+        }
+        self.claim_again(now_ms, out);
+    }
+
+    /// A reservation is over, and its user did not use it.
+    fn unused(&mut self, contract: ContractId, now_ms: u64, out: &mut Vec<DeskOutput>) {
+        let Some(held) = self.held.remove(&contract) else { return };
+        let user = held.terms().user;
+        // What the ledger can't know costs nothing.
+        if held.is_out() && self.owed.len() < OPEN {
+            out.push(DeskOutput::Write(Box::new(DeskEntry::Unused(contract))));
+            self.owed.insert(contract, Owed { reservation: held.announcement.reservation, again_ms: now_ms });
+        } else {
             out.push(DeskOutput::Write(Box::new(DeskEntry::Freed(contract))));
-            out.push(DeskOutput::Claim(Box::new(held.reservation)));
-            if self.strikes.len() < OPEN || self.strikes.contains_key(&held.user) {
-                let strikes = self.strikes.entry(held.user).or_default();
-                *strikes = (strikes.0.saturating_add(1), now_ms.saturating_add(STRIKE_MS));
+        }
+        if self.strikes.len() < OPEN || self.strikes.contains_key(&user) {
+            let strikes = self.strikes.entry(user).or_default();
+            *strikes = (strikes.0.saturating_add(1), now_ms.saturating_add(STRIKE_MS));
+        }
+    }
+
+    /// Fees without an answer are claimed again, as long as they can be.
+    fn claim_again(&mut self, now_ms: u64, out: &mut Vec<DeskOutput>) {
+        self.owed.retain(|contract, owed| {
+            if now_ms > owed.reservation.reservation.expires_ms.saturating_add(CLAIM_MS) {
+                out.push(DeskOutput::Write(Box::new(DeskEntry::Settled(*contract))));
+                return false;
             }
+            if now_ms >= owed.again_ms {
+                owed.again_ms = now_ms.saturating_add(CLAIM_AGAIN_MS);
+                out.push(DeskOutput::Claim(Box::new(owed.reservation.clone())));
+            }
+            true
+        });
+    }
+
+    /// The ledger has the contract: nothing is only promised, and nothing is owed.
+    fn agreed(&mut self, contract: ContractId, out: &mut Vec<DeskOutput>) {
+        if self.held.remove(&contract).is_some() {
+            out.push(DeskOutput::Write(Box::new(DeskEntry::Freed(contract))));
+        }
+        if self.owed.remove(&contract).is_some() {
+            out.push(DeskOutput::Write(Box::new(DeskEntry::Settled(contract))));
+        }
+    }
+
+    fn announced(&mut self, contract: ContractId, result: &Result<(), Rejection>, out: &mut Vec<DeskOutput>) {
+        let Some(held) = self.held.get_mut(&contract) else { return };
+        match result {
+            Ok(()) | Err(Rejection::Reservation { reason: ReservationRefusal::Announced, .. }) => {
+                held.notice = Notice::Done;
+            }
+            Err(Rejection::Duplicate { .. }) => self.agreed(contract, out),
+            Err(rejection) if may_pass(rejection) => {}
+            Err(_) => held.notice = Notice::Refused,
+        }
+    }
+
+    fn claimed(
+        &mut self,
+        contract: ContractId,
+        result: &Result<(), Rejection>,
+        now_ms: u64,
+        out: &mut Vec<DeskOutput>,
+    ) {
+        let Some(owed) = self.owed.get_mut(&contract) else { return };
+        match result {
+            Err(Rejection::Reservation { reason, .. }) if !reason.is_final() => {
+                // The ledger's time is behind ours.
+                owed.again_ms = owed.again_ms.min(now_ms.saturating_add(ANNOUNCE_AGAIN_MS));
+            }
+            Ok(()) | Err(Rejection::Reservation { .. }) => {
+                self.owed.remove(&contract);
+                out.push(DeskOutput::Write(Box::new(DeskEntry::Settled(contract))));
+            }
+            Err(_) => {}
         }
     }
 
     /// Promises and contracts together are no more than a node has, as far as its books are known.
     fn invariant_nothing_promised_twice(&self) {
         let mut ports = BTreeSet::new();
-        for held in self.held.values() {
-            for port in &held.ports {
-                assert!(
-                    ports.insert((held.node, *port)),
-                    "port {port} of node {} is promised twice",
-                    held.node
-                );
+        for terms in self.held.values().map(Held::terms) {
+            for port in &terms.ports {
+                let first = ports.insert((terms.node, *port));
+                assert!(first, "port {port} of node {} is promised twice", terms.node);
             }
         }
     }
@@ -565,7 +725,13 @@ impl Desk {
     /// Reservations that stand.
     #[must_use]
     pub fn reservations(&self) -> Vec<&SignedReservation> {
-        self.held.values().map(|held| &held.reservation).collect()
+        self.held.values().map(|held| &held.announcement.reservation).collect()
+    }
+
+    /// Contracts whose fee is claimed, and about which the ledger has not decided.
+    #[must_use]
+    pub fn claims(&self) -> Vec<ContractId> {
+        self.owed.keys().copied().collect()
     }
 
     /// What was said in a negotiation that is not forgotten yet.
@@ -573,6 +739,18 @@ impl Desk {
     pub fn transcript(&self, id: &NegotiationId) -> Option<&Transcript> {
         self.talks.get(id).map(|talk| talk.conversation.transcript())
     }
+}
+
+/// Whether a refusal has nothing to do with what was asked for, and may not come again.
+fn may_pass(rejection: &Rejection) -> bool {
+    matches!(
+        rejection,
+        Rejection::Busy { .. }
+            | Rejection::Sequence { .. }
+            | Rejection::Expired { .. }
+            | Rejection::RateLimited { .. }
+            | Rejection::ExpiryTooFar { .. }
+    )
 }
 
 #[cfg(test)]

@@ -9,11 +9,13 @@
 //! ```
 //! [`order`] and [`desk`] are the two bots as machines: events and time in, outputs in their order out. [`transcript`] is
 //! what was said, provable; [`strategy`] and [`policy`] decide; [`score`] chooses and explains; [`journal`] is where
-//! intents are written before they are acted on. [`standing`] keeps so many replicas of one thing.
+//! intents are written before they are acted on. [`standing`] keeps so many replicas of one thing. [`advice`] is where an
+//! owner's own code has a say.
 //!
 //! No I/O, no clock, no randomness: the same input gives the same answer in every bot. Only typed terms count;
 //! free text and speed of reply never do. Every refusal explains itself before anybody pays.
 
+pub mod advice;
 pub mod conversation;
 pub mod desk;
 pub mod journal;

@@ -23,10 +23,11 @@ use croft_protocol::market::{
 };
 use croft_protocol::record::TrustClass;
 use croft_protocol::{
-    BotId, Capacity, ContractId, Grains, Hash, Name, NodeId, Rejection, Signature, SignedTerms, Terms,
+    BotId, BotSignature, Capacity, ContractId, Grains, Hash, Name, NodeId, Rejection, SignedTerms, Terms,
 };
 
 use self::asking::half;
+use crate::advice::Scoring;
 use crate::conversation::{Conversation, Heard, Party};
 use crate::rank::Candidate;
 use crate::score::{Explain, Scored, Weights, Why};
@@ -114,7 +115,7 @@ pub enum OrderEvent {
     Looked {
         contract: ContractId,
         agreed: bool,
-        announced: Option<(Signature, Signature)>,
+        announced: Option<(BotSignature, BotSignature)>,
         ledger_ms: u64,
     },
     /// Fresh candidates, as [`OrderOutput::Search`] asked for.
@@ -237,6 +238,8 @@ pub struct Order {
     voided: BTreeSet<ContractId>,
     /// Whose last message from us got nowhere, and why.
     unheard: BTreeMap<NegotiationId, Why>,
+    /// The owner's own view of offers.
+    scoring: Option<Box<dyn Scoring>>,
 }
 
 impl Order {
@@ -247,7 +250,20 @@ impl Order {
         let avoid = wish.avoid.clone();
         let state = State::Searching;
         (
-            Self { party, wish, attempt: 0, state, options, talks, queue, why, avoid, voided, unheard },
+            Self {
+                party,
+                wish,
+                attempt: 0,
+                state,
+                options,
+                talks,
+                queue,
+                why,
+                avoid,
+                voided,
+                unheard,
+                scoring: None,
+            },
             vec![OrderOutput::Search],
         )
     }
@@ -299,6 +315,11 @@ impl Order {
             order.tick(now_ms, &mut out);
         }
         Ok((order, out))
+    }
+
+    /// The owner's own view of offers, which adds to the score. It changes no limit, and nothing that is paid.
+    pub fn set_scoring(&mut self, scoring: Option<Box<dyn Scoring>>) {
+        self.scoring = scoring;
     }
 
     /// Takes an event; says what is to be done.
@@ -379,7 +400,8 @@ impl Order {
         match &talk.transcript().last().message.said {
             Said::Approve { .. } => {
                 let terms = talk.transcript().proposal().map(|(terms, ..)| terms);
-                let user = terms.map(|terms| self.party.key.sign(Domain::TERMS, &self.party.chain, terms));
+                let user =
+                    terms.map(|terms| self.party.key.sign_as_bot(Domain::TERMS, &self.party.chain, terms));
                 if let Some(signed) = user.and_then(|user| talk.transcript().agreed(user)) {
                     self.commit(id, signed, now_ms, out);
                 }
@@ -498,7 +520,7 @@ impl Order {
         };
         let (fee, expires_ms, farmer) = (quote.hold_fee, terms.expires_ms, terms.farmer);
         let reservation = Reservation::of(id, &terms, fee);
-        let user = self.party.key.sign(RESERVATION, &self.party.chain, &reservation);
+        let user = self.party.key.sign_as_bot(RESERVATION, &self.party.chain, &reservation);
         let said = Said::Propose { terms: Box::new(terms), fee, user };
         match talk.say(&self.party, said, expires_ms) {
             Ok(message) => {
@@ -531,6 +553,9 @@ impl Order {
             Err(Rejection::NameTaken { .. }) if !self.voided.is_empty() => {
                 out.extend(self.voided.iter().copied().map(OrderOutput::Look));
             }
+            Err(Rejection::Key(refusal)) if *refusal.bot() != self.party.id() => {
+                self.void(id, Reason::Ledger, now_ms, out);
+            }
             Err(rejection) if is_the_nodes(&rejection) => self.void(id, Reason::Ledger, now_ms, out),
             Err(rejection) if is_ours(&rejection) => {
                 let name = self.wish.name.clone();
@@ -547,7 +572,7 @@ impl Order {
         &mut self,
         contract: ContractId,
         agreed: bool,
-        announced: Option<(Signature, Signature)>,
+        announced: Option<(BotSignature, BotSignature)>,
         ledger_ms: u64,
         now_ms: u64,
         out: &mut Vec<OrderOutput>,
@@ -570,7 +595,7 @@ impl Order {
             // The farmer's answer got lost, but it put it where we find it.
             let terms = terms.clone();
             if terms.farmer.verify(Domain::TERMS, &self.party.chain, &terms, &farmer).is_ok() {
-                let user = self.party.key.sign(Domain::TERMS, &self.party.chain, &terms);
+                let user = self.party.key.sign_as_bot(Domain::TERMS, &self.party.chain, &terms);
                 self.commit(id, SignedTerms { terms, user, farmer }, now_ms, out);
             }
         }
@@ -692,6 +717,7 @@ fn is_ours(rejection: &Rejection) -> bool {
             | Rejection::Bounds { .. }
             | Rejection::Malformed { .. }
             | Rejection::WrongChain { .. }
+            | Rejection::Key(_)
     )
 }
 

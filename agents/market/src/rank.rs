@@ -5,7 +5,7 @@ use std::fmt;
 
 use croft_protocol::capacity::Shortfall;
 use croft_protocol::contract::PublishedPort;
-use croft_protocol::record::TrustClass;
+use croft_protocol::record::{Draining, TrustClass};
 use croft_protocol::{BotId, Capacity, FarmId, Grains, Name, NodeCapacity, NodeId, PriceList, Rate, limits};
 use serde::Serialize;
 
@@ -26,6 +26,8 @@ pub struct Candidate {
     pub taken_ports: BTreeSet<PublishedPort>,
     /// Contracts that it has.
     pub contracts: usize,
+    /// Its farm empties it.
+    pub draining: Option<Draining>,
     /// Whether it is connected to a replica now; `None` when nobody knows.
     pub connected: Option<bool>,
 }
@@ -77,6 +79,7 @@ pub enum Exclusion {
     NoAddress,
     Full { limit: usize },
     Offline,
+    Draining { until_ms: Option<u64> },
     TooDear { price: Grains, limit: Grains },
     Funds { price: Grains, funds: Grains },
     Overflow,
@@ -108,6 +111,7 @@ impl fmt::Display for Exclusion {
             Self::NoAddress => f.write_str("it has no address to publish ports on"),
             Self::Full { limit } => write!(f, "it has {limit} contracts, which is all it may have"),
             Self::Offline => f.write_str("it is not connected"),
+            Self::Draining { .. } => f.write_str("its farm empties it, and takes nothing new on it"),
             Self::TooDear { price, limit } => write!(f, "it costs {price}, the limit is {limit}"),
             Self::Funds { price, funds } => write!(f, "it costs {price}, the wallet has {funds}"),
             Self::Overflow => f.write_str("its price exceeds all grains"),
@@ -226,6 +230,9 @@ fn room(candidate: &Candidate, demand: &Demand) -> Vec<Exclusion> {
     }
     if candidate.contracts >= limits::CONTRACTS_PER_NODE {
         reasons.push(Exclusion::Full { limit: limits::CONTRACTS_PER_NODE });
+    }
+    if let Some(Draining { until_ms, .. }) = candidate.draining {
+        reasons.push(Exclusion::Draining { until_ms });
     }
     if candidate.connected == Some(false) {
         reasons.push(Exclusion::Offline);

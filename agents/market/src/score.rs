@@ -5,7 +5,7 @@
 //! ```
 //! The effective price is what an hour that really runs would cost: the price, divided by the uptime, plus a surcharge
 //! for weaker identities. Equal ones are ordered by a hash that the buyer's seed goes into, so that nobody can choose
-//! keys that come first. The order of the input, the time of a reply and free text make no difference.
+//! keys that come first. An owner's own code may add to it ([`crate::advice`]). The order of the input, the time of a reply and free text make no difference.
 
 use std::fmt;
 
@@ -14,6 +14,7 @@ use croft_protocol::record::TrustClass;
 use croft_protocol::{BotId, FarmId, Grains, Hash, Name, NodeId, Rate};
 use serde::Serialize;
 
+use crate::advice::Scoring;
 use crate::rank::{Candidate, Exclusion};
 
 /// An offer on the table.
@@ -91,15 +92,18 @@ pub struct Scored {
     pub trust_surcharge: Grains,
     pub uptime_permille: u16,
     pub uptime_surcharge: Grains,
+    /// Of the owner's own code.
+    pub own_surcharge: i64,
 }
 
 /// Why a node is not the one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
-    /// It fits by the ledger, but at most so many are asked.
+    /// It fits by the ledger, but at most so many are asked, and so many of one farmer.
     NotAsked {
         limit: usize,
+        per_farmer: usize,
     },
     /// By what the ledger says of it.
     Ledger(Exclusion),
@@ -136,7 +140,9 @@ pub enum Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAsked { limit } => write!(f, "it fits, but at most {limit} are asked"),
+            Self::NotAsked { limit, per_farmer } => {
+                write!(f, "it fits, but at most {limit} are asked, and {per_farmer} of one farmer")
+            }
             Self::Ledger(exclusion) => exclusion.fmt(f),
             Self::NoReply => f.write_str("its farmer's bot did not answer in time"),
             Self::Unreachable => {
@@ -189,6 +195,9 @@ impl fmt::Display for Explain {
                     s.uptime_permille / 10,
                     s.uptime_permille % 10
                 )?;
+                if s.own_surcharge != 0 {
+                    writeln!(f, "  and {} grains by your own scoring", s.own_surcharge)?;
+                }
             }
         }
         for other in &self.others {
@@ -202,7 +211,21 @@ impl fmt::Display for Explain {
 /// Bids in the order in which they are to be tried. `seed` is the buyer's secret until it chose.
 #[must_use]
 pub fn score(bids: &[Bid], weights: Weights, seed: &[u8; 16]) -> Vec<Scored> {
-    let mut scored: Vec<Scored> = bids.iter().map(|bid| score_one(bid, weights)).collect();
+    score_with(bids, weights, seed, None)
+}
+
+/// The same with what the owner's own code holds against each.
+#[must_use]
+pub fn score_with(bids: &[Bid], weights: Weights, seed: &[u8; 16], own: Option<&dyn Scoring>) -> Vec<Scored> {
+    let one = |bid: &Bid| {
+        let mut scored = score_one(bid, weights);
+        if let Some(own) = own {
+            scored.own_surcharge = own.surcharge(bid, scored.effective.0);
+            scored.effective = Grains(scored.effective.0.saturating_add_signed(scored.own_surcharge));
+        }
+        scored
+    };
+    let mut scored: Vec<Scored> = bids.iter().map(one).collect();
     scored.sort_by_cached_key(|s| (s.effective, s.price, Hash::of("croft/score-tie/1", &(seed, &s.node))));
     scored
 }
@@ -233,6 +256,7 @@ fn score_one(bid: &Bid, weights: Weights) -> Scored {
         trust_surcharge: grains(trust),
         uptime_permille: uptime,
         uptime_surcharge: grains(down),
+        own_surcharge: 0,
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Seen {
     pub state: ContractState,
     /// Whether the node is connected to a replica.
     pub present: bool,
+    /// Whether its farm asks everybody to leave it.
+    pub draining: bool,
     pub starts_ms: u64,
     pub covered_until_ms: u64,
     pub expires_ms: Option<u64>,
@@ -405,6 +407,10 @@ impl Standing {
             }
             ContractState::Approved | ContractState::Active => None,
         };
+        if it.draining && it.state.may_run() {
+            // It runs well: nothing has to be waited for, and it ends only when its successor is there.
+            return Some((format!("replica {number}: its farm empties its node"), true, Some(it.node)));
+        }
         let Some(unwell) = unwell else {
             current.unwell_ms = None;
             let over = it.expires_ms.is_some_and(|at_ms| now_ms.saturating_add(wanted.renew_ms) >= at_ms);

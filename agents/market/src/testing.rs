@@ -63,6 +63,8 @@ pub(crate) fn books(farmer: &Party, total: Capacity) -> Books {
         capacity: NodeCapacity { version: 5, total, used: Capacity::default() },
         taken_ports: BTreeSet::new(),
         contracts: 0,
+        reserved: BTreeSet::new(),
+        is_draining: false,
         connected: Some(true),
     }
 }
@@ -112,6 +114,7 @@ pub(crate) fn offered(n: u8) -> Offered {
         addresses: Vec::new(),
         taken_ports: BTreeSet::new(),
         contracts: 0,
+        draining: None,
         connected: None,
     };
     Offered { candidate, uptime_permille: None }

@@ -11,7 +11,7 @@ use croft_protocol::market::{
     Demand, MESSAGE_BYTES, Message, NegotiationId, OPEN_MS, Quote, RESERVATION, RESERVATION_MS, Reservation,
     Role, STEPS, Said, SignedMessage, SignedReservation,
 };
-use croft_protocol::{BotId, ChainId, Hash, Signature, SignedTerms, Terms, limits};
+use croft_protocol::{BotId, BotSignature, ChainId, Hash, SignedTerms, Terms, limits};
 
 /// Why a message does not belong where it stands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -163,7 +163,7 @@ impl Transcript {
         message: &Message,
         terms: &Terms,
         fee: croft_protocol::Grains,
-        user: &Signature,
+        user: &BotSignature,
     ) -> Result<(), MessageRefusal> {
         let demand = self.demand();
         let quote = self.quote().ok_or(MessageRefusal::NotAsQuoted { what: "price" })?;
@@ -195,8 +195,8 @@ impl Transcript {
     fn check_approval(
         &self,
         chain: &ChainId,
-        signature: &Signature,
-        reservation: &Signature,
+        signature: &BotSignature,
+        reservation: &BotSignature,
     ) -> Result<(), MessageRefusal> {
         let order = MessageRefusal::Order { before: "no proposal", next: "an approval" };
         let (terms, fee, _) = self.proposal().ok_or(order)?;
@@ -269,7 +269,7 @@ impl Transcript {
 
     /// The last proposal: terms, fee, and the user's signature over the reservation.
     #[must_use]
-    pub fn proposal(&self) -> Option<(&Terms, croft_protocol::Grains, &Signature)> {
+    pub fn proposal(&self) -> Option<(&Terms, croft_protocol::Grains, &BotSignature)> {
         self.messages.iter().rev().find_map(|m| match &m.message.said {
             Said::Propose { terms, fee, user } => Some((terms.as_ref(), *fee, user)),
             _ => None,
@@ -281,17 +281,21 @@ impl Transcript {
     pub fn reservation(&self) -> Option<SignedReservation> {
         let (terms, fee, user) = self.proposal()?;
         let reservation = Reservation::of(self.id(), terms, fee);
-        self.approval().map(|(_, farmer)| SignedReservation { reservation, user: *user, farmer: *farmer })
+        self.approval().map(|(_, farmer)| SignedReservation {
+            reservation,
+            user: user.clone(),
+            farmer: farmer.clone(),
+        })
     }
 
     /// The terms with both signatures, once the farmer approved and the user signs.
     #[must_use]
-    pub fn agreed(&self, user: Signature) -> Option<SignedTerms> {
+    pub fn agreed(&self, user: BotSignature) -> Option<SignedTerms> {
         let (terms, ..) = self.proposal()?;
-        self.approval().map(|(farmer, _)| SignedTerms { terms: terms.clone(), user, farmer: *farmer })
+        self.approval().map(|(farmer, _)| SignedTerms { terms: terms.clone(), user, farmer: farmer.clone() })
     }
 
-    fn approval(&self) -> Option<(&Signature, &Signature)> {
+    fn approval(&self) -> Option<(&BotSignature, &BotSignature)> {
         self.messages.iter().rev().find_map(|m| match &m.message.said {
             Said::Approve { terms, reservation } => Some((terms, reservation)),
             _ => None,

@@ -154,8 +154,8 @@ mod tests {
             nonce: [0; 16],
         };
         let signed = SignedTerms {
-            user: user.sign(Domain::TERMS, &CHAIN, &terms),
-            farmer: farmer.sign(Domain::TERMS, &CHAIN, &terms),
+            user: user.sign_as_bot(Domain::TERMS, &CHAIN, &terms),
+            farmer: farmer.sign_as_bot(Domain::TERMS, &CHAIN, &terms),
             terms,
         };
         let id = signed.terms.id();
@@ -185,7 +185,7 @@ mod tests {
         altered.body.signed.terms.rate = Rate(0);
         assert!(refusal(&NODE, &CHAIN, &id, &altered).ends_with("other terms than its id"));
         let mut unsigned = body;
-        unsigned.body.signed.farmer = Signature([0; 64]);
+        unsigned.body.signed.farmer = Signature([0; 64]).into();
         assert!(refusal(&NODE, &CHAIN, &id, &unsigned).ends_with("both parties"));
         let error = check_kept(&CHAIN, &NODE, &id, Some(&[1, 2])).unwrap_err();
         assert_eq!(error.to_string(), format!("the stored contract {id} can't be read"));

@@ -282,7 +282,7 @@ pub(crate) mod testing {
         let name = Name::new(farm).unwrap();
         let chain = croft_protocol::ChainId(croft_protocol::Hash([3; 32]));
         let join = Join { farm: FarmId::new(&owner().public(), &name), expires_ms: 9, nonce: [1; 16] };
-        let signature = owner().sign(Domain::JOIN, &chain, &join);
+        let signature = owner().sign_as_bot(Domain::JOIN, &chain, &join);
         let key = SecretKey::from_seed(&[8; 32]).public();
         let config = BootConfig {
             grid: croft_protocol::boot::GridPin {

@@ -1,6 +1,6 @@
 //! Answers bots that call through a relay: logs to a contract's user, explanations to its parties.
 //!
-//! Who calls is known by the key that TLS inside the relayed stream proved. It must never answer anybody else, show a
+//! Who calls is known by the key that TLS inside the relayed stream proved, and by what the ledger says of that key. It must never answer anybody else, show a
 //! secret, or let a caller hold more than a stream.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use croft_microvm::logs::{LogItem, LogStart, Logs, Source, Subscription};
 use croft_protocol::peer::{Explanation, LogLine, NodeRequest, NodeResponse};
-use croft_protocol::{BotId, ContractId, Name, SecretKey, limits};
-use croft_transport::verified::Listener;
+use croft_protocol::{BotId, ContractId, Name, PublicKey, SecretKey, limits};
+use croft_transport::verified::{Listener, Verified, VerifiedError};
 use croft_transport::{PeerStream, Relayed, frame, peer_accept};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Calls at a time; more are hung up.
 const CALLS: usize = 32;
@@ -30,6 +30,8 @@ const PAGE_BYTES: usize = limits::PEER_MESSAGE_BYTES / 2;
 const LINE_BYTES: usize = 13;
 /// For the other side to end its own.
 const HANG_UP: Duration = Duration::from_secs(5);
+/// How often it is looked up whether the key of somebody who follows still holds.
+const KEY_LOOK: Duration = Duration::from_secs(60);
 /// Lines at most when a caller asks for the past.
 const TAIL_LINES: usize = 10_000;
 
@@ -92,16 +94,16 @@ fn unknown(contract: &ContractId) -> String {
 }
 
 /// Answers calls until the listener ends.
-pub async fn serve(mut listener: Listener, key: SecretKey, desk: Desk) {
+pub async fn serve(mut listener: Listener, ledger: Verified, key: SecretKey, desk: Desk) {
     let calls = Arc::new(Semaphore::new(CALLS));
     while let Some(call) = listener.accept().await {
         let Ok(permit) = calls.clone().try_acquire_owned() else {
             tracing::warn!(from = %call.from.short(), "too many calls at a time: hung up");
             continue;
         };
-        let (key, desk) = (key.clone(), desk.clone());
+        let (ledger, key, desk) = (ledger.clone(), key.clone(), desk.clone());
         tokio::spawn(async move {
-            if let Err(error) = answer(call, &key, &desk).await {
+            if let Err(error) = answer(call, &ledger, &key, &desk).await {
                 tracing::debug!(error, "a call ended");
             }
             drop(permit);
@@ -109,13 +111,22 @@ pub async fn serve(mut listener: Listener, key: SecretKey, desk: Desk) {
     }
 }
 
-async fn answer(call: Relayed, key: &SecretKey, desk: &Desk) -> Result<(), String> {
+async fn answer(call: Relayed, ledger: &Verified, key: &SecretKey, desk: &Desk) -> Result<(), String> {
     let show = |e: &dyn std::error::Error| crate::ledger::chain_of(e);
-    let (mut stream, caller) = peer_accept(call.stream, key).await.map_err(|e| show(&e))?;
+    let (mut stream, proved) = peer_accept(call.stream, key).await.map_err(|e| show(&e))?;
     let request: NodeRequest = frame::read(&mut stream, "a request", limits::PEER_MESSAGE_BYTES, IDLE)
         .await
         .map_err(|e| show(&e))?;
     let send = |response: NodeResponse| frame::encode("an answer", &response, limits::PEER_MESSAGE_BYTES);
+    let caller = match ledger.identity_of(proved).await {
+        Ok(caller) => caller,
+        Err(error) => {
+            let bytes = send(NodeResponse::Refused { reason: show(&error) }).map_err(|e| show(&e))?;
+            frame::write_encoded(&mut stream, "an answer", &bytes, WRITE).await.map_err(|e| show(&e))?;
+            hang_up(stream).await;
+            return Ok(());
+        }
+    };
     match request {
         NodeRequest::Explain { contract } => {
             let response = match desk.explain(&caller, &contract) {
@@ -139,13 +150,14 @@ async fn answer(call: Relayed, key: &SecretKey, desk: &Desk) -> Result<(), Strin
             };
             // What is there already goes first and at once, even if it is nothing.
             let mut page = newest_that_fit(&mut lines);
+            let mut watch = KeyWatch { ledger, proved, looked: Instant::now() };
             loop {
                 let bytes = send(NodeResponse::Logs(page)).map_err(|e| show(&e))?;
                 frame::write_encoded(&mut stream, "log lines", &bytes, WRITE).await.map_err(|e| show(&e))?;
                 if !follow {
                     break;
                 }
-                let Some(first) = lines.next().await else { break };
+                let Some(first) = watch.next(&mut lines).await.map_err(|e| show(&e))? else { break };
                 page = vec![line(first)];
                 while page.len() < LINES_PER_FRAME
                     && page.iter().map(|line| line.text.len()).sum::<usize>() < PAGE_BYTES
@@ -158,6 +170,31 @@ async fn answer(call: Relayed, key: &SecretKey, desk: &Desk) -> Result<(), Strin
     }
     hang_up(stream).await;
     Ok(())
+}
+
+/// Whoever follows for a month must not outlive his key.
+struct KeyWatch<'a> {
+    ledger: &'a Verified,
+    proved: PublicKey,
+    looked: Instant,
+}
+
+impl KeyWatch<'_> {
+    /// The next line, as long as the key that asked for it holds.
+    async fn next(&mut self, lines: &mut Subscription) -> Result<Option<LogItem>, VerifiedError> {
+        loop {
+            if self.looked.elapsed() >= KEY_LOOK {
+                self.looked = Instant::now();
+                // A ledger out of reach ends nothing.
+                if let Err(error @ VerifiedError::Key(_)) = self.ledger.identity_of(self.proved).await {
+                    return Err(error);
+                }
+            }
+            if let Ok(next) = timeout_at(self.looked + KEY_LOOK, lines.next()).await {
+                return Ok(next);
+            }
+        }
+    }
 }
 
 /// Ends our side, and lets the other end its own first: what is still on its way would be lost with the stream.
@@ -205,8 +242,8 @@ fn line(item: LogItem) -> LogLine {
 mod tests {
     use super::*;
     use croft_microvm::spec::LogLimits;
+    use croft_protocol::Hash;
     use croft_protocol::record::WorkloadState;
-    use croft_protocol::{Hash, PublicKey};
 
     fn desk() -> (Desk, ContractId) {
         let desk = Desk::default();

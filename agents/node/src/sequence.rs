@@ -190,13 +190,12 @@ impl Start<'_> {
 
         let stage = Stage::Reconcile.begin(self.log);
         let desk = Desk::default();
-        tokio::spawn(peers::serve(ledger.verified().listen(), identity.key().clone(), desk.clone()));
+        let calls = ledger.verified().listen();
+        tokio::spawn(peers::serve(calls, ledger.verified().clone(), identity.key().clone(), desk.clone()));
         let (dns, dns_seen) = watch::channel(network.status().dns());
         tokio::spawn(follow_links(network, boot.clone(), addresses, dns));
         let vmm = machines.vmm();
-        if let Some(trouble) = machines.trouble() {
-            tracing::error!("no microVM can run here: {trouble}");
-        }
+        let no_workloads = machines.trouble().map(|trouble| format!("no microVM can run here: {trouble}"));
         let pool = Pool::new(POOL.parse().expect("the pool is a network"), 24).expect("the pool can be cut");
         let context = Arc::new(Context {
             node: identity.id(),
@@ -227,9 +226,14 @@ impl Start<'_> {
         let (known_sender, known_seen) = watch::channel(BTreeSet::new());
         tokio::spawn(voice::hear(ledger, time, identity.id(), known_seen, heard_sender));
         let running = Running::new(context, documents, known, registered, say, heard, known_sender);
-        stage.ok(&format!("workloads run on {vmm}"));
+        match no_workloads {
+            None => stage.ok(&format!("workloads run on {vmm}")),
+            Some(reason) => stage.failed_because(&reason),
+        };
         alive.say(&Message::Ready);
         say_what_listens(self.log);
+        self.log
+            .line(Level::Notice, &format!("croft: node runs with {}", croft_init::privileges::describe()));
         tracing::info!("{}", crate::memory::idle());
         running.run(&alive).await;
         Ok(())

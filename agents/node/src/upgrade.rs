@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   ledger: policy, channel, release ─┐
-//!   journal on the data disk ─────────┼─> decide ─> fetch ─> journal: armed ─> init: load, end in order, kexec
+//!   journal on the data disk ─────────┼─> decide ─> fetch ─> journal: armed ─> init: load; TPM: told; init: end, kexec
 //!   registered, able to run VMs ──────┘                                              │
 //!        ┌───────────────────────────────────────────────────────────────────────────┘
 //!        └─> journal: running ─> well in time: confirmed ── the medium's release starts it by kexec from now on
@@ -13,13 +13,14 @@
 
 pub mod decide;
 pub mod files;
+pub mod floor;
 pub mod journal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_init::notify::{KERNEL_FOLDER, Message, Notifier, refusal_of};
+use croft_init::notify::{KERNEL_FOLDER, Message, Notifier, loaded_of, refusal_of};
 use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody};
 use croft_protocol::{
     Body, Command, FarmId, NodeId, Record, RecordId, Rejection, ReleaseId, ReleaseVersion, StateKey, limits,
@@ -31,6 +32,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::ledger::{Ledger, chain_of};
 use crate::time::Time;
+use crate::witness::Places;
+use crate::witness::measured::{TellError, Teller, Told};
 use decide::{Action, Facts, Why, decide};
 use files::BootFiles;
 use journal::{Installed, Journal, Start};
@@ -63,6 +66,10 @@ pub enum UpgradeError {
     NoInit,
     #[error("the release can't be booted: {0}")]
     Refused(String),
+    #[error(transparent)]
+    Tell(#[from] TellError),
+    #[error("the TPM's thread ended before it answered")]
+    Ended,
 }
 
 /// The journal and the boot files of this machine, with what this boot is.
@@ -73,7 +80,10 @@ pub struct Upgrades {
     running: Option<ReleaseVersion>,
     notifier: Option<Arc<Notifier>>,
     kernels: PathBuf,
+    teller: Teller,
     started: Instant,
+    /// What the TPM says was confirmed on this machine, whatever its disk knows.
+    floor: Option<ReleaseVersion>,
 }
 
 impl Upgrades {
@@ -91,22 +101,37 @@ impl Upgrades {
         }
         let folder = data.folder("upgrade");
         let documents = Documents::open(&folder.join("journal"))?;
-        Self::open_on(documents, &folder.join("files"), release, notifier).map(Some)
+        let places = Places::default();
+        let floor =
+            floor::read(places.device, read(&documents)?.confirmed.map(|confirmed| confirmed.version));
+        let teller = Teller::new(places, &data.folder("identity"));
+        Self::open_on(documents, &folder.join("files"), release, (notifier, teller), floor).map(Some)
     }
 
     fn open_on(
         documents: Documents,
         files: &Path,
         release: &str,
-        notifier: Option<Arc<Notifier>>,
+        (notifier, teller): (Option<Arc<Notifier>>, Teller),
+        floor: Option<ReleaseVersion>,
     ) -> Result<(Self, Start), UpgradeError> {
-        let running = release.parse().ok();
+        let running: Option<ReleaseVersion> = release.parse().ok();
         let before = read(&documents)?;
         let mut journal = before.clone();
-        let start = journal.at_start(running);
+        let mut start = journal.at_start(running);
+        if let (Some(floor), Start::Resume(of)) = (floor, &start)
+            && of.version < floor
+        {
+            tracing::error!(release = %of.version, %floor, "the disk is a copy from before: its release is not booted");
+            start = Start::Normal;
+        }
+        if let Some(floor) = floor.filter(|floor| running.is_some_and(|running| running < *floor)) {
+            tracing::warn!(%floor, "the medium's release is older than one that was confirmed here: make a new medium");
+        }
         let files = BootFiles::open(files)?;
         let (kernels, started) = (PathBuf::from(KERNEL_FOLDER), Instant::now());
-        let mut upgrades = Self { documents, journal: before, files, running, notifier, kernels, started };
+        let mut upgrades =
+            Self { documents, journal: before, files, running, notifier, kernels, teller, started, floor };
         upgrades.set(journal)?;
         Ok((upgrades, start))
     }
@@ -128,22 +153,50 @@ impl Upgrades {
 
     /// Goes on with a boot file; comes back only where that did not work.
     async fn kexec(&self, of: &Installed) -> UpgradeError {
-        let asked = self.files.stage(&of.boot_file, &self.kernels).map_err(UpgradeError::from);
-        let asked = asked.and_then(|kernel| self.tell_init(&Message::Kexec(kernel.clone())).map(|()| kernel));
-        let kernel = match asked {
+        let kernel = match self.load(of).await {
             Ok(kernel) => kernel,
             Err(error) => return error,
         };
+        let (teller, authenticode) = (self.teller.clone(), of.boot_file.authenticode);
+        let told = match tokio::task::spawn_blocking(move || teller.about_to_run(authenticode)).await {
+            Ok(Ok(told)) => told,
+            Ok(Err(error)) => return error.into(),
+            Err(_) => return UpgradeError::Ended,
+        };
+        match &told {
+            Told::Register => tracing::info!(release = %of.version, "the TPM knows what runs next"),
+            Told::Nobody(why) => tracing::debug!(why, "no TPM has to know what runs next"),
+        }
+        let asked = self.tell_init(&Message::Kexec(kernel));
+        // Init ends this process.
+        sleep(KEXEC_WAIT).await;
+        if told == Told::Register {
+            // A quote of this boot would speak of a release that does not run.
+            self.go_back("it was loaded, and init did not go on with it").await;
+        }
+        let late = || UpgradeError::Refused(format!("init did not go on within {} s", KEXEC_WAIT.as_secs()));
+        asked.map_or_else(|error| error, |()| late())
+    }
+
+    /// Has init load a boot file; the kernel's path.
+    async fn load(&self, of: &Installed) -> Result<PathBuf, UpgradeError> {
+        let kernel = self.files.stage(&of.boot_file, &self.kernels)?;
+        let (loaded, refused) = (loaded_of(&kernel), refusal_of(&kernel));
+        for old in [&loaded, &refused] {
+            let _ = std::fs::remove_file(old);
+        }
+        self.tell_init(&Message::Load(kernel.clone()))?;
         let deadline = Instant::now() + KEXEC_WAIT;
-        // Init ends this process when the kernel is loaded.
         while Instant::now() < deadline {
-            if let Ok(reason) = std::fs::read_to_string(refusal_of(&kernel)) {
-                let _ = std::fs::remove_file(refusal_of(&kernel));
-                return UpgradeError::Refused(reason.chars().take(300).collect());
+            if loaded.exists() {
+                return Ok(kernel);
+            }
+            if let Some(reason) = std::fs::read_to_string(&refused).ok().filter(|reason| !reason.is_empty()) {
+                return Err(UpgradeError::Refused(reason.chars().take(300).collect()));
             }
             sleep(Duration::from_millis(200)).await;
         }
-        UpgradeError::Refused(format!("init did not go on within {} s", KEXEC_WAIT.as_secs()))
+        Err(UpgradeError::Refused(format!("init did not load it within {} s", KEXEC_WAIT.as_secs())))
     }
 
     fn tell_init(&self, message: &Message) -> Result<(), UpgradeError> {
@@ -270,6 +323,7 @@ pub async fn follow(
             channel: offer.channel.as_ref(),
             offered: offer.release.as_ref(),
             journal: &upgrades.journal,
+            floor: upgrades.floor,
             fetched: offer
                 .release
                 .as_ref()

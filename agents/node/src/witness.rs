@@ -5,8 +5,12 @@
 //!   TPM works ──▶ key in it; Witness: event log, vouchers of replicas, a quote over the newest header
 //!   the TPM holds a key that it does not give ──▶ no identity at all: never a second one in silence
 //! ```
+//! After a kexec the log is the kept one: [`measured`].
+//!
 //! It must never wait for the TPM on a thread that has to answer, and never keep a machine off the grid because its
 //! firmware measures badly: then it registers without a quote, and says why.
+
+pub mod measured;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,7 +92,11 @@ pub fn identify(places: Places<'_>, dir: &Path) -> Result<Identified, KeyError> 
     let boot = boot_log::read(places.event_log)
         .map(|log| log.measured(PcrSelection::QUOTED))
         .map_err(|error| chain_of(&error));
-    let (tpm, why) = usable(places.device, dir)?;
+    let (mut tpm, why) = usable(places.device, dir)?;
+    let boot = match &mut tpm {
+        Some(tpm) => measured::explained(tpm, boot, dir),
+        None => boot,
+    };
     let store = choose(tpm, seal_policy(&boot), dir)?;
     let identity = NodeIdentity::load_or_create(&store)?;
     debug_assert_eq!(identity.trust(), store.trust());

@@ -18,7 +18,7 @@
 //! | 8 | 2 | version, 1 |
 //! | 10 | 4 | length n of the body |
 //! | 14 | n | [`Addition`] in borsh |
-//! | 14 + n | 64 | ed25519 signature by [`Addition::owner`] over [`Domain::ADDITION`], the chain and the body |
+//! | 14 + n | 64 | ed25519 signature by the owner's key that signed the join token, over [`Domain::ADDITION`], the chain and the body |
 //!
 //! What the signature proves is that nobody altered the file since the owner made it. That this owner has the farm
 //! is proved by the ledger, which accepts the join token only if the farm's owner signed it; a machine that knows
@@ -154,6 +154,10 @@ pub enum InvalidAddition {
         "the farm's addition is signed by {found}, but this machine belongs to {expected}: use an addition of the same farm"
     )]
     OtherOwner { expected: PublicKey, found: PublicKey },
+    #[error(
+        "the join token is signed by key {signer}, which the owner's key {found} has replaced: make a new token with 'croft farm new'"
+    )]
+    OldJoin { signer: PublicKey, found: PublicKey },
 }
 
 /// A join token that is void, which matters only to a machine that has not registered yet.
@@ -208,10 +212,13 @@ impl Addition {
     /// [`InvalidAddition`]: nothing is signed that a machine would refuse.
     pub fn seal(&self, owner: &SecretKey) -> Result<Vec<u8>, InvalidAddition> {
         self.check()?;
-        if owner.public() != self.owner {
-            return Err(InvalidAddition::OtherOwner { expected: self.owner, found: owner.public() });
+        if owner.id() != self.owner {
+            return Err(InvalidAddition::OtherOwner { expected: self.owner, found: owner.id() });
         }
-        self.check_join()?;
+        let signer = self.check_join()?;
+        if signer != owner.public() {
+            return Err(InvalidAddition::OldJoin { signer, found: owner.public() });
+        }
         let body = crate::encode(self);
         let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len() + SIGNATURE_BYTES);
         bytes.extend_from_slice(&MAGIC);
@@ -250,10 +257,12 @@ impl Addition {
         network::check(&self.links).map_err(InvalidAddition::Link)
     }
 
-    fn check_join(&self) -> Result<(), InvalidAddition> {
+    /// The owner's key that signed the join token, and so signs the addition.
+    fn check_join(&self) -> Result<PublicKey, InvalidAddition> {
         let SignedJoin { join, signature } = &self.join;
         let wrong = |_| InvalidAddition::JoinSignature { owner: self.owner };
-        self.owner.verify(Domain::JOIN, &self.grid.chain, join, signature).map_err(wrong)
+        self.owner.verify(Domain::JOIN, &self.grid.chain, join, signature).map_err(wrong)?;
+        Ok(signature.key(&self.owner))
     }
 }
 
@@ -275,7 +284,9 @@ impl Validated {
         }
         addition.check()?;
         let (chain, owner) = (addition.grid.chain, addition.owner);
-        owner
+        // Of the key that the join token names; that one is looked at next.
+        let signer = addition.join.signature.key(&owner);
+        signer
             .verify(Domain::ADDITION, &chain, &addition, &signature)
             .map_err(|_| InvalidAddition::Signature { owner })?;
         addition.check_join()?;

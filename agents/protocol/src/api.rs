@@ -336,4 +336,6 @@ pub enum Failure {
     Busy { what: String },
     #[error("the page to go on with is no good: {reason}; search again from the start")]
     Cursor { reason: String },
+    #[error(transparent)]
+    Key(crate::KeyRefusal),
 }

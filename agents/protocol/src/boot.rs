@@ -9,6 +9,9 @@ use crate::command::SignedJoin;
 use crate::hash::ParseHexError;
 use crate::{ChainId, Hash, Name, PublicKey};
 
+/// A join permission, with as many links between its signer's keys as there can be.
+const JOIN_BYTES: usize = 2048;
+
 /// All that a machine is told before it boots. Unknown fields are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,7 +66,7 @@ impl FarmJoin {
     pub fn permission(&self) -> Result<SignedJoin, InvalidBootConfig> {
         let damaged = |reason: String| InvalidBootConfig::Join { reason };
         let bytes = hex::decode(&self.join).map_err(|e| damaged(e.to_string()))?;
-        crate::decode("join permission", &bytes, 1024).map_err(|e| damaged(e.to_string()))
+        crate::decode("join permission", &bytes, JOIN_BYTES).map_err(|e| damaged(e.to_string()))
     }
 }
 

@@ -10,9 +10,11 @@ use crate::contract::{ContractId, PublishedPort, SignedTerms};
 use crate::directory::Profile;
 use crate::faucet::RefusedClaim;
 use crate::header::ChainId;
+use crate::identity::{BotSignature, KeyRefusal, Link, RefusedChange};
 use crate::keys::{BadSignature, Domain, signed_bytes};
 use crate::record::{BotBody, FarmId, NodeBody, ReportBody};
 use crate::release::{FarmPolicy, InvalidRelease, Outcome, ReleaseVersion, SignedKeyChange, SignedRelease};
+use crate::reservation::{Announcement, ReservationRefusal};
 use crate::trust::RefusedQuote;
 use crate::validators::{InvalidChange, SignedValidatorChange};
 use crate::{BotId, Grains, Hash, Name, NodeId, PriceList, PublicKey, SecretKey, Signature};
@@ -70,6 +72,17 @@ pub enum Command {
     /// The author, any bot, pays into the escrow of a contract that has not ended. What is not used goes back to the
     /// contract's user.
     Fund { contract: ContractId, amount: Grains },
+    /// The author, a farmer, holds capacity for a contract that only its user can make now. The fee for not doing so
+    /// goes into escrow.
+    AnnounceReservation(Box<Announcement>),
+    /// The author, the farmer, takes the fee of a reservation that nobody used. After a day anyone gives it back.
+    ClaimReservation { contract: ContractId },
+    /// The farm's owner asks everybody to leave a node, by a time if one is given, and takes no new contracts on it.
+    DrainNode { node: NodeId, until_ms: Option<u64> },
+    /// The farm's owner takes new contracts on a node again.
+    ReopenNode { node: NodeId },
+    /// The author, a bot, replaces its key; from the next command on only the new one signs for it. Signed by both.
+    RotateKey(Box<Link>),
 }
 
 /// A farm owner's permission for nodes to join.
@@ -85,7 +98,7 @@ pub struct Join {
 pub struct SignedJoin {
     pub join: Join,
     /// By the farm's owner, over [`Domain::JOIN`].
-    pub signature: Signature,
+    pub signature: BotSignature,
 }
 
 /// A command in its envelope: bound to a chain, an author, a sequence number and an expiry height, so that
@@ -104,6 +117,8 @@ pub struct CommandBody {
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct SignedCommand {
     pub body: CommandBody,
+    /// The author's present key: whether it is, the ledger knows.
+    pub key: PublicKey,
     pub signature: Signature,
 }
 
@@ -111,15 +126,16 @@ impl SignedCommand {
     #[must_use]
     pub fn sign(body: CommandBody, key: &SecretKey) -> Self {
         let signature = key.sign(Domain::COMMAND, &body.chain, &body);
-        Self { body, signature }
+        Self { body, key: key.public(), signature }
     }
 
-    /// Checks the author's signature, by a rule that does not depend on what it is checked with.
+    /// Checks the signature of the key that it names, by a rule that does not depend on what it is checked with.
+    /// Whether that key is the author's, only the ledger knows.
     ///
     /// # Errors
-    /// [`BadSignature`] names the author.
+    /// [`BadSignature`] names the key.
     pub fn verify(&self) -> Result<(), BadSignature> {
-        let bad = BadSignature { domain: Domain::COMMAND.0, key: self.body.author };
+        let bad = BadSignature { domain: Domain::COMMAND.0, key: self.key };
         if self.claim().holds() { Ok(()) } else { Err(bad) }
     }
 
@@ -132,9 +148,9 @@ impl SignedCommand {
     }
 
     fn claim(&self) -> Claim {
-        let Self { body, signature } = self;
+        let Self { body, key, signature } = self;
         let message = signed_bytes(Domain::COMMAND, &body.chain, body);
-        Claim { key: body.author, signature: *signature, message }
+        Claim { key: *key, signature: *signature, message }
     }
 
     #[must_use]
@@ -234,6 +250,14 @@ pub enum Rejection {
     UnknownRecipe { author: BotId, name: Name },
     #[error("the faucet gives nothing: {0}")]
     Faucet(RefusedClaim),
+    #[error("the reservation for contract {contract} is refused: {reason}")]
+    Reservation { contract: ContractId, reason: ReservationRefusal },
+    #[error("node {node} is not being drained: there is nothing to undo")]
+    NotDraining { node: NodeId },
+    #[error(transparent)]
+    Key(KeyRefusal),
+    #[error("the bot's key stays as it is: {0}")]
+    KeyChange(RefusedChange),
 }
 
 /// A version that never was is stale too, whatever fits.

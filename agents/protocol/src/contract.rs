@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::ParseHexError;
 use crate::header::ChainId;
+use crate::identity::BotSignature;
 use crate::keys::{BadSignature, Domain};
-use crate::{BotId, Capacity, FarmId, Grains, Hash, Name, NodeId, Rate, Signature, limits};
+use crate::{BotId, Capacity, FarmId, Grains, Hash, Name, NodeId, Rate, limits};
 
 /// Hash of a contract's terms.
 #[derive(
@@ -172,8 +173,8 @@ impl Terms {
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct SignedTerms {
     pub terms: Terms,
-    pub user: Signature,
-    pub farmer: Signature,
+    pub user: BotSignature,
+    pub farmer: BotSignature,
 }
 
 impl SignedTerms {

@@ -13,12 +13,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::hash::{ParseHexError, parse_hex};
 use crate::header::ChainId;
+use crate::identity::{self, BadLinks, BotSignature, Link};
 
 /// An ed25519 public key, 32 bytes, not yet known to be a valid point.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
 pub struct PublicKey(pub [u8; 32]);
 
-/// A bot is its public key.
+/// A bot is its first public key, also after that was replaced ([`crate::identity`]).
 pub type BotId = PublicKey;
 /// A node is its public key.
 pub type NodeId = PublicKey;
@@ -52,6 +53,8 @@ impl Domain {
     pub const VOUCHER: Self = Self("croft/voucher/1");
     /// Messages from bot to bot.
     pub const MESSAGE: Self = Self("croft/message/1");
+    /// That a bot's key is followed by another one ([`crate::identity`]).
+    pub const KEY_CHANGE: Self = Self("croft/key-change/1");
 }
 
 pub(crate) fn signed_bytes<T: BorshSerialize + ?Sized>(
@@ -63,19 +66,21 @@ pub(crate) fn signed_bytes<T: BorshSerialize + ?Sized>(
 }
 
 impl PublicKey {
-    /// Checks a signature over a domain, a chain and a value.
+    /// Checks a signature over a domain, a chain and a value. A [`crate::identity::BotSignature`] may be of a key that
+    /// followed this one; whether that key still holds, only the ledger knows.
     ///
     /// # Errors
     /// [`BadSignature`] when the key is no valid point or the signature is not this key's.
-    pub fn verify<T: BorshSerialize + ?Sized>(
+    pub fn verify<T: BorshSerialize + ?Sized, S: SignedWith>(
         &self,
         domain: Domain,
         chain: &ChainId,
         value: &T,
-        signature: &Signature,
+        signature: &S,
     ) -> Result<(), BadSignature> {
         let bad = BadSignature { domain: domain.0, key: *self };
-        let key = VerifyingKey::from_bytes(&self.0).map_err(|_| bad)?;
+        let (key, signature) = signature.signed_with(self, chain).ok_or(bad)?;
+        let key = VerifyingKey::from_bytes(&key.0).map_err(|_| bad)?;
         let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
         key.verify_strict(&signed_bytes(domain, chain, value), &signature).map_err(|_| bad)
     }
@@ -87,8 +92,24 @@ impl PublicKey {
     }
 }
 
+/// What shows that an identity signed something.
+pub trait SignedWith {
+    /// The key that signed, if it is the identity's, and its signature.
+    fn signed_with(&self, identity: &PublicKey, chain: &ChainId) -> Option<(PublicKey, Signature)>;
+}
+
+impl SignedWith for Signature {
+    fn signed_with(&self, identity: &PublicKey, _: &ChainId) -> Option<(PublicKey, Self)> {
+        Some((*identity, *self))
+    }
+}
+
 /// An ed25519 secret key. Wiped from memory when dropped; never shown.
-pub struct SecretKey(SigningKey);
+pub struct SecretKey {
+    key: SigningKey,
+    /// Of a bot whose key was replaced.
+    successor: Option<Box<(BotId, Vec<Link>)>>,
+}
 
 impl SecretKey {
     /// A new key from the kernel's randomness.
@@ -104,24 +125,60 @@ impl SecretKey {
     /// The key of a 32-byte seed (RFC 8032, section 5.1.5).
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(SigningKey::from_bytes(seed))
+        Self { key: SigningKey::from_bytes(seed), successor: None }
+    }
+
+    /// The same key as the present one of a bot: the last of `links`, which lead to it from the bot's first key.
+    ///
+    /// # Errors
+    /// [`BadLinks`] when they don't.
+    pub fn of_bot(self, bot: BotId, links: Vec<Link>, chain: &ChainId) -> Result<Self, BadLinks> {
+        let found = identity::check_links(&bot, &links, chain)?;
+        if found != self.public() {
+            return Err(BadLinks::Elsewhere { bot, key: self.public(), found });
+        }
+        let successor = (!links.is_empty()).then(|| Box::new((bot, links)));
+        Ok(Self { successor, ..self })
     }
 
     /// The 32-byte seed, to be stored where only its owner reads.
     #[must_use]
     pub fn seed(&self) -> [u8; 32] {
-        self.0.to_bytes()
+        self.key.to_bytes()
     }
 
     #[must_use]
     pub fn public(&self) -> PublicKey {
-        PublicKey(self.0.verifying_key().to_bytes())
+        PublicKey(self.key.verifying_key().to_bytes())
+    }
+
+    /// Who signs with it: its first key.
+    #[must_use]
+    pub fn id(&self) -> BotId {
+        self.successor.as_ref().map_or_else(|| self.public(), |successor| successor.0)
+    }
+
+    /// What leads from the first key to this one; nothing for a key that was never replaced.
+    #[must_use]
+    pub fn links(&self) -> &[Link] {
+        self.successor.as_ref().map_or(&[], |successor| &successor.1)
+    }
+
+    /// Signs as the bot that it is the key of.
+    #[must_use]
+    pub fn sign_as_bot<T: BorshSerialize + ?Sized>(
+        &self,
+        domain: Domain,
+        chain: &ChainId,
+        value: &T,
+    ) -> BotSignature {
+        BotSignature { links: self.links().to_vec(), signature: self.sign(domain, chain, value) }
     }
 
     /// Signs a domain, a chain and a value.
     #[must_use]
     pub fn sign<T: BorshSerialize + ?Sized>(&self, domain: Domain, chain: &ChainId, value: &T) -> Signature {
-        Signature(self.0.sign(&signed_bytes(domain, chain, value)).to_bytes())
+        Signature(self.key.sign(&signed_bytes(domain, chain, value)).to_bytes())
     }
 
     /// The same key in PKCS #8 (RFC 8410), as TLS libraries want it: 48 bytes of DER.
@@ -131,14 +188,14 @@ impl SecretKey {
         let mut der = vec![
             0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
         ];
-        der.extend_from_slice(&self.0.to_bytes());
+        der.extend_from_slice(&self.key.to_bytes());
         der
     }
 }
 
 impl Clone for SecretKey {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { key: self.key.clone(), successor: self.successor.clone() }
     }
 }
 

@@ -7,7 +7,7 @@
 //! Where to look: [`command`] says what can be asked of the ledger and why it may be refused, [`record`]
 //! what the ledger keeps, [`header`] what validators sign, [`validators`] how they are replaced, [`state`] what can
 //! be proved, [`api`] what a replica answers, [`addition`] what a farm tells its machines before they boot, [`peer`]
-//! what nodes and bots say to each other, [`market`] how they negotiate, [`message`] what
+//! what nodes and bots say to each other, [`market`] how they negotiate, [`reservation`] what is held meanwhile, [`message`] what
 //! they write to each other, [`directory`] what they say of themselves, [`release`] what boot files there are and who
 //! takes them, [`workload`] and [`image`] what runs.
 
@@ -23,6 +23,7 @@ pub mod directory;
 pub mod faucet;
 pub mod hash;
 pub mod header;
+pub mod identity;
 pub mod image;
 pub mod keys;
 pub mod limits;
@@ -34,6 +35,7 @@ pub mod peer;
 pub mod query;
 pub mod record;
 pub mod release;
+pub mod reservation;
 pub mod seal;
 pub mod state;
 pub mod trust;
@@ -49,11 +51,13 @@ pub use directory::{Profile, Role};
 pub use faucet::Faucet;
 pub use hash::Hash;
 pub use header::{Certificate, ChainId, Genesis, Header, SignedHeader, Validator, ValidatorSet};
+pub use identity::{BotSignature, KeyRefusal};
 pub use keys::{BotId, NodeId, PublicKey, SecretKey, Signature};
 pub use money::{Grains, PriceList, Rate};
 pub use name::Name;
 pub use record::{Body, FarmId, Kind, Record, RecordId};
 pub use release::{InvalidRelease, ReleaseId, ReleaseVersion};
+pub use reservation::{Announcement, ReservationBody, ReservationRefusal, ReservationState};
 pub use state::StateKey;
 pub use trust::{Endorsement, NodeTrust, TrustPolicy};
 pub use validators::{InvalidChange, SignedValidatorChange, ValidatorChange};

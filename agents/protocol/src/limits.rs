@@ -125,3 +125,15 @@ pub const CAPABILITIES: usize = 16;
 pub const SEARCH_TEXT_BYTES: usize = 128;
 /// The longest time between two claims of one bot from a faucet: a year.
 pub const FAUCET_EVERY_S: u64 = 365 * 86_400;
+/// Reservations of one user that hold capacity: whoever orders more at once commits in time, or is a hoarder.
+pub const RESERVATIONS_PER_USER: u32 = 16;
+/// Reservations of one farmer that hold capacity: bounds what a farmer and his friends can make the ledger keep.
+pub const RESERVATIONS_PER_FARMER: u32 = 1024;
+/// Reservations free themselves at the end of the slot of time in which they expire: how late that may be.
+pub const RESERVATION_SLOT_MS: u64 = 5_000;
+/// Reservations that expire in one slot: the work of one block.
+pub const RESERVATIONS_PER_SLOT: usize = 512;
+/// How often a bot's key can be replaced. Each signature of the bot carries that many links from then on.
+pub const KEY_CHANGES: usize = 8;
+/// Blocks between two changes of a bot's key: time for whoever meets it to see the first one.
+pub const KEY_CHANGE_BLOCKS: u64 = 20;

@@ -13,11 +13,7 @@
 //! **Reservations that are not used** cost their user a fee, so that nobody holds capacity back for free. The user signs
 //! the reservation with the proposal, the farmer with the approval. A farmer who got the user's signature and kept the
 //! approval to itself must not earn the fee: it is due only if the approval was announced on the ledger
-//! [`NOTICE_MS`] before the reservation expired, where the user's bot finds and uses it. [`SignedReservation::claim`] is
-//! that rule. Two ledger commands are still to be made of it: `AnnounceReservation { reservation, terms, approval }` (in
-//! time, signed by both, the capacity still free; it counts as used until the expiry) and `ClaimReservation { contract }`
-//! (pays [`SignedReservation::claim`] from wallet to wallet, once). An announcement may be dropped [`CLAIM_MS`] after its
-//! expiry.
+//! [`NOTICE_MS`] before the reservation expired, where the user's bot finds and uses it ([`crate::reservation`]).
 
 use std::fmt;
 
@@ -26,8 +22,9 @@ use serde::Serialize;
 
 use crate::contract::{ContractId, PublishedPort, Terms};
 use crate::header::ChainId;
+use crate::identity::BotSignature;
 use crate::keys::{BadSignature, Domain};
-use crate::{BotId, Capacity, FarmId, Grains, Hash, NodeId, Rate, SecretKey, Signature};
+use crate::{BotId, Capacity, FarmId, Grains, Hash, NodeId, Rate, SecretKey};
 
 /// Messages of a negotiation.
 pub const NEGOTIATION: Domain = Domain("croft/negotiation/1");
@@ -174,8 +171,8 @@ impl Reservation {
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct SignedReservation {
     pub reservation: Reservation,
-    pub user: Signature,
-    pub farmer: Signature,
+    pub user: BotSignature,
+    pub farmer: BotSignature,
 }
 
 impl SignedReservation {
@@ -237,6 +234,10 @@ pub enum Reason {
     PrepaidTooShort {
         min_s: u64,
     },
+    /// The node is being emptied.
+    Draining,
+    /// A rule of the farmer's own refuses this demand.
+    Rule,
 }
 
 impl fmt::Display for Reason {
@@ -268,11 +269,15 @@ impl fmt::Display for Reason {
             Self::TooManyReservations => {
                 f.write_str("this bot has too many reservations open or left unused: use them, or wait")
             }
+            Self::Rule => f.write_str("a rule of the farm's owner refuses it: ask another farm"),
             Self::TooManyRounds => f.write_str("no price was found in the rounds that are allowed"),
             Self::Overflow => f.write_str("the price exceeds all grains: ask for less"),
             Self::ChoseAnother => f.write_str("the buyer takes another offer"),
             Self::Ledger => f.write_str("the ledger refuses the contract"),
             Self::Malformed => f.write_str("the demand is malformed"),
+            Self::Draining => {
+                f.write_str("the farm empties this node, and takes nothing new on it: choose another node")
+            }
             Self::PrepaidTooShort { min_s } => {
                 write!(
                     f,
@@ -294,9 +299,9 @@ pub enum Said {
     Counter(Quote),
     /// Buyer: exact terms, and its signature over the reservation that belongs to them. Not yet over the terms: the
     /// farmer alone can commit the buyer to nothing but the fee.
-    Propose { terms: Box<Terms>, fee: Grains, user: Signature },
+    Propose { terms: Box<Terms>, fee: Grains, user: BotSignature },
     /// Farmer: its signatures over terms and reservation. Now the buyer alone can commit.
-    Approve { terms: Signature, reservation: Signature },
+    Approve { terms: BotSignature, reservation: BotSignature },
     /// Buyer: the contract is on the ledger.
     Commit { contract: ContractId },
     /// Either: no. `last` ends the negotiation; otherwise the other may say something else.
@@ -344,13 +349,13 @@ pub struct Message {
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct SignedMessage {
     pub message: Message,
-    pub signature: Signature,
+    pub signature: BotSignature,
 }
 
 impl SignedMessage {
     #[must_use]
     pub fn sign(message: Message, chain: &ChainId, key: &SecretKey) -> Self {
-        let signature = key.sign(NEGOTIATION, chain, &message);
+        let signature = key.sign_as_bot(NEGOTIATION, chain, &message);
         Self { message, signature }
     }
 
@@ -366,68 +371,5 @@ impl SignedMessage {
     #[must_use]
     pub fn hash(&self) -> Hash {
         Hash::of("croft/negotiation-message/1", self)
-    }
-}
-
-/// Why a farmer has no claim to the fee of a reservation.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ClaimRefusal {
-    #[error("the reservation is good until {expires_ms} ms, it is {now_ms} ms: claim the fee after that")]
-    NotYet { expires_ms: u64, now_ms: u64 },
-    #[error("contract {contract} was agreed on: a reservation that was used costs nothing")]
-    Used { contract: ContractId },
-    #[error("the fee of the reservation for contract {contract} was claimed already")]
-    Claimed { contract: ContractId },
-    #[error(
-        "the approval of contract {contract} was not announced {NOTICE_MS} ms before it expired: no fee is due"
-    )]
-    NotAnnounced { contract: ContractId },
-    #[error("fees can be claimed until {until_ms} ms, it is {now_ms} ms: it is too late")]
-    TooLate { until_ms: u64, now_ms: u64 },
-    #[error("the reservation is not signed by {party}")]
-    Unsigned { party: BotId },
-}
-
-/// What a ledger knows when a fee is claimed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClaimContext {
-    /// Block time.
-    pub now_ms: u64,
-    /// Block time of the announcement.
-    pub announced_ms: Option<u64>,
-    /// Whether the contract is on the ledger, in whatever state.
-    pub agreed: bool,
-    /// Whether the fee was claimed before.
-    pub claimed: bool,
-    pub balance: Grains,
-}
-
-impl SignedReservation {
-    /// What a claim pays: the fee, or all that the user has. Pure, so that the ledger, the farmer's bot and the
-    /// simulator decide alike.
-    ///
-    /// # Errors
-    /// [`ClaimRefusal`] says why nothing is due.
-    pub fn claim(&self, chain: &ChainId, context: ClaimContext) -> Result<Grains, ClaimRefusal> {
-        let Reservation { contract, fee, expires_ms, .. } = self.reservation;
-        let ClaimContext { now_ms, announced_ms, agreed, claimed, balance } = context;
-        self.verify(chain).map_err(|bad| ClaimRefusal::Unsigned { party: bad.key })?;
-        if now_ms <= expires_ms {
-            return Err(ClaimRefusal::NotYet { expires_ms, now_ms });
-        }
-        if agreed {
-            return Err(ClaimRefusal::Used { contract });
-        }
-        if claimed {
-            return Err(ClaimRefusal::Claimed { contract });
-        }
-        if announced_ms.is_none_or(|at_ms| at_ms.saturating_add(NOTICE_MS) > expires_ms) {
-            return Err(ClaimRefusal::NotAnnounced { contract });
-        }
-        let until_ms = expires_ms.saturating_add(CLAIM_MS);
-        if now_ms > until_ms {
-            return Err(ClaimRefusal::TooLate { until_ms, now_ms });
-        }
-        Ok(fee.min(balance))
     }
 }

@@ -15,9 +15,10 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Serialize, Serializer};
 
 use crate::header::ChainId;
+use crate::identity::BotSignature;
 use crate::keys::Domain;
 use crate::seal::{SealError, SealingKey, open_raw, seal_raw};
-use crate::{BotId, Hash, SecretKey, Signature, limits};
+use crate::{BotId, Hash, PublicKey, SecretKey, limits};
 
 const INFO: &[u8] = b"croft/sealed-message/1";
 /// Lengths are rounded up to a multiple of this.
@@ -73,7 +74,7 @@ pub struct Message {
 struct SignedMessage {
     message: Message,
     /// By the sender, over [`Domain::MESSAGE`].
-    signature: Signature,
+    signature: BotSignature,
 }
 
 /// A door for `tests/fuzz`: any bytes in a box that the receiver opens.
@@ -119,9 +120,9 @@ impl Message {
     /// # Panics
     /// When `key` is not the sender's.
     pub fn seal(&self, key: &SecretKey, chain: &ChainId, to: &[u8; 32]) -> Result<Vec<u8>, MessageError> {
-        assert_eq!(key.public(), self.from, "a message is signed by its sender");
+        assert_eq!(key.id(), self.from, "a message is signed by its sender");
         self.check_length()?;
-        let signature = key.sign(Domain::MESSAGE, chain, self);
+        let signature = key.sign_as_bot(Domain::MESSAGE, chain, self);
         let mut plain = crate::encode(&SignedMessage { message: self.clone(), signature });
         plain.resize(plain.len().next_multiple_of(PAD_BYTES), 0);
         let bound = crate::encode(&(chain, self.to));
@@ -136,11 +137,17 @@ impl Message {
         }
     }
 
-    /// Opens what was sealed to `me` and checks who wrote it, to whom, on which chain.
+    /// Opens what was sealed to `me` and checks who wrote it, to whom, on which chain. Beside it comes the sender's key
+    /// that signed it: whether that one still holds, only the ledger knows.
     ///
     /// # Errors
     /// [`MessageError`] for anything that its named sender did not write to us.
-    pub fn open(sealed: &[u8], chain: &ChainId, me: &BotId, key: &SealingKey) -> Result<Self, MessageError> {
+    pub fn open(
+        sealed: &[u8],
+        chain: &ChainId,
+        me: &BotId,
+        key: &SealingKey,
+    ) -> Result<(Self, PublicKey), MessageError> {
         let bound = crate::encode(&(chain, me));
         let plain = open_raw(INFO, key, &bound, sealed, limits::SEALED_MESSAGE_BYTES)
             .map_err(|_: SealError| MessageError::NotForUs)?;
@@ -157,7 +164,7 @@ impl Message {
         from.verify(Domain::MESSAGE, chain, &message, &signature)
             .map_err(|_| MessageError::Unsigned { from })?;
         message.check_length()?;
-        Ok(message)
+        Ok((message, signature.key(&from)))
     }
 }
 
@@ -191,7 +198,7 @@ mod tests {
         let sealed = sealed(&message);
         let (bob, carol) = (key(2), key(3));
         let open = |chain: &ChainId, who: &SecretKey, key: &SecretKey| {
-            Message::open(&sealed, chain, &who.public(), &message_key(key))
+            Message::open(&sealed, chain, &who.public(), &message_key(key)).map(|(message, _)| message)
         };
         assert_eq!(open(&CHAIN, &bob, &bob).unwrap(), message);
         assert_eq!(open(&CHAIN, &carol, &carol), Err(MessageError::NotForUs));
@@ -215,32 +222,33 @@ mod tests {
     }
 
     /// Whatever the sender's program puts into the box.
-    fn forged(message: &Message, signature: Signature, pad: &[u8]) -> Result<Message, MessageError> {
-        let mut plain = crate::encode(&SignedMessage { message: message.clone(), signature });
+    fn forged(message: &Message, signature: &BotSignature, pad: &[u8]) -> Result<Message, MessageError> {
+        let mut plain =
+            crate::encode(&SignedMessage { message: message.clone(), signature: signature.clone() });
         plain.extend_from_slice(pad);
         let me = key(2);
         let bound = crate::encode(&(&CHAIN, me.public()));
         let sealed = seal_raw(INFO, &message_key(&me).public(), &bound, &plain).unwrap();
-        Message::open(&sealed, &CHAIN, &me.public(), &message_key(&me))
+        Message::open(&sealed, &CHAIN, &me.public(), &message_key(&me)).map(|(message, _)| message)
     }
 
     #[test]
     fn nobody_writes_in_anothers_name_nor_passes_on_what_was_written_to_another() {
         let good = message("pay me");
-        let signature = key(1).sign(Domain::MESSAGE, &CHAIN, &good);
-        assert_eq!(forged(&good, signature, &[]).unwrap(), good);
+        let signature = key(1).sign_as_bot(Domain::MESSAGE, &CHAIN, &good);
+        assert_eq!(forged(&good, &signature, &[]).unwrap(), good);
         let from = good.from;
-        let other = key(3).sign(Domain::MESSAGE, &CHAIN, &good);
-        assert_eq!(forged(&good, other, &[]), Err(MessageError::Unsigned { from }));
-        let elsewhere = key(1).sign(Domain::MESSAGE, &ChainId(Hash([8; 32])), &good);
-        assert_eq!(forged(&good, elsewhere, &[]), Err(MessageError::Unsigned { from }));
+        let other = key(3).sign_as_bot(Domain::MESSAGE, &CHAIN, &good);
+        assert_eq!(forged(&good, &other, &[]), Err(MessageError::Unsigned { from }));
+        let elsewhere = key(1).sign_as_bot(Domain::MESSAGE, &ChainId(Hash([8; 32])), &good);
+        assert_eq!(forged(&good, &elsewhere, &[]), Err(MessageError::Unsigned { from }));
         let later = Message { time_ms: 6, ..good.clone() };
-        assert_eq!(forged(&later, signature, &[]), Err(MessageError::Unsigned { from }));
+        assert_eq!(forged(&later, &signature, &[]), Err(MessageError::Unsigned { from }));
         let to_carol = Message { to: key(3).public(), ..good.clone() };
-        let signature_to_carol = key(1).sign(Domain::MESSAGE, &CHAIN, &to_carol);
-        assert_eq!(forged(&to_carol, signature_to_carol, &[]), Err(MessageError::OtherReceiver { from }));
-        assert_eq!(forged(&good, signature, &[1]), Err(MessageError::Malformed));
-        assert_eq!(forged(&good, signature, &[0; PAD_BYTES]), Err(MessageError::Malformed));
+        let signature_to_carol = key(1).sign_as_bot(Domain::MESSAGE, &CHAIN, &to_carol);
+        assert_eq!(forged(&to_carol, &signature_to_carol, &[]), Err(MessageError::OtherReceiver { from }));
+        assert_eq!(forged(&good, &signature, &[1]), Err(MessageError::Malformed));
+        assert_eq!(forged(&good, &signature, &[0; PAD_BYTES]), Err(MessageError::Malformed));
     }
 
     #[test]

@@ -30,6 +30,10 @@ pub enum Query {
     },
     /// Bots that say something of themselves.
     Bots(BotQuery),
+    /// With a bot as user or farmer, whatever became of them.
+    Reservations {
+        of: BotId,
+    },
 }
 
 /// Nodes by themselves and by their farm.
@@ -201,9 +205,11 @@ impl Query {
                 let fits = (1..=limits::SEARCH_TEXT_BYTES).contains(&text.len());
                 return if fits && text.chars().all(is_printable) { Ok(()) } else { Err(InvalidQuery::Text) };
             }
-            Self::Contracts(_) | Self::Transfers { .. } | Self::Recipes { .. } | Self::Bots(_) => {
-                return Ok(());
-            }
+            Self::Contracts(_)
+            | Self::Transfers { .. }
+            | Self::Recipes { .. }
+            | Self::Bots(_)
+            | Self::Reservations { .. } => return Ok(()),
         };
         match (country, region) {
             (Some(country), _) if !is_country(country) => {

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::contract::{ContractBody, ContractId};
 use crate::directory::Profile;
 use crate::header::ValidatorSet;
+use crate::identity::KeysBody;
 use crate::release::{ChannelBody, FarmPolicy, OutcomeBody, ReleaseBody, ReleaseId, ReleaseKeys};
+use crate::reservation::ReservationBody;
 use crate::{BotId, Capacity, Grains, Hash, Name, NodeId, PriceList, PublicKey};
 
 #[derive(
@@ -42,6 +44,9 @@ pub enum Kind {
     Outcome,
     Profile,
     Funding,
+    Reservation,
+    Drain,
+    Keys,
 }
 
 /// A farm: hash of its owner and first name.
@@ -138,6 +143,16 @@ impl RecordId {
     pub fn funding(author: &PublicKey, sequence: u64) -> Self {
         Self { kind: Kind::Funding, id: Hash::of("croft/funding/1", &(author, sequence)) }
     }
+    /// What was reserved for a contract.
+    #[must_use]
+    pub fn reservation(contract: &ContractId) -> Self {
+        Self { kind: Kind::Reservation, id: contract.0 }
+    }
+    /// Whether a node is being emptied.
+    #[must_use]
+    pub fn drain(node: &NodeId) -> Self {
+        Self { kind: Kind::Drain, id: Hash(node.0) }
+    }
     /// The one validator set of the grid.
     #[must_use]
     pub fn validators() -> Self {
@@ -166,6 +181,11 @@ impl RecordId {
     #[must_use]
     pub fn profile(bot: &BotId) -> Self {
         Self { kind: Kind::Profile, id: Hash(bot.0) }
+    }
+    /// The keys that followed a bot's first one.
+    #[must_use]
+    pub fn keys(bot: &BotId) -> Self {
+        Self { kind: Kind::Keys, id: Hash(bot.0) }
     }
     /// What became of one release on one node.
     #[must_use]
@@ -218,6 +238,9 @@ pub enum Body {
     Recipe(RecipeBody),
     Profile(Profile),
     Funding(FundingBody),
+    Reservation(Box<ReservationBody>),
+    Drain(DrainBody),
+    Keys(KeysBody),
 }
 
 impl Body {
@@ -240,6 +263,9 @@ impl Body {
             Self::Recipe(_) => Kind::Recipe,
             Self::Profile(_) => Kind::Profile,
             Self::Funding(_) => Kind::Funding,
+            Self::Reservation(_) => Kind::Reservation,
+            Self::Drain(_) => Kind::Drain,
+            Self::Keys(_) => Kind::Keys,
         }
     }
 }
@@ -350,6 +376,23 @@ pub struct FundingBody {
     pub from: BotId,
     pub contract: ContractId,
     pub amount: Grains,
+}
+
+/// What a farm's owner proposes to everybody who has a contract on a node: to leave it, by agreement. A contract whose
+/// user does not answer goes on until its term ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct DrainBody {
+    pub node: NodeId,
+    /// `None` when the node takes new contracts again.
+    pub draining: Option<Draining>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct Draining {
+    /// Block time since which it takes no new contracts: milliseconds since 1970, UTC.
+    pub since_ms: u64,
+    /// When the owner wants to work on it; `None` when that is not said.
+    pub until_ms: Option<u64>,
 }
 
 /// What a node says of the contracts addressed to it.

@@ -177,6 +177,10 @@ pub struct Measurement {
 }
 
 /// When nodes that returned stop a rollout: at least this many, and at least this share of all that tried.
+///
+/// Whoever owns many nodes must not stop everybody's rollout alone, nor keep a bad one going. So of one farmer's returns,
+/// over all his farms, at most half of the number count, rounded up; and for the share his nodes weigh at most as much as
+/// all others together. A number of 1 is one that a single node reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopRule {
@@ -193,6 +197,15 @@ impl Default for StopRule {
     }
 }
 
+/// How many nodes of one farmer tried a release, and what became of it.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, BorshSerialize, BorshDeserialize, Serialize, Deserialize,
+)]
+pub struct Tried {
+    pub confirmed: u64,
+    pub returned: u64,
+}
+
 /// How many nodes tried a release, and what became of it.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, BorshSerialize, BorshDeserialize, Serialize, Deserialize,
@@ -200,14 +213,66 @@ impl Default for StopRule {
 pub struct Trials {
     pub confirmed: u64,
     pub returned: u64,
+    /// Returns that count for the number of the [`StopRule`]: of each farmer's at most [`StopRule::counted_of_one`].
+    pub counted: u64,
+    /// Of the farmer with the most nodes that tried it.
+    pub largest: Tried,
+}
+
+impl Tried {
+    fn all(self) -> u128 {
+        u128::from(self.confirmed) + u128::from(self.returned)
+    }
+}
+
+impl Trials {
+    /// Adds what one node said to these and to its farmer's. `None` when a number would overflow.
+    #[must_use]
+    pub fn count(mut self, mut farmers: Tried, outcome: &Outcome, rule: StopRule) -> Option<(Self, Tried)> {
+        let (all, own) = match outcome {
+            Outcome::Confirmed => (&mut self.confirmed, &mut farmers.confirmed),
+            Outcome::Returned { .. } => (&mut self.returned, &mut farmers.returned),
+        };
+        *all = all.checked_add(1)?;
+        *own = own.checked_add(1)?;
+        if matches!(outcome, Outcome::Returned { .. }) && farmers.returned <= rule.counted_of_one() {
+            self.counted = self.counted.checked_add(1)?;
+        }
+        if farmers.all() > self.largest.all() {
+            self.largest = farmers;
+        }
+        Some((self, farmers))
+    }
 }
 
 impl StopRule {
+    /// How many returns of one farmer's nodes count.
+    #[must_use]
+    pub fn counted_of_one(self) -> u64 {
+        u64::from(self.returns).div_ceil(2)
+    }
+
     #[must_use]
     pub fn stops(&self, trials: Trials) -> bool {
-        let all = u128::from(trials.confirmed) + u128::from(trials.returned);
-        trials.returned >= u64::from(self.returns)
-            && u128::from(trials.returned) * 1000 >= all * u128::from(self.per_mille)
+        trials.counted >= u64::from(self.returns) && self.is_share(trials)
+    }
+
+    fn is_share(self, trials: Trials) -> bool {
+        let one = trials.largest;
+        let others = Tried {
+            confirmed: trials.confirmed.saturating_sub(one.confirmed),
+            returned: trials.returned.saturating_sub(one.returned),
+        };
+        // Only one farmer can have more than all others; his nodes are scaled down to as many as theirs.
+        let (returned, all) = if one.all() <= others.all() || others.all() == 0 {
+            let whole = Tried { confirmed: trials.confirmed, returned: trials.returned };
+            (u128::from(whole.returned), whole.all())
+        } else {
+            let own = u128::from(one.returned).saturating_mul(others.all());
+            let theirs = u128::from(others.returned).saturating_mul(one.all());
+            (own.saturating_add(theirs), one.all().saturating_mul(others.all()).saturating_mul(2))
+        };
+        returned.saturating_mul(1000) >= all.saturating_mul(u128::from(self.per_mille))
     }
 }
 

@@ -49,6 +49,20 @@ pub enum StateKey {
     Faucet,
     /// -> [`crate::faucet::FaucetClaims`] of a bot that ever claimed.
     FaucetClaims(PublicKey),
+    /// -> [`crate::release::Tried`] of a release, of a farmer one of whose nodes has told of it.
+    FarmerTrials(ReleaseId, PublicKey),
+    /// -> [`Grains`]: the fee of a reservation that is neither used nor claimed.
+    HeldFee(ContractId),
+    /// -> [`crate::reservation::NodeReservations`]: those that hold capacity of the node.
+    NodeReservations(NodeId),
+    /// -> [`crate::reservation::OpenReservations`] of a bot that has some.
+    OpenReservations(PublicKey),
+    /// -> [`crate::reservation::ReservationQueue`], while some wait for their expiry.
+    ReservationQueue,
+    /// -> [`crate::reservation::ReservationSlot`] of a slot in which some expire.
+    ReservationSlot(u64),
+    /// -> [`crate::BotId`] whose key this is or was, of bots that ever replaced one: their first keys too.
+    KeyOwner(PublicKey),
 }
 
 impl StateKey {

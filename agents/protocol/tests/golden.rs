@@ -14,16 +14,22 @@ use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::contract::{Approver, PublishedPort, Quorum, Transport};
 use croft_protocol::faucet::FaucetClaims;
 use croft_protocol::header::{Allocation, Validator};
+use croft_protocol::identity::{self, KeysBody};
 use croft_protocol::image::{Chunk, ImageConfig, ImageManifest, Verity};
 use croft_protocol::keys::Domain;
+use croft_protocol::market::{NegotiationId, RESERVATION, Reservation, SignedReservation};
 use croft_protocol::record::{
-    ApprovalBody, BotBody, ContractReport, FarmBody, FundingBody, HardwareSummary, NodeBody, ReportBody,
-    TransferBody, TrustClass, WorkloadState,
+    ApprovalBody, BotBody, ContractReport, DrainBody, Draining, FarmBody, FundingBody, HardwareSummary,
+    NodeBody, ReportBody, TransferBody, TrustClass, WorkloadState,
 };
 use croft_protocol::release::{
     BootFile, BootManifest, ChannelBody, FarmPolicy, Halt, KeyChange, Measurement, Outcome, OutcomeBody,
     Release, ReleaseBody, ReleaseKeys, ReleaseState, ReleaseVersion, SignedKeyChange, SignedRelease,
-    StopRule, Trials, Window,
+    StopRule, Trials, Tried, Window,
+};
+use croft_protocol::reservation::{
+    Announcement, NodeReservations, OpenReservations, ReservationBody, ReservationQueue, ReservationSlot,
+    ReservationState,
 };
 use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::trust::{Endorsement, NodeTrust, RecentHeader, RecentHeaders, TrustPolicy};
@@ -88,15 +94,35 @@ fn terms() -> Terms {
 
 fn signed_terms() -> SignedTerms {
     let terms = terms();
-    let (user, farmer) =
-        (key(1).sign(Domain::TERMS, &CHAIN, &terms), key(2).sign(Domain::TERMS, &CHAIN, &terms));
+    let (user, farmer) = (
+        key(1).sign_as_bot(Domain::TERMS, &CHAIN, &terms),
+        key(2).sign_as_bot(Domain::TERMS, &CHAIN, &terms),
+    );
     SignedTerms { terms, user, farmer }
+}
+
+fn announcement() -> Announcement {
+    let terms = terms();
+    let held = Reservation::of(NegotiationId(Hash([12; 32])), &terms, Grains(5));
+    let reservation = SignedReservation {
+        user: key(1).sign_as_bot(RESERVATION, &CHAIN, &held),
+        farmer: key(2).sign_as_bot(RESERVATION, &CHAIN, &held),
+        reservation: held,
+    };
+    let approval = key(2).sign_as_bot(Domain::TERMS, &CHAIN, &terms);
+    Announcement { reservation, terms, approval }
+}
+
+fn reservation() -> ReservationBody {
+    let Announcement { reservation, terms, approval } = announcement();
+    let (ports, state) = (terms.ports, ReservationState::Claimed);
+    ReservationBody { signed: reservation, ports, approval, announced_ms: 6, state }
 }
 
 fn join() -> SignedJoin {
     let farm = FarmId::new(&public(2), &name("green"));
     let join = Join { farm, expires_ms: 1_700_000_000_000, nonce: [1; 16] };
-    SignedJoin { signature: key(2).sign(Domain::JOIN, &CHAIN, &join), join }
+    SignedJoin { signature: key(2).sign_as_bot(Domain::JOIN, &CHAIN, &join), join }
 }
 
 fn node() -> NodeBody {
@@ -134,7 +160,7 @@ fn report() -> ReportBody {
     }
 }
 
-fn commands() -> [(&'static str, Command); 22] {
+fn commands() -> [(&'static str, Command); 27] {
     let (farm, contract) = (FarmId::new(&public(2), &name("green")), ContractId(Hash([8; 32])));
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let (country, region) = ("be".to_owned(), Some(name("flanders")));
@@ -187,6 +213,11 @@ fn commands() -> [(&'static str, Command); 22] {
         ("command/update-bot", Command::UpdateBot(profile())),
         ("command/claim-faucet", Command::ClaimFaucet),
         ("command/fund", Command::Fund { contract, amount: Grains(5) }),
+        ("command/announce-reservation", Command::AnnounceReservation(Box::new(announcement()))),
+        ("command/claim-reservation", Command::ClaimReservation { contract }),
+        ("command/drain-node", Command::DrainNode { node: public(3), until_ms: Some(7) }),
+        ("command/reopen-node", Command::ReopenNode { node: public(3) }),
+        ("command/rotate-key", Command::RotateKey(Box::new(identity::Link::sign(&key(1), &key(7), &CHAIN)))),
     ]
 }
 
@@ -343,8 +374,12 @@ fn node_trust() -> NodeTrust {
     }
 }
 
+fn trials() -> Trials {
+    Trials { confirmed: 4, returned: 5, counted: 2, largest: Tried { confirmed: 3, returned: 4 } }
+}
+
 fn records() -> Vec<(&'static str, Record)> {
-    let (release, trials) = (signed_release().release.id(), Trials { confirmed: 4, returned: 5 });
+    let (release, trials) = (signed_release().release.id(), trials());
     let channel = ChannelBody {
         name: name("stable"),
         latest: version(3),
@@ -378,6 +413,12 @@ fn records() -> Vec<(&'static str, Record)> {
         TransferBody { from: public(1), to: public(2), amount: Grains(5), memo: "memo".to_owned() };
     let farm_id = FarmId::new(&public(2), &name("green"));
     let funding = FundingBody { from: public(1), contract: id, amount: Grains(5) };
+    let keys = KeysBody {
+        changes: vec![identity::KeyChange {
+            link: identity::Link::sign(&key(1), &key(7), &CHAIN),
+            height: 6,
+        }],
+    };
     let paused =
         ContractBody { state: ContractState::Paused { since_ms: 4 }, ended_ms: 0, ..contract.clone() };
     [
@@ -403,6 +444,16 @@ fn records() -> Vec<(&'static str, Record)> {
         ("record/outcome", RecordId::outcome(&release, &public(3)), Body::Outcome(told)),
         ("record/profile", RecordId::profile(&public(1)), Body::Profile(profile())),
         ("record/funding", RecordId::funding(&public(1), 3), Body::Funding(funding)),
+        ("record/reservation", RecordId::reservation(&id), Body::Reservation(Box::new(reservation()))),
+        (
+            "record/drain",
+            RecordId::drain(&public(3)),
+            Body::Drain(DrainBody {
+                node: public(3),
+                draining: Some(Draining { since_ms: 6, until_ms: Some(7) }),
+            }),
+        ),
+        ("record/keys", RecordId::keys(&public(1)), Body::Keys(keys)),
         ("record/paused-contract", RecordId::contract(&id), Body::Contract(Box::new(paused))),
     ]
     .map(|(what, id, body)| {
@@ -431,7 +482,7 @@ fn manifest() -> ImageManifest {
     }
 }
 
-fn state_keys() -> [(&'static str, StateKey); 18] {
+fn state_keys() -> [(&'static str, StateKey); 25] {
     let contract = ContractId(Hash([8; 32]));
     let port = PublishedPort { transport: Transport::Udp, port: 53 };
     [
@@ -451,8 +502,15 @@ fn state_keys() -> [(&'static str, StateKey); 18] {
         ("state-key/node-trust", StateKey::NodeTrust(public(3))),
         ("state-key/tpm-key", StateKey::TpmKey(Hash([9; 32]))),
         ("state-key/trials", StateKey::Trials(signed_release().release.id())),
+        ("state-key/farmer-trials", StateKey::FarmerTrials(signed_release().release.id(), public(2))),
         ("state-key/faucet", StateKey::Faucet),
         ("state-key/faucet-claims", StateKey::FaucetClaims(public(1))),
+        ("state-key/held-fee", StateKey::HeldFee(contract)),
+        ("state-key/node-reservations", StateKey::NodeReservations(public(3))),
+        ("state-key/open-reservations", StateKey::OpenReservations(public(1))),
+        ("state-key/reservation-queue", StateKey::ReservationQueue),
+        ("state-key/reservation-slot", StateKey::ReservationSlot(7)),
+        ("state-key/key-owner", StateKey::KeyOwner(public(7))),
     ]
 }
 
@@ -509,7 +567,8 @@ fn vectors() -> BTreeMap<String, String> {
     add(into, "release/id", &signed_release().release.id().0);
     add(into, "release/stage", &signed_release().release.id().stage_of(&public(3)));
     add(into, "boot-manifest", &boot_manifest());
-    add(into, "value/trials", &Trials { confirmed: 1, returned: 2 });
+    add(into, "value/trials", &trials());
+    add(into, "value/farmer-trials", &trials().largest);
     add(into, "manifest", &manifest());
     add(into, "manifest/hash", &manifest().hash());
     add(into, "value/account", &Account { balance: Grains(5), next_sequence: 3 });
@@ -524,6 +583,11 @@ fn vectors() -> BTreeMap<String, String> {
         covered_until_ms: 5,
     };
     add(into, "value/escrow", &escrow);
+    let held = vec![ContractId(Hash([1; 32])), ContractId(Hash([2; 32]))];
+    add(into, "value/node-reservations", &NodeReservations { contracts: held.clone() });
+    add(into, "value/reservation-slot", &ReservationSlot { contracts: held });
+    add(into, "value/open-reservations", &OpenReservations { as_user: 1, as_farmer: 2 });
+    add(into, "value/reservation-queue", &ReservationQueue { next_slot: 1, waiting: 2 });
     let recent = RecentHeader { height: 5, time_ms: 6, hash: Hash([1; 32]) };
     add(into, "value/recent-headers", &RecentHeaders { headers: vec![recent] });
     add(into, "value/faucet", &faucet());
@@ -610,6 +674,7 @@ fn the_golden_signatures_are_good() {
     let opened = Validated::open(&file, &Expectation { chain: Some(CHAIN), owner: Some(public(2)) }).unwrap();
     assert_eq!(opened.get(), &addition());
     attestation().vouchers[0].verify(&CHAIN).unwrap();
+    announcement().verify(&CHAIN).unwrap();
     let keys = ReleaseKeys::new(1, vec![public(31)]);
     key_change().check(&CHAIN, Hash([5; 32]), &keys).unwrap();
     signed_release().check(&CHAIN, &release_keys()).unwrap();

@@ -22,6 +22,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use croft_ledger::StateReadExt;
 use croft_protocol::api::{Event, Failure, Request, Response, Service};
 use croft_protocol::{PublicKey, RecordId, SecretKey, limits};
 use croft_transport::{Connection, Endpoint, FrameError, Incoming, RecvStream, SendStream, frame};
@@ -266,7 +267,20 @@ impl Server {
         }
     }
 
-    /// Whether the ledger knows a bot of this key.
+    /// Who speaks over a connection that proved a key.
+    async fn identity(&self, key: PublicKey) -> Result<PublicKey, Failure> {
+        let snapshot = self.chain.latest();
+        self.blocking(move || {
+            let identity = snapshot.identity_of(&key).map_err(|error| {
+                tracing::error!(%error, "the ledger can't be read");
+                Failure::Storage { reason: error.to_string() }
+            })?;
+            identity.map_err(Failure::Key)
+        })
+        .await
+    }
+
+    /// Whether the ledger knows this bot.
     async fn is_bot(&self, key: PublicKey) -> Result<bool, Failure> {
         let snapshot = self.chain.latest();
         self.blocking(move || {
@@ -327,19 +341,25 @@ impl Stream {
                 let from = self.connection.peer();
                 relay::run(&self.server, from, (to, service), send, recv).await;
             }
+            Request::Listen | Request::ListenFor { .. } => {
+                let service = match request {
+                    Request::ListenFor { service } => service,
+                    _ => Service::Calls,
+                };
+                let response = match self.server.identity(self.connection.peer()).await {
+                    Ok(_) => {
+                        self.present.listen(service);
+                        Response::Listening
+                    }
+                    Err(failure) => Response::Failed(failure),
+                };
+                respond(&mut send, response).await;
+            }
             Request::Vouch(introduction) => {
                 vouch::run(&self.server, self.connection.peer(), *introduction, send, recv).await;
             }
             Request::Replicate { .. } => {
                 replicate::run(&self.server, self.connection.peer(), send, recv).await;
-            }
-            Request::Listen => {
-                self.present.listen(Service::Calls);
-                respond(&mut send, Response::Listening).await;
-            }
-            Request::ListenFor { service } => {
-                self.present.listen(service);
-                respond(&mut send, Response::Listening).await;
             }
             request => {
                 let peer = self.connection.peer();
@@ -362,7 +382,8 @@ impl Stream {
             return Err(Failure::TooMuch { what: "bytes".to_owned(), got, limit });
         }
         // Only a blob is this large; strangers don't get the memory for one.
-        answer::check_may_put(&self.server, self.connection.peer()).await?;
+        let peer = self.server.identity(self.connection.peer()).await?;
+        answer::check_may_put(&self.server, peer).await?;
         let busy = || Failure::Busy { what: format!("{LARGE_FRAMES} blobs are being received") };
         let turn = timeout(BLOB_TIME, self.server.large_frames.acquire()).await;
         let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
@@ -404,7 +425,11 @@ impl Server {
         if bytes.len() <= SMALL_ANSWER_BYTES {
             return write(send, &bytes).await;
         }
-        let budget = match self.is_known(peer).await {
+        let known = match self.identity(peer).await {
+            Ok(identity) => self.is_known(identity).await,
+            Err(failure) => Err(failure),
+        };
+        let budget = match known {
             Ok(true) => &self.known_answers,
             _ => &self.strangers_answers,
         };

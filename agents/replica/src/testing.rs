@@ -143,7 +143,7 @@ impl Grid {
 
     pub(crate) fn register(&self, called: &str) -> Command {
         let join = Join { farm: self.farm(), expires_ms: START_MS * 2, nonce: [1; 16] };
-        let signature = self.farmer.sign(Domain::JOIN, &self.chain(), &join);
+        let signature = self.farmer.sign_as_bot(Domain::JOIN, &self.chain(), &join);
         Command::RegisterNode {
             node: self.node_body(called, 1),
             join: Some(SignedJoin { join, signature }),
@@ -173,8 +173,8 @@ impl Grid {
     }
 
     pub(crate) fn agree(&self, terms: Terms) -> Command {
-        let user = self.user.sign(Domain::TERMS, &self.chain(), &terms);
-        let farmer = self.farmer.sign(Domain::TERMS, &self.chain(), &terms);
+        let user = self.user.sign_as_bot(Domain::TERMS, &self.chain(), &terms);
+        let farmer = self.farmer.sign_as_bot(Domain::TERMS, &self.chain(), &terms);
         Command::Agree(Box::new(SignedTerms { terms, user, farmer }))
     }
 

@@ -95,7 +95,8 @@ async fn replays_strangers_and_other_chains_are_rejected_with_their_reason() {
     assert_eq!(wrong, Rejection::WrongChain { theirs: ChainId(Hash([9; 32])), ours: bench.chain() });
 
     let forged = SignedCommand::sign(bench.sign(&bench.user, 1, bench.pay(5)).body, &key(77));
-    assert_eq!(rejection(client.submit(forged).await.unwrap_err()), Rejection::BadSignature { author });
+    let foreign = Rejection::Key(croft_protocol::KeyRefusal::Foreign { bot: author, key: key(77).public() });
+    assert_eq!(rejection(client.submit(forged).await.unwrap_err()), foreign);
 
     let poor = rejection(client.submit(bench.sign(&bench.user, 1, bench.pay(u64::MAX))).await.unwrap_err());
     assert!(matches!(poor, Rejection::Funds { .. }), "{poor}");

@@ -245,7 +245,10 @@ async fn commands_of_another_chain_or_another_author_are_rejected_and_say_whose(
     assert_eq!(trial.rejected(moved).await, Rejection::BadSignature { author });
     // Signed by another than it names.
     let forged = SignedCommand::sign(trial.pay(|_| {}).body, &key(77));
-    let rejection = trial.rejected(forged).await;
+    let rejection = trial.rejected(forged.clone()).await;
+    let (by, of) = (key(77).public().short(), author.short());
+    assert_eq!(rejection.to_string(), format!("key {by} is none of bot {of}: sign with the bot's own key"));
+    let rejection = trial.rejected(SignedCommand { key: author, ..forged }).await;
     assert_eq!(
         rejection.to_string(),
         format!("the signature of {author} is wrong: sign again with the author's key")
@@ -253,7 +256,10 @@ async fn commands_of_another_chain_or_another_author_are_rejected_and_say_whose(
     // The signature of something else by the right key.
     let body = trial.pay(|_| {}).body;
     let signature = trial.bench.user.sign(Domain::TERMS, &ours, &body);
-    assert_eq!(trial.rejected(SignedCommand { body, signature }).await, Rejection::BadSignature { author });
+    assert_eq!(
+        trial.rejected(SignedCommand { body, key: author, signature }).await,
+        Rejection::BadSignature { author }
+    );
     trial.still_serves().await;
     trial.bench.stop().await;
 }

@@ -113,10 +113,11 @@ async fn replayed_foreign_forged_and_expired_commands_are_rejected_with_their_re
     assert_eq!(rejected(submit(&connection, &foreign).await), wrong);
     // Moved to this chain without its author.
     body.chain = bench.chain();
-    let moved = SignedCommand { body: body.clone(), signature: foreign.signature };
+    let moved = SignedCommand { body: body.clone(), key: body.author, signature: foreign.signature };
     assert_eq!(rejected(submit(&connection, &moved).await), Rejection::BadSignature { author });
     let forged = SignedCommand::sign(body.clone(), &key(77));
-    assert_eq!(rejected(submit(&connection, &forged).await), Rejection::BadSignature { author });
+    let foreign = Rejection::Key(croft_protocol::KeyRefusal::Foreign { bot: author, key: key(77).public() });
+    assert_eq!(rejected(submit(&connection, &forged).await), foreign);
     body.expires_height = 0;
     let expired = SignedCommand::sign(body.clone(), &bench.user);
     let rejection = rejected(submit(&connection, &expired).await);
@@ -165,7 +166,8 @@ async fn who_floods_is_told_when_to_go_on_and_delays_nobody_else() {
     let victim = bench.farmer.public();
     for _ in 0..8 {
         let forged = SignedCommand::sign(bench.sign(&bench.farmer, 0, bench.pay(1)).body, &key(77));
-        assert_eq!(rejected(submit(&connection, &forged).await), Rejection::BadSignature { author: victim });
+        let foreign = croft_protocol::KeyRefusal::Foreign { bot: victim, key: key(77).public() };
+        assert_eq!(rejected(submit(&connection, &forged).await), Rejection::Key(foreign));
     }
     let farm = bench.sign(&bench.farmer, 0, common::Files::create_farm());
     assert!(matches!(submit(&connection, &farm).await, Response::Final { .. }));

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Bench, Files, key, name, within};
 use croft_protocol::api::{Failure, Mail, Service};
+use croft_protocol::identity::{KeyRefusal, Link};
 use croft_protocol::message::{Message, MessageId, message_key};
 use croft_protocol::record::BotBody;
 use croft_protocol::{Command, Hash, limits};
@@ -44,7 +45,8 @@ async fn mail_outlives_a_restart_and_is_its_receivers_alone() {
     let bench = bench.restart().await;
     let mail = fetched(&farmer).await;
     assert_eq!(mail.len(), 1);
-    let opened = Message::open(&mail[0].sealed, &bench.chain(), &to, &message_key(&bench.farmer)).unwrap();
+    let (opened, _) =
+        Message::open(&mail[0].sealed, &bench.chain(), &to, &message_key(&bench.farmer)).unwrap();
     assert_eq!((opened.text.as_str(), opened.from), ("hello", bench.user.public()));
     assert_eq!(user.drop_mail(vec![mail[0].id()]).await.unwrap().value, 0, "it is not the sender's any more");
     assert_eq!(farmer.drop_mail(vec![mail[0].id()]).await.unwrap().value, 1);
@@ -86,6 +88,42 @@ async fn only_bots_leave_mail_only_for_bots_and_within_bounds() {
     let create = bench.sign(&other, 0, Command::CreateBot(BotBody { name: name("other") }));
     client.submit(create).await.unwrap();
     client.leave_mail(to, vec![7; 301]).await.unwrap();
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_mailbox_stays_its_bots_when_the_key_is_replaced_and_the_old_key_opens_nothing() {
+    let bench = Bench::start().await;
+    let (user, farmer) = (bench.client(&bench.user), bench.client(&bench.farmer));
+    let to = bench.farmer.public();
+    user.leave_mail(to, sealed(&bench, "before")).await.unwrap();
+    let _old = farmer.listen();
+    bench.wait_for_listener(&user, to).await;
+    let new = key(70);
+    let link = Link::sign(&bench.farmer, &new, &bench.chain());
+    farmer.submit(bench.sign(&bench.farmer, 0, Command::RotateKey(Box::new(link)))).await.unwrap();
+
+    let refused = |what: &str, failure: Failure| match failure {
+        Failure::Key(refusal @ KeyRefusal::Replaced { .. }) => {
+            assert!(refusal.to_string().contains("signs nothing any more"), "{what}: {refusal}");
+        }
+        other => panic!("{what}: {other}"),
+    };
+    refused("fetch", failure(farmer.fetch_mail(0).await.unwrap_err()));
+    let id = Hash::of_bytes(b"any");
+    refused("drop", failure(farmer.drop_mail(vec![id]).await.unwrap_err()));
+    let left = farmer.leave_mail(bench.user.public(), vec![1; 300]).await;
+    refused("leave", failure(left.unwrap_err()));
+    refused("call", failure(farmer.peer_for(bench.user.public(), Service::Calls).await.unwrap_err()));
+    // Whoever calls the old key, which still listens, does not get through to it.
+    refused("be called", failure(user.peer_for(to, Service::Calls).await.unwrap_err()));
+
+    let present = bench.client(&new);
+    let mail = fetched(&present).await;
+    assert_eq!(mail.len(), 1, "mail lies under the bot's id");
+    user.leave_mail(to, sealed(&bench, "after")).await.unwrap();
+    assert_eq!(fetched(&present).await.len(), 2);
+    assert_eq!(present.drop_mail(vec![mail[0].id()]).await.unwrap().value, 1);
     bench.stop().await;
 }
 

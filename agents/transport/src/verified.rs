@@ -13,6 +13,7 @@
 
 mod blobs;
 mod follow;
+mod identity;
 mod keep;
 mod look;
 mod mail;
@@ -31,7 +32,7 @@ use std::time::Duration;
 use croft_light::{Contradiction, Fault, HANDOVERS, HandoverWalk, LightError, Tip, verify_value};
 use croft_protocol::api::{Failure, ProvedValue};
 use croft_protocol::boot::ReplicaAddress;
-use croft_protocol::{ChainId, Hash, PublicKey, SecretKey, SignedHeader, StateKey, ValidatorSet};
+use croft_protocol::{ChainId, Hash, KeyRefusal, PublicKey, SecretKey, SignedHeader, StateKey, ValidatorSet};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -77,6 +78,8 @@ pub enum VerifiedError {
         author.short()
     )]
     OutcomeUnknown { author: PublicKey, sequence: u64 },
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
     #[error("{what} on the ledger can't be read: update this program")]
     Malformed { what: &'static str, source: croft_protocol::DecodeError },
 }
@@ -107,7 +110,8 @@ impl Miss {
     fn of_client(error: ClientError) -> Self {
         match &error {
             ClientError::Failed {
-                failure: Failure::Malformed { .. } | Failure::TooMuch { .. } | Failure::Quota { .. },
+                failure:
+                    Failure::Malformed { .. } | Failure::TooMuch { .. } | Failure::Quota { .. } | Failure::Key(_),
                 ..
             }
             | ClientError::Rejected { .. } => Self::Final(error.into()),

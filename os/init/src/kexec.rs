@@ -54,7 +54,7 @@ pub fn load(kernel: &Path) -> Result<(), LoadError> {
     }
     let source = io::Error::last_os_error();
     let hint = match source.raw_os_error() {
-        Some(libc::EPERM) => "it may load none; under Secure Boot it takes only signed files",
+        Some(libc::EPERM) => "under Secure Boot it takes only what a key of the firmware signed",
         Some(libc::EKEYREJECTED | libc::ENOKEY | libc::EBADMSG) => {
             "its signature is not by a key of the firmware"
         }

@@ -14,10 +14,12 @@
 //! For others: [`stage`] logs the boot in one format, [`notify`] is the line between node and init, [`log`] writes
 //! records to the kernel log.
 
+pub mod child;
 pub mod clock;
 pub mod devices;
 pub mod emergency;
 pub mod entropy;
+pub mod gatekeeper;
 pub mod kexec;
 pub mod linux;
 pub mod lockdown;
@@ -33,5 +35,6 @@ pub mod run;
 pub mod screen;
 pub mod stage;
 pub mod supervisor;
+pub mod syscalls;
 pub mod sysctl;
 pub mod watchdog;

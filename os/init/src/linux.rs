@@ -3,15 +3,18 @@
 //! This is the only place of the process that reaps children, on one thread, so that no exit status is lost and no
 //! process id is used after its process is gone.
 
+use crate::child;
 use crate::kexec;
 use crate::log::{Kmsg, Level, Log, chain};
 use crate::mountinfo;
 use crate::notify::{self, Listener, NOTIFY_ENV, Received};
 use crate::output::{self, Output};
 use crate::power_button;
+use crate::privileges;
 use crate::run::Machine;
 use crate::screen;
 use crate::supervisor::{End, Ending, Input, Signal, Time};
+use crate::syscalls;
 use crate::watchdog::Watchdog;
 use nix::sys::signal::{SigSet, Signal as UnixSignal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -154,7 +157,9 @@ impl Linux {
                         None => End::Exited(status.exit_status().unwrap_or(-1)),
                     };
                     let pid = pid.as_raw_nonzero().get();
-                    if !self.screen.ended(self.now(), pid, end, &self.log) {
+                    if self.screen.ended(self.now(), pid, end, &self.log) {
+                        screen::give_back();
+                    } else {
                         inputs.push(Input::Ended { pid, end });
                     }
                 }
@@ -306,12 +311,8 @@ impl Machine for Linux {
         // Only this thread starts processes, so the descriptor leaks to nobody else in this moment.
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|error| format!("its socket: {error}"))?;
         let mut command = Command::new(&self.node);
-        #[allow(unsafe_code, reason = "the signal mask can only be lifted between fork and exec")]
-        // SAFETY: the closure makes one system call on a set on its own stack, which is safe after a fork.
-        unsafe {
-            // This process blocks what it reads as events; node has to hear them.
-            command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(std::io::Error::from));
-        }
+        let capabilities = privileges::of(privileges::NODE);
+        child::limit(&mut command, child::Limits { capabilities, filter: syscalls::not_for_node() });
         let spawned = command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -365,10 +366,11 @@ impl Machine for Linux {
     fn begin_load(&mut self, kernel: PathBuf) {
         self.beside(|| {
             let refused = kexec::load(&kernel).err().map(|error| chain(&error));
-            if let Some(reason) = &refused {
-                // Node waits for this file, and gives up by itself where even this fails.
-                let _ = fs::write(notify::refusal_of(&kernel), reason);
-            }
+            // Node waits for one of these files, and gives up by itself where even this fails.
+            let _ = match &refused {
+                Some(reason) => fs::write(notify::refusal_of(&kernel), reason),
+                None => fs::write(notify::loaded_of(&kernel), ""),
+            };
             Input::Loaded { kernel, refused }
         });
     }

@@ -4,6 +4,7 @@
 //! second time on the copy, so that the memory of the first is free.
 
 use croft_init::emergency;
+use croft_init::gatekeeper::Filtered;
 use croft_init::linux::{Linux, NODE};
 use croft_init::log::{Kmsg, Level, Log, chain};
 use croft_init::mounts::{self, MountError, Need, Outcome};
@@ -11,7 +12,7 @@ use croft_init::root::{self, FirstRoot};
 use croft_init::run::run;
 use croft_init::stage::{Running, Stage};
 use croft_init::supervisor::{Policy, Supervisor};
-use croft_init::{clock, devices, entropy, lockdown, privileges, screen, sysctl};
+use croft_init::{clock, devices, entropy, gatekeeper, lockdown, privileges, screen, sysctl};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -140,8 +141,9 @@ fn mount_all(running: Running<'_>, log: &dyn Log, root: &str) -> Result<(), Moun
     Ok(())
 }
 
-/// What nobody needs any more once everything is mounted: the kernel is locked down, the root becomes read-only, and
-/// privileges are given up for good. A door that does not close is named; a node with one open is better than none.
+/// What nobody needs any more once everything is mounted: the kernel is locked down, the root becomes read-only,
+/// privileges are given up and system calls filtered for good. A door that does not close is named; a node with one
+/// open is better than none.
 fn close_doors(log: &dyn Log) -> String {
     let mut closed = Vec::new();
     match lockdown::apply(Path::new("/")) {
@@ -155,6 +157,12 @@ fn close_doors(log: &dyn Log) -> String {
     match privileges::give_up() {
         Ok(count) => closed.push(format!("{count} capabilities given up")),
         Err(error) => log.line(Level::Error, &format!("croft: {}", chain(&error))),
+    }
+    // Last: it starts a thread, which has to have given up the capabilities too.
+    match gatekeeper::filter(Kmsg::open()) {
+        Ok(Filtered::Logged) => closed.push("system calls filtered".to_owned()),
+        Ok(Filtered::Silently) => closed.push("system calls filtered, refusals are not logged".to_owned()),
+        Err(error) => log.line(Level::Error, &format!("croft: system calls are not filtered: {error}")),
     }
     closed.join(", ")
 }

@@ -2,8 +2,10 @@
 //!
 //! Init hands one end to node as the file descriptor named by `CROFT_NOTIFY_FD`. Node says `alive` at least every
 //! five seconds from its main loop, `ready` when its stages are done, `reboot <reason>` or `poweroff <reason>` to
-//! ask for an ordered end, `kexec <path>` for one that goes on with the kernel in that file. The hardware watchdog is fed only while these messages come: they must never be sent
-//! from a timer or a thread of their own, which would keep a hung node alive.
+//! ask for an ordered end. To go on with another kernel it says `load <path>`, reads the answer beside that file, and then
+//! `kexec <path>`: in between it can tell the TPM what is about to run, knowing that it will. The hardware watchdog is fed
+//! only while these messages come: they must never be sent from a timer or a thread of their own, which would keep a hung
+//! node alive.
 
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
@@ -28,13 +30,20 @@ pub enum Message {
     Reboot(String),
     /// Switch the machine off in order, for the reason given.
     Poweroff(String),
-    /// Load the kernel in this file, then end in order and go on with it. Where the file is refused, nothing ends,
-    /// and the reason is in [`refusal_of`] it.
+    /// Load the kernel in this file, and leave [`loaded_of`] or [`refusal_of`] it. Nothing ends.
+    Load(PathBuf),
+    /// End in order and go on with the kernel in this file, if it is the one that was loaded last; else nothing ends.
     Kexec(PathBuf),
 }
 
 /// Kernels are taken from this folder only, which holds what node has checked.
 pub const KERNEL_FOLDER: &str = "/run/croft/kernel";
+
+/// An empty file by which init says that a kernel is loaded.
+#[must_use]
+pub fn loaded_of(kernel: &Path) -> PathBuf {
+    kernel.with_extension("loaded")
+}
 
 /// Where init says why a kernel was refused.
 #[must_use]
@@ -49,7 +58,7 @@ pub enum ParseMessageError {
     #[error("message from node is not UTF-8")]
     NotUtf8,
     #[error(
-        "unknown message {0:?} from node; alive, ready, reboot <reason>, poweroff <reason> and kexec <path> are known"
+        "unknown message {0:?} from node; alive, ready, reboot <reason>, poweroff <reason>, load <path>, kexec <path>"
     )]
     Unknown(String),
     #[error("message {0:?} from node lacks its reason")]
@@ -71,21 +80,23 @@ impl Message {
             ("ready", "") => Ok(Self::Ready),
             ("reboot", "") => Err(ParseMessageError::NoReason("reboot")),
             ("poweroff", "") => Err(ParseMessageError::NoReason("poweroff")),
-            ("kexec", path) => Self::kexec(path),
+            ("load", path) => kernel(path).map(Self::Load),
+            ("kexec", path) => kernel(path).map(Self::Kexec),
             ("reboot", reason) => Ok(Self::Reboot(reason.to_owned())),
             ("poweroff", reason) => Ok(Self::Poweroff(reason.to_owned())),
             _ => Err(ParseMessageError::Unknown(text.chars().take(40).collect())),
         }
     }
+}
 
-    fn kexec(path: &str) -> Result<Self, ParseMessageError> {
-        let file = Path::new(path);
-        let is_plain = matches!(file.components().next_back(), Some(Component::Normal(_)));
-        if file.parent() == Some(Path::new(KERNEL_FOLDER)) && is_plain {
-            Ok(Self::Kexec(file.to_owned()))
-        } else {
-            Err(ParseMessageError::ElsewhereKernel(path.chars().take(80).collect()))
-        }
+/// A file directly in [`KERNEL_FOLDER`].
+fn kernel(path: &str) -> Result<PathBuf, ParseMessageError> {
+    let file = Path::new(path);
+    let is_plain = matches!(file.components().next_back(), Some(Component::Normal(_)));
+    if file.parent() == Some(Path::new(KERNEL_FOLDER)) && is_plain {
+        Ok(file.to_owned())
+    } else {
+        Err(ParseMessageError::ElsewhereKernel(path.chars().take(80).collect()))
     }
 }
 
@@ -96,6 +107,7 @@ impl fmt::Display for Message {
             Self::Ready => f.write_str("ready"),
             Self::Reboot(reason) => write!(f, "reboot {reason}"),
             Self::Poweroff(reason) => write!(f, "poweroff {reason}"),
+            Self::Load(path) => write!(f, "load {}", path.display()),
             Self::Kexec(path) => write!(f, "kexec {}", path.display()),
         }
     }
@@ -237,6 +249,7 @@ mod tests {
             Message::Ready,
             Message::Reboot("release 7 is installed".into()),
             Message::Poweroff("the farmer asked".into()),
+            Message::Load("/run/croft/kernel/release.efi".into()),
             Message::Kexec("/run/croft/kernel/release.efi".into()),
         ] {
             assert_eq!(Message::parse(message.to_string().as_bytes()), Ok(message));
@@ -256,8 +269,10 @@ mod tests {
     fn a_kernel_from_elsewhere_is_refused_by_its_path() {
         for path in ["/tmp/k", "/run/croft/kernel", "/run/croft/kernel/..", "/run/croft/kernel/../x", "k", ""]
         {
-            let error = Message::parse(format!("kexec {path}").as_bytes()).unwrap_err().to_string();
-            assert_eq!(error, format!("kernel {path:?} is not directly in /run/croft/kernel"));
+            for verb in ["load", "kexec"] {
+                let error = Message::parse(format!("{verb} {path}").as_bytes()).unwrap_err().to_string();
+                assert_eq!(error, format!("kernel {path:?} is not directly in /run/croft/kernel"));
+            }
         }
     }
 

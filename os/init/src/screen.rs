@@ -132,7 +132,6 @@ impl Screen {
             self.draw();
             if self.told_to_end() {
                 self.console.write(Painter::farewell());
-                give_back();
                 return;
             }
             self.wait();

@@ -256,6 +256,8 @@ pub struct Supervisor {
     failures: u32,
     /// When a node last was in a stable run, or the beginning.
     well: Time,
+    /// The kernel that a kexec would start.
+    loaded: Option<PathBuf>,
     /// What was asked for first; set once.
     ending: Option<(Ending, bool)>,
     next_feed: Time,
@@ -271,6 +273,7 @@ impl Supervisor {
             phase: Phase::Idle,
             failures: 0,
             well: Time::ZERO,
+            loaded: None,
             ending: None,
             next_feed: Time::ZERO,
             starved: false,
@@ -341,10 +344,12 @@ impl Supervisor {
             Input::Message(message) => self.heard(now, message),
             Input::Asked { ending, by } => self.end(now, ending, &by, false),
             Input::Loaded { kernel, refused: None } => {
-                self.end(now, Ending::Kexec, &format!("{} is loaded", kernel.display()), false);
+                self.log(Level::Notice, format!("{} is loaded", kernel.display()));
+                self.loaded = Some(kernel);
             }
             Input::Loaded { kernel, refused: Some(reason) } => {
                 self.log(Level::Error, format!("{} can't be booted: {reason}", kernel.display()));
+                self.loaded = None;
             }
             Input::Synced => {
                 if let Phase::Syncing { .. } = self.phase {
@@ -444,7 +449,16 @@ impl Supervisor {
             Message::Poweroff(reason) => {
                 self.end(now, Ending::Poweroff, &format!("node asks: {reason}"), false);
             }
-            Message::Kexec(kernel) => self.actions.push(Action::LoadKernel(kernel)),
+            Message::Load(kernel) => self.actions.push(Action::LoadKernel(kernel)),
+            Message::Kexec(kernel) if self.loaded.as_ref() == Some(&kernel) => {
+                self.end(now, Ending::Kexec, &format!("node asks for {}", kernel.display()), false);
+            }
+            Message::Kexec(kernel) => {
+                self.log(
+                    Level::Error,
+                    format!("{} is not the kernel that was loaded: nothing ends", kernel.display()),
+                );
+            }
         }
     }
 

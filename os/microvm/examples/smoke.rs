@@ -134,8 +134,7 @@ fn ask_guest(port: u16) -> Result<String, String> {
         nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)
             .map_err(|error| error.to_string())?;
         let address = SocketAddr::from((GUEST, port));
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(20))
-            .map_err(|error| error.to_string())?;
+        let mut stream = TcpStream::connect_timeout(&address, LIMIT).map_err(|error| error.to_string())?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").map_err(|error| error.to_string())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
@@ -378,7 +377,8 @@ async fn serve(microvms: &Microvms, round: u32) -> Result<(), String> {
         name: "http".into(),
         probe: Probe::Http { port: 8080, path: "/".into(), status_min: 200, status_max: 299 },
         interval_ms: 1000,
-        timeout_ms: 5000,
+        // Twice emulated, on a busy machine.
+        timeout_ms: 60_000,
         retries: 3,
         start_period_ms: 60_000,
     }];
@@ -420,7 +420,7 @@ async fn serve(microvms: &Microvms, round: u32) -> Result<(), String> {
     expect(owner == 1000, || format!("the shared file belongs to {owner}"))?;
     processes_are_jailed()?;
     let began = Instant::now();
-    let cause = vm.stop(Duration::from_secs(60)).await;
+    let cause = vm.stop(LIMIT).await;
     println!("SMOKE stopped in {} ms", began.elapsed().as_millis());
     expect(cause == EndCause::Stopped, || format!("stopped with {cause}"))?;
     wait_for_line(&vm, "got the stop signal").await.map(drop)
@@ -653,7 +653,7 @@ fn serve_in_guest() {
         println!("{facts}");
     } else {
         let mut answer = String::new();
-        let asked = TcpStream::connect_timeout(&SocketAddr::from((HOST, 9000)), Duration::from_secs(20))
+        let asked = TcpStream::connect_timeout(&SocketAddr::from((HOST, 9000)), LIMIT)
             .and_then(|mut stream| stream.read_to_string(&mut answer));
         println!("{facts}; host {} {asked:?}", answer.trim());
     }

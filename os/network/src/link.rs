@@ -325,6 +325,9 @@ impl LinkTask {
             let valid_s = ends
                 .map(|ends| u32::try_from(ends.saturating_duration_since(now).as_secs()).unwrap_or(u32::MAX));
             self.rtnl.set_address(self.index, *net, valid_s).await?;
+            if !addresses.iter().any(|known| known.link == self.index && known.net == *net) {
+                tracing::info!(link = self.name, address = %net, "address set");
+            }
         }
         for route in &desired.routes {
             self.rtnl.set_route(route).await?;

@@ -27,7 +27,7 @@ pub mod transport;
 
 pub use client::{Lockout, Properties, Tpm, TpmError};
 pub use keys::Loaded;
-pub use nv::{COUNTER_INDEX, EK_CERTIFICATE_INDEX, IDENTITY_INDEX, NvState};
+pub use nv::{COUNTER_INDEX, EK_CERTIFICATE_INDEX, FLOOR_INDEX, IDENTITY_INDEX, NvState};
 pub use quote::Moment;
 pub use seal::{SealPolicy, Sealed};
 pub use transport::{FdTransport, Transport, TransportError};

@@ -18,6 +18,8 @@ use crate::transport::Transport;
 pub const IDENTITY_INDEX: u32 = 0x0184_c0f1;
 /// The counter against rollback.
 pub const COUNTER_INDEX: u32 = 0x0184_c0f2;
+/// The floor against old releases.
+pub const FLOOR_INDEX: u32 = 0x0184_c0f3;
 /// The maker's certificate for the endorsement key on P-256 (TCG EK Credential Profile).
 pub const EK_CERTIFICATE_INDEX: u32 = 0x01c0_000a;
 
@@ -27,6 +29,8 @@ const TYPE_MASK: u32 = 0xf << 4;
 const WRITE_LOCKED: u32 = 1 << 11;
 /// Once locked, locked for good.
 const WRITE_DEFINE: u32 = 1 << 13;
+/// Once locked, locked until the machine restarts.
+const WRITE_STCLEAR: u32 = 1 << 14;
 const OWNER_READ: u32 = 1 << 17;
 const AUTH_READ: u32 = 1 << 18;
 const NO_DA: u32 = 1 << 25;
@@ -37,6 +41,9 @@ const STATE: u32 = WRITE_LOCKED | WRITTEN | 1 << 28;
 /// a password that it doesn't have, so it stands apart from the lockout.
 const IDENTITY_ATTRIBUTES: u32 = OWNER_WRITE | WRITE_DEFINE | OWNER_READ | AUTH_READ | NO_DA;
 const COUNTER_ATTRIBUTES: u32 = OWNER_WRITE | TYPE_COUNTER | OWNER_READ | AUTH_READ | NO_DA;
+/// The floor: whoever takes the node over later in a boot finds it locked.
+const FLOOR_ATTRIBUTES: u32 = OWNER_WRITE | WRITE_STCLEAR | OWNER_READ | AUTH_READ | NO_DA;
+const FLOOR_BYTES: usize = 8;
 /// Certificates have some 1 KiB.
 const NV_BYTES: usize = 4096;
 /// What the identity may take. Room for a longer seal of some other TPM; one write of the smallest TPM.
@@ -162,6 +169,54 @@ impl<T: Transport> Tpm<T> {
         }
         self.run(Code::NV_INCREMENT, &owner_and(COUNTER_INDEX), &mut [Auth::Password], vec![], 0)?;
         self.counter()?.ok_or(TpmError::Damaged { index: COUNTER_INDEX, reason: "it counts nothing" })
+    }
+
+    /// The highest number that was ever kept as the floor; `None` before the first.
+    ///
+    /// # Errors
+    /// [`TpmError::Occupied`] when the index is not of our making.
+    pub fn floor(&mut self) -> Result<Option<u64>, TpmError> {
+        let written = self.floor_public()?.is_some_and(|public| public.attributes & WRITTEN != 0);
+        if !written {
+            return Ok(None);
+        }
+        let bytes = self.nv_read(FLOOR_INDEX, FLOOR_BYTES)?;
+        Ok(Some(Reader::new("the TPM's floor", &bytes).u64("value")?))
+    }
+
+    /// Raises the floor to at least this, and locks it until the machine restarts, so that nobody lowers it who comes
+    /// after. Gives back what it is then: more than asked for where it was higher. A power cut leaves the old floor or the
+    /// new one.
+    ///
+    /// # Errors
+    /// [`TpmError::Locked`] when it would have to be raised and was locked in this boot already.
+    pub fn raise_floor(&mut self, to: u64) -> Result<u64, TpmError> {
+        let public = self.floor_public()?;
+        let locked = public.as_ref().is_some_and(|public| public.attributes & WRITE_LOCKED != 0);
+        let now = self.floor()?;
+        match now {
+            Some(now) if now >= to => {}
+            _ if locked => return Err(TpmError::Locked { index: FLOOR_INDEX }),
+            _ => {
+                if public.is_none() {
+                    self.nv_define(FLOOR_INDEX, FLOOR_ATTRIBUTES, FLOOR_BYTES)?;
+                }
+                let parameters = Writer::new().sized(&to.to_be_bytes()).u16(0).done();
+                self.run(Code::NV_WRITE, &owner_and(FLOOR_INDEX), &mut [Auth::Password], parameters, 0)?;
+            }
+        }
+        if !locked {
+            self.run(Code::NV_WRITE_LOCK, &owner_and(FLOOR_INDEX), &mut [Auth::Password], vec![], 0)?;
+        }
+        Ok(now.map_or(to, |now| now.max(to)))
+    }
+
+    fn floor_public(&mut self) -> Result<Option<NvPublic>, TpmError> {
+        let Some(public) = self.nv_public(FLOOR_INDEX)? else { return Ok(None) };
+        if public.attributes & !STATE != FLOOR_ATTRIBUTES || public.size != FLOOR_BYTES {
+            return Err(TpmError::Occupied { index: FLOOR_INDEX });
+        }
+        Ok(Some(public))
     }
 
     fn nv_define(&mut self, index: u32, attributes: u32, size: usize) -> Result<(), TpmError> {

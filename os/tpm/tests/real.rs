@@ -6,7 +6,8 @@ use croft_attest::pcr::{PcrSelection, extended};
 use croft_protocol::{Hash, PublicKey};
 use croft_tpm::swtpm::{Powered, Swtpm};
 use croft_tpm::{
-    FdTransport, IDENTITY_INDEX, NvState, SealPolicy, Sealed, Tpm, TpmError, Transport, TransportError,
+    FLOOR_INDEX, FdTransport, IDENTITY_INDEX, NvState, SealPolicy, Sealed, Tpm, TpmError, Transport,
+    TransportError,
 };
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -186,6 +187,25 @@ fn the_counter_never_goes_back() {
     let mut machine = swtpm.power_on();
     assert_eq!(machine.tpm.counter().unwrap(), Some(first));
     assert_eq!(machine.tpm.counter_step().unwrap(), first + 1);
+}
+
+#[test]
+fn the_floor_rises_once_a_boot_and_never_falls() {
+    let swtpm = Swtpm::new();
+    {
+        let mut machine = swtpm.power_on();
+        assert_eq!(machine.tpm.floor().unwrap(), None);
+        assert_eq!(machine.tpm.raise_floor(7).unwrap(), 7);
+        // Locked now, for less and for more.
+        assert_eq!(machine.tpm.raise_floor(5).unwrap(), 7);
+        assert!(matches!(machine.tpm.raise_floor(8), Err(TpmError::Locked { index: FLOOR_INDEX })));
+        assert_no_leak(&mut machine, 0);
+    }
+    let mut machine = swtpm.power_on();
+    assert_eq!(machine.tpm.floor().unwrap(), Some(7), "it outlives a power cut");
+    assert_eq!(machine.tpm.raise_floor(9).unwrap(), 9);
+    drop(machine);
+    assert_eq!(swtpm.power_on().tpm.floor().unwrap(), Some(9));
 }
 
 #[test]

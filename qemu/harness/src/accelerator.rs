@@ -97,12 +97,17 @@ fn decide_from(wanted: Option<&str>, nested: bool, found: &Findings) -> Decision
 }
 
 impl Accelerator {
-    /// QEMU options.
-    pub(crate) fn arguments(self) -> [&'static str; 4] {
-        match self {
-            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg { .. } => ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU],
+    /// QEMU options, for a machine that runs virtual machines itself (`nested`) or can't.
+    pub(crate) fn arguments(self, nested: bool) -> Vec<String> {
+        let (accelerator, mut cpu) = match self {
+            Self::Kvm => ("kvm", "host".to_owned()),
+            Self::Tcg { .. } => ("tcg,thread=multi", EMULATED_CPU.to_owned()),
+        };
+        if !nested {
+            // A later word wins; Intel's is not on an emulated processor in any case.
+            cpu.push_str(if self == Self::Kvm { ",-svm,-vmx" } else { ",-svm" });
         }
+        ["-accel", accelerator, "-cpu", &cpu].map(str::to_owned).to_vec()
     }
 
     /// What the kernel must be told because it runs under this accelerator.

@@ -158,6 +158,17 @@ pub(crate) struct Layout<'a> {
     pub(crate) exit_on_reboot: bool,
     /// NICs are the taps `tap0`, `tap1` of the namespace that QEMU runs in, not user networks.
     pub(crate) taps: bool,
+    pub(crate) wire: Option<&'a Wire>,
+}
+
+/// One more NIC, whose frames come and go as datagrams on loopback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wire {
+    pub mac: String,
+    /// Where frames go.
+    pub there: u16,
+    /// Where QEMU waits for frames.
+    pub here: u16,
 }
 
 /// How the machine is wired to whoever starts it.
@@ -191,7 +202,8 @@ impl Layout<'_> {
             }
             _ => add(&["-machine", machine]),
         }
-        add(&self.accelerator.arguments());
+        let processor = self.accelerator.arguments(profile.nested);
+        add(&processor.iter().map(String::as_str).collect::<Vec<_>>());
         add(&["-smp", &profile.cpus.to_string(), "-m", &format!("{}M", profile.memory_mib)]);
         add(&["-rtc", "base=utc,clock=host", "-display", "none", "-device", "VGA"]);
         add(&["-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"]);
@@ -215,7 +227,10 @@ impl Layout<'_> {
         }
         match wiring {
             Wiring::Handles { qmp } => {
-                add(&["-S", "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"]);
+                add(&["-S", "-chardev", "stdio,id=serial0,signal=off"]);
+                if profile.serial {
+                    add(&["-serial", "chardev:serial0"]);
+                }
                 add(&["-chardev", &format!("socket,id=qmp0,path={}", value(qmp))]);
                 add(&["-mon", "chardev=qmp0,mode=control"]);
             }
@@ -277,7 +292,10 @@ impl Layout<'_> {
             // Beside the chipset's own controller, which has only six ports on q35 and none on pc.
             add(&["-device", "ich9-ahci,id=ahci0"]);
         }
-        let mut port = 0;
+        if self.profile.disk.iter().any(|disk| disk.model == DiskModel::Megaraid) {
+            add(&["-device", "megasas-gen2,id=raid0"]);
+        }
+        let (mut port, mut target) = (0, 0);
         for (disk, path) in self.profile.disk.iter().zip(self.disks) {
             let id = format!("disk-{}", disk.name);
             // Killing QEMU is our power cut. What a guest wrote to a raw file is then in the host's cache,
@@ -296,6 +314,11 @@ impl Layout<'_> {
                 DiskModel::Virtio => format!("virtio-blk-pci,drive={id},serial={serial}"),
                 DiskModel::Nvme => format!("nvme,drive={id},serial={serial}"),
                 DiskModel::Usb => format!("usb-storage,bus=xhci0.0,drive={id},serial={serial}"),
+                DiskModel::Megaraid => {
+                    target += 1;
+                    let number = target - 1;
+                    format!("scsi-hd,bus=raid0.0,scsi-id={number},drive={id},serial={serial}")
+                }
                 DiskModel::SataSsd | DiskModel::SataHdd => {
                     // Rotation rate 1 means "non-rotating" (ATA8-ACS, word 217).
                     let rate = if disk.model == DiskModel::SataSsd { 1 } else { 7200 };
@@ -325,6 +348,7 @@ impl Layout<'_> {
                 NicModel::E1000e => "e1000e",
                 NicModel::Igb => "igb",
                 NicModel::Rtl8139 => "rtl8139",
+                NicModel::Vmxnet3 => "vmxnet3",
             };
             let mac = nic.mac.as_ref().map(|mac| format!(",mac={mac}")).unwrap_or_default();
             let boots = match &self.start {
@@ -340,6 +364,11 @@ impl Layout<'_> {
                 None => ",romfile=",
             };
             add(&["-device", &format!("{model},id={},netdev={netdev}{mac}{boot}", nic_id(nic))]);
+        }
+        if let Some(Wire { mac, there, here }) = self.wire {
+            let wire = format!("socket,id=wire0,udp=127.0.0.1:{there},localaddr=127.0.0.1:{here}");
+            add(&["-netdev", &wire]);
+            add(&["-device", &format!("virtio-net-pci,id=nic-wire,netdev=wire0,mac={mac},romfile=")]);
         }
     }
 }
@@ -363,6 +392,7 @@ mod tests {
             forwards,
             exit_on_reboot: false,
             taps: false,
+            wire: Some(&Wire { mac: "52:54:00:c0:f7:99".into(), there: 4001, here: 4002 }),
         };
         layout.arguments(Wiring::Handles { qmp: Path::new("/s/qmp") }).join(" ")
     }
@@ -382,6 +412,8 @@ mod tests {
             "-device virtio-blk-pci,drive=disk-data,serial=croft-data-0",
             "net=10.0.2.0/24,hostfwd=tcp:127.0.0.1:0-:80,hostfwd=udp:127.0.0.1:5353-:53",
             "virtio-net-pci,id=nic-lan,netdev=net0,mac=52:54:00:c0:f7:01,romfile=",
+            "-netdev socket,id=wire0,udp=127.0.0.1:4001,localaddr=127.0.0.1:4002 ",
+            "virtio-net-pci,id=nic-wire,netdev=wire0,mac=52:54:00:c0:f7:99,romfile=",
             "-append console=tty0 console=ttyS0,115200 loglevel=6 printk.devkmsg=on printk.time=1 panic=30",
             "-S -chardev stdio,id=serial0,signal=off",
         ] {
@@ -402,6 +434,7 @@ mod tests {
                 forwards: &[],
                 exit_on_reboot: true,
                 taps: matches!(medium, Medium::Network(_)),
+                wire: None,
             };
             layout.arguments(Wiring::Terminal).join(" ")
         };
@@ -432,6 +465,24 @@ mod tests {
         let line = arguments(&Profile::named("bare").unwrap(), Accelerator::Kvm, &[]);
         assert!(line.contains("-accel kvm -cpu host"), "{line}");
         assert!(!line.contains("i6300esb"), "{line}");
+    }
+
+    #[test]
+    fn servers_have_raid_controllers_and_virtual_ones_their_own_cards() {
+        let mut profile = Profile::named("workstation").unwrap();
+        for disk in &mut profile.disk {
+            disk.model = DiskModel::Megaraid;
+        }
+        profile.nic[0].model = NicModel::Vmxnet3;
+        let line = arguments(&profile, TCG, &[]);
+        for expected in [
+            "-device megasas-gen2,id=raid0 ",
+            "scsi-hd,bus=raid0.0,scsi-id=0,drive=disk-ssd,serial=croft-ssd-0 ",
+            "scsi-hd,bus=raid0.0,scsi-id=1,drive=disk-hdd,serial=croft-hdd-0 ",
+            "-device vmxnet3,id=nic-",
+        ] {
+            assert!(line.contains(expected), "{expected:?} is not in {line}");
+        }
     }
 
     #[test]

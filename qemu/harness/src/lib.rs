@@ -24,7 +24,7 @@ pub mod serial;
 mod tpm;
 
 pub use accelerator::{Accelerator, Decision};
-pub use command::{Forward, Medium, NetworkBoot, Protocol};
+pub use command::{Forward, Medium, NetworkBoot, Protocol, Wire};
 pub use firmware::SecureBoot;
 pub use machine::{Boot, Exit, Machine, OnReboot};
 pub use picture::Picture;

@@ -28,7 +28,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{oneshot, watch};
 
 use crate::accelerator::{self, Accelerator, Decision};
-use crate::command::{Firmware, Forward, Layout, Medium, Start, Wiring, netdev, nic_id};
+use crate::command::{Firmware, Forward, Layout, Medium, Start, Wire, Wiring, netdev, nic_id};
 use crate::disk::{self, DiskError};
 use crate::firmware::{SecureBoot, StoreError};
 use crate::picture::{Picture, PictureError};
@@ -162,6 +162,7 @@ pub struct Boot {
     tpm: Option<PathBuf>,
     keys: Option<SecureBoot>,
     namespace: Option<String>,
+    wire: Option<Wire>,
 }
 
 impl Boot {
@@ -186,6 +187,7 @@ impl Boot {
             tpm: None,
             keys: None,
             namespace: None,
+            wire: None,
         }
     }
 
@@ -266,6 +268,12 @@ impl Boot {
         Self { namespace: Some(name.into()), ..self }
     }
 
+    /// One more NIC, whose frames somebody here sends and gets.
+    #[must_use]
+    pub fn wire(self, wire: Wire) -> Self {
+        Self { wire: Some(wire), ..self }
+    }
+
     fn decide(&self) -> Decision {
         match self.accelerator {
             Some(accelerator) => Decision { accelerator, reason: "accelerator: given by the caller".into() },
@@ -342,6 +350,7 @@ impl Boot {
             forwards: &self.forwards,
             exit_on_reboot: self.on_reboot == OnReboot::Exit,
             taps: self.namespace.is_some(),
+            wire: self.wire.as_ref(),
         };
         Ok(layout.arguments(wiring))
     }

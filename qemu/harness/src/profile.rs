@@ -38,6 +38,9 @@ pub struct Profile {
     /// Hardware watchdog (i6300esb) that resets the machine.
     #[serde(default = "yes")]
     pub watchdog: bool,
+    /// A serial port. Without one nothing of the kernel's log is heard: look at the ledger, or at the monitor.
+    #[serde(default = "yes")]
+    pub serial: bool,
     /// Replaces [`NODE_ARGUMENTS`].
     #[serde(default)]
     pub kernel_arguments: Option<Vec<String>>,
@@ -97,6 +100,8 @@ pub enum DiskModel {
     /// A rotating disk on AHCI.
     SataHdd,
     Usb,
+    /// A disk behind a MegaRAID SAS controller.
+    Megaraid,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -128,6 +133,7 @@ pub enum NicModel {
     E1000e,
     Igb,
     Rtl8139,
+    Vmxnet3,
 }
 
 /// Why a profile can't be used.

@@ -16,9 +16,15 @@ enum What {
     /// Records per second beside etcd and PostgreSQL, latencies, catch-up, a long history. Builds in release;
     /// takes about half an hour, with --quick some minutes. Only when asked for.
     Ledger,
+    /// Searching, agreeing and settling; many bots at once; idle bots. Builds in release; takes some minutes. Only
+    /// when asked for.
+    Market,
     /// What making a USB image, an ISO and a netboot folder costs. Needs 'cargo xtask image --boot-file'. Builds in
     /// release. Only when asked for.
     Media,
+    /// What a rack of fifty takes that boots from one netboot server at once. Needs 'cargo xtask image --boot-file' and
+    /// root. Builds in release. Only when asked for.
+    Rack,
 }
 
 /// Prints a table with budget and verdict, writes JSON under target/bench/, exits 1 when a budget is missed or
@@ -30,10 +36,11 @@ pub(crate) struct Arguments {
     /// The image to measure; default: the one with cloud-hypervisor where it is built.
     #[arg(long)]
     vmm: Option<String>,
-    /// Of the ledger: smaller counts and shorter windows, to try and not to judge.
+    /// Of ledger and market: smaller counts and shorter windows, to try and not to judge.
     #[arg(long)]
     quick: bool,
-    /// Of the ledger: only load, light, catch-up, followers or history; may be given several times.
+    /// Of the ledger: only load, light, catch-up, followers or history; of the market: only search, agree, idle, settle
+    /// or crowd. May be given several times.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Of the ledger: size of its long history.
@@ -75,25 +82,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if arguments.vmm.is_some() {
             bail!("--vmm is of the image: leave it out for the ledger");
         }
-        return ledger(&of_ledger);
+        return in_release("bench_ledger", &["-p", "croft-replica", "--bin", "replica"], &of_ledger);
+    }
+    if arguments.what == Some(What::Market) {
+        let of_ledger_only = arguments.records.is_some() || arguments.record_bytes.is_some();
+        if arguments.vmm.is_some() || arguments.dir.is_some() || of_ledger_only {
+            bail!("of the market there are --quick and --only");
+        }
+        let packages = ["-p", "croft-bot", "--bin", "croft", "--bin", "sim_node"];
+        return in_release("bench_market", &packages, &of_ledger);
     }
     if let Some(option) = of_ledger.first() {
         bail!("{option} is of the ledger: say 'cargo xtask bench ledger {option}'");
     }
-    if arguments.what == Some(What::Media) {
+    if let Some(program @ (What::Media | What::Rack)) = arguments.what {
         if arguments.vmm.is_some() {
             bail!("--vmm is of the image: leave it out for media, or name the boot file in CROFT_BOOT_FILE");
         }
-        let mut command = cargo();
-        return measured(command.args([
-            "run",
-            "--release",
-            "--quiet",
-            "-p",
-            "croft-it",
-            "--bin",
-            "bench_media",
-        ]));
+        let croft = ["-p", "croft-bot", "--bin", "croft"];
+        let program = if program == What::Rack { "bench_rack" } else { "bench_media" };
+        return in_release(program, &croft, &[]);
     }
     let built = cargo()
         .args(["build", "--quiet", "-p", "croft-bot", "-p", "croft-it", "--bin", "croft", "--bin", "bench"])
@@ -107,7 +115,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match arguments.what {
         Some(What::Boot) => drop(command.arg("boot")),
         Some(What::Deploy) => drop(command.arg("deploy")),
-        Some(What::Ledger | What::Media) | None => {}
+        Some(What::Ledger | What::Market | What::Media | What::Rack) | None => {}
     }
     if let Some(vmm) = &arguments.vmm {
         command.args(["--vmm", vmm]);
@@ -115,18 +123,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     measured(&mut command)
 }
 
-/// In release: figures of a debug build mean nothing.
-fn ledger(arguments: &[String]) -> Result<()> {
-    eprintln!("bench: building the replica and its measure in release");
-    let packages = ["-p", "croft-replica", "-p", "croft-it", "--bin", "replica", "--bin", "bench_ledger"];
-    let built = cargo().args(["build", "--release"]).args(packages).status().context("starting cargo")?;
-    if !built.success() {
+/// Builds a program that measures with what it measures, and runs it. In release: figures of a debug build mean nothing.
+fn in_release(program: &str, beside: &[&str], arguments: &[String]) -> Result<()> {
+    eprintln!("bench: building {program} and what it measures in release");
+    let mut build = cargo();
+    build.args(["build", "--release"]).args(beside).args(["-p", "croft-it", "--bin", program]);
+    if !build.status().context("starting cargo")?.success() {
         bail!("the programs to measure with can't be built: see above");
     }
     let mut command = cargo();
-    command
-        .args(["run", "--release", "--quiet", "-p", "croft-it", "--bin", "bench_ledger", "--"])
-        .args(arguments);
+    command.args(["run", "--release", "--quiet", "-p", "croft-it", "--bin", program, "--"]).args(arguments);
     measured(&mut command)
 }
 
@@ -160,6 +166,8 @@ mod tests {
         assert_eq!(arguments.of_ledger().join(" "), expected);
         let error = run(&parse("boot --quick")).unwrap_err().to_string();
         assert_eq!(error, "--quick is of the ledger: say 'cargo xtask bench ledger --quick'");
+        let error = run(&parse("market --records 70000")).unwrap_err().to_string();
+        assert_eq!(error, "of the market there are --quick and --only");
         let error = run(&parse("ledger --vmm alioth")).unwrap_err().to_string();
         assert_eq!(error, "--vmm is of the image: leave it out for the ledger");
     }

@@ -28,6 +28,9 @@ use crate::{kernel, repo};
 /// Our programs: package, and the name under which the manifests ask for it.
 const OURS: [(&str, &str); 3] = [("croft-init", "init"), ("croft-node", "node"), ("croft-guest", "guest")];
 
+/// AMD's whole, and Intel's for some years; what keeps the boot file within its goal.
+const MICROCODE_KB: u32 = 3_000;
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// auto (cloud-hypervisor where one can be had), cloud-hypervisor, or alioth.
@@ -54,6 +57,13 @@ pub(crate) struct Arguments {
     /// A boot file for machines under test: what the harness tells kernels that it boots itself is on its command line.
     #[arg(long, requires = "boot_file")]
     for_tests: bool,
+    /// Leave the kernel's linked objects (2 GB in the cache) for another boot file that is linked right after this one; the
+    /// first without this removes them.
+    #[arg(long, requires = "boot_file")]
+    keep_work: bool,
+    /// Room for processors' microcode in the boot file, taken from /lib/firmware or CROFT_FIRMWARE; 0 for none.
+    #[arg(long, value_name = "KB", default_value_t = MICROCODE_KB)]
+    microcode_kb: u32,
     /// Print where this image is or would be, and build nothing.
     #[arg(long)]
     print_path: bool,
@@ -80,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if arguments.for_tests {
             append.extend(for_tests());
         }
-        let file = step("boot file", || boot_file(&image.initramfs, &append, &out))?;
+        let file = step("boot file", || boot_file(&image.initramfs, &append, arguments, &out))?;
         println!("{}", file.display());
     }
     println!("{}", out.display());
@@ -114,10 +124,11 @@ fn for_tests() -> Vec<String> {
 }
 
 /// Links the boot file and puts it beside what it was made of.
-fn boot_file(initramfs: &Path, append: &[String], out: &Path) -> Result<PathBuf> {
+fn boot_file(initramfs: &Path, append: &[String], arguments: &Arguments, out: &Path) -> Result<PathBuf> {
     let command_line: Vec<String> =
         COMMAND_LINE.map(str::to_owned).into_iter().chain(append.iter().cloned()).collect();
-    let made = kernel::boot_file::make(initramfs, &command_line)?;
+    let made =
+        kernel::boot_file::make(initramfs, &command_line, arguments.microcode_kb, arguments.keep_work)?;
     let file = out.join("croft.efi");
     fs::copy(&made, &file).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)

@@ -16,6 +16,7 @@
 pub(crate) mod boot_file;
 mod build;
 pub(crate) mod fragment;
+mod microcode;
 mod progress;
 mod source;
 

@@ -7,8 +7,16 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
         "reads what this program itself keeps in its home, which only its owner writes",
     ),
     (
+        "agents/bot/src/home/keys.rs",
+        "reads what this program itself keeps in its home; links in it are checked before a key is used",
+    ),
+    (
         "agents/bot/src/commands/recipe.rs",
         "decodes the target record after its proof; hashes and texts in it are the target recipe",
+    ),
+    (
+        "agents/bot/src/commands/skill.rs",
+        "a question that whoever tries a skill out writes himself, bounded; skill files are the target skill-file",
     ),
     ("agents/bot/src/flags/recipe.rs", "the command line of whoever runs croft; names in it are targets"),
     ("agents/bot/src/flags/bot.rs", "the command line of whoever runs croft"),
@@ -29,6 +37,10 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
         "agents/bot/src/market/journal.rs",
         "this bot's own file, each entry behind its hash; its tests cut and alter it; transcripts in it are the target negotiation",
     ),
+    (
+        "agents/bot/src/market/order.rs",
+        "decodes the target record of a reservation; the approval in it counts only with the farmer's signature",
+    ),
     ("agents/bot/src/home/standing.rs", "reads the state that croft keep wrote into the person's own home"),
     ("agents/bot/src/image/testing.rs", "makes images for tests"),
     ("agents/bot/src/image/verity.rs", "writes the hash tree; the node reads it through the kernel"),
@@ -41,6 +53,10 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
         "records are the target record, after their proof; the journal is this node's own document, with its digest",
     ),
     ("agents/node/src/register.rs", "records are the target record; proved before they are decoded"),
+    (
+        "agents/node/src/witness/measured.rs",
+        "this node's own document, with its digest; counts only where it replays to the TPM's registers",
+    ),
     ("agents/replica/src/blobs.rs", "names of blobs are hashes and keys: the target names-and-ids"),
     ("agents/replica/src/ordering/bft/core.rs", "takes decoded messages; simulated with liars"),
     ("agents/replica/src/store/past.rs", "reads a number that this store wrote"),
@@ -51,6 +67,7 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("agents/replica/src/store/tables.rs", "makes and reads keys of fixed length"),
     ("agents/replica/src/store/verify.rs", "reads the target state-value"),
     ("agents/transport/src/client/link.rs", "reads the kernel's randomness"),
+    ("agents/transport/src/verified/identity.rs", "decodes the target state-value after its proof"),
     ("agents/transport/src/verified/submit.rs", "decodes the target state-value after its proof"),
     (
         "agents/node/src/medium.rs",

@@ -58,7 +58,9 @@ pub fn all() -> Vec<Target> {
         targets::netboot::TARGETS,
         targets::machine::TARGETS,
         targets::market::TARGETS,
+        targets::reservation::TARGETS,
         targets::image::TARGETS,
+        targets::skills::TARGETS,
     ]
     .concat();
     all.sort_by_key(|target| target.name);

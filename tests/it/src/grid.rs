@@ -8,59 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use croft_qemu_harness::{Boot, Forward, Machine, Medium, Profile};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::time::timeout;
+
+use crate::clock::Clock;
+use crate::service::Service;
 
 /// Any single croft command.
 const COMMAND: Duration = Duration::from_secs(300);
-/// A process that serves says that it is ready within this.
-const READY: Duration = Duration::from_secs(60);
-
-/// A process that is ended with its handle.
-struct Service {
-    name: &'static str,
-    child: Child,
-}
-
-impl Service {
-    async fn start(name: &'static str, mut command: Command, ready: &str, log: &Path) -> Result<Self> {
-        let stderr = std::fs::File::create(log).with_context(|| format!("can't write {}", log.display()))?;
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("can't start {name}"))?;
-        let mut lines = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
-        let wait = async {
-            while let Some(line) = lines.next_line().await? {
-                if line.contains(ready) {
-                    return Ok(());
-                }
-            }
-            bail!("{name} ended before it was ready: {}", std::fs::read_to_string(log).unwrap_or_default())
-        };
-        timeout(READY, wait).await.with_context(|| format!("{name} was not ready within {READY:?}"))??;
-        // Goes on reading, so that the process never waits for a full pipe.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Ok(Self { name, child })
-    }
-
-    /// SIGTERM, and a moment to end in order.
-    async fn stop(mut self) -> Result<()> {
-        if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)) {
-            // The program `kill` is not on every machine.
-            kill_process(pid, Signal::TERM).with_context(|| format!("{} can't be told to end", self.name))?;
-            let ended = timeout(Duration::from_secs(20), self.child.wait()).await;
-            ended.with_context(|| format!("{} does not end on SIGTERM", self.name))??;
-        }
-        Ok(())
-    }
-}
 
 /// A grid under construction and in use.
 pub struct Grid {
@@ -71,6 +27,21 @@ pub struct Grid {
     /// One process for each replica.
     ledger: Vec<Option<Service>>,
     farmer: Option<Service>,
+    /// What every process lives by, if it is not this machine's.
+    clock: Option<Clock>,
+}
+
+/// A farm to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct FarmPlan<'a> {
+    pub name: &'a str,
+    /// Its owner.
+    pub bot: &'a str,
+    pub country: &'a str,
+    /// What its machine in QEMU is called.
+    pub node: &'a str,
+    /// Grains per second for a CPU and for a GiB of memory.
+    pub prices: [u64; 2],
 }
 
 impl Grid {
@@ -88,6 +59,20 @@ impl Grid {
     /// # Errors
     /// Names the step that failed.
     pub async fn start_with(dir: &Path, replicas: u16, more: &[&str]) -> Result<Self> {
+        Self::make(dir, replicas, more, None).await
+    }
+
+    /// One replica, and a clock that can be moved.
+    ///
+    /// # Errors
+    /// Names the step that failed.
+    pub async fn start_with_clock(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let clock = Clock::new(dir)?;
+        Self::make(dir, 1, &[], Some(clock)).await
+    }
+
+    async fn make(dir: &Path, replicas: u16, more: &[&str], clock: Option<Clock>) -> Result<Self> {
         let croft = binary("croft")?;
         std::fs::create_dir_all(dir)?;
         let replica_port = free_udp_ports(replicas)?;
@@ -98,6 +83,7 @@ impl Grid {
             web_port: free_tcp_port()?,
             ledger: (0..replicas).map(|_| None).collect(),
             farmer: None,
+            clock,
         };
         let (listen, count) = (format!("127.0.0.1:{replica_port}"), replicas.to_string());
         let init = ["grid", "init", "demo", "--listen", &listen, "--replicas", &count];
@@ -157,10 +143,10 @@ impl Grid {
     /// # Errors
     /// When it can't be killed.
     pub async fn kill_replica(&mut self, index: usize) -> Result<()> {
-        if let Some(mut replica) = self.ledger[index].take() {
-            replica.child.kill().await.context("a replica can't be killed")?;
+        match self.ledger[index].take() {
+            Some(replica) => replica.kill().await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// How many replicas the grid has.
@@ -175,21 +161,90 @@ impl Grid {
     /// Names the command that failed.
     pub async fn farm(&mut self) -> Result<()> {
         self.croft(["bot", "new", "farmer", "--grains", "1000000"]).await?;
-        let boot = self.boot_file();
-        let boot = boot.to_str().context("a path in UTF-8")?;
-        let new = ["--bot", "farmer", "farm", "new", "alpha", "--country", "be", "--boot-config", boot];
-        let node = ["--public-address", "127.0.0.1", "--node-name", "n1"];
-        let mut arguments: Vec<String> = new.iter().chain(&node).map(ToString::to_string).collect();
-        // As QEMU shows this machine to the node.
-        for port in (self.replica_port..).take(self.ledger.len()) {
-            arguments.extend(["--replica-address".to_owned(), format!("10.0.2.2:{port}")]);
-        }
-        self.croft(arguments).await?;
+        self.boot_config_of("alpha", &self.boot_file(), &[]).await?;
         let mut command = self.command();
         command.args(["--bot", "farmer", "farm", "serve"]);
         let log = self.dir.join("farmer.log");
         self.farmer = Some(Service::start("croft farm serve", command, "serves", &log).await?);
         Ok(())
+    }
+
+    /// Opens a farm of the bot `farmer` where there is none of that name, and writes what its machines boot with.
+    ///
+    /// # Errors
+    /// The command's own message.
+    pub async fn boot_config_of(&self, farm: &str, out: &Path, more: &[&str]) -> Result<()> {
+        let out = out.to_str().context("a path in UTF-8")?;
+        let new = ["--bot", "farmer", "farm", "new", farm, "--country", "be", "--boot-config", out];
+        let node = ["--public-address", "127.0.0.1", "--node-name", "n1"];
+        let mut arguments: Vec<String> =
+            new.iter().chain(&node).chain(more).map(ToString::to_string).collect();
+        arguments.extend(self.replicas_for_machines());
+        self.croft(arguments).await.map(drop)
+    }
+
+    /// Another farm of a new bot; the boot configuration of its machines in QEMU and on this machine.
+    ///
+    /// # Errors
+    /// The command's own message.
+    pub async fn open_farm(&self, plan: FarmPlan<'_>) -> Result<FarmBoot> {
+        self.croft(["bot", "new", plan.bot, "--grains", "1000000"]).await?;
+        let path = |kind: &str| self.dir.join(format!("{}-{kind}.toml", plan.name));
+        let (inside, outside) = (path("machine"), path("process"));
+        let [cpu, memory] = plan.prices.map(|price| price.to_string());
+        let new = ["--bot", plan.bot, "farm", "new", plan.name, "--country", plan.country];
+        let prices = ["--price-cpu", &cpu, "--price-memory", &memory, "--public-address", "127.0.0.1"];
+        let common: Vec<String> = new.iter().chain(&prices).map(ToString::to_string).collect();
+        let to = |file: &Path| Ok::<_, anyhow::Error>(["--boot-config".to_owned(), text(file)?]);
+        self.croft(common.iter().cloned().chain(to(&outside)?)).await?;
+        let node = ["--node-name", plan.node].map(str::to_owned);
+        let machine =
+            common.iter().cloned().chain(node).chain(to(&inside)?).chain(self.replicas_for_machines());
+        self.croft(machine).await?;
+        Ok(FarmBoot { machine: std::fs::read_to_string(inside)?, process: outside })
+    }
+
+    /// Flags that name the replicas as QEMU shows this machine to a node.
+    fn replicas_for_machines(&self) -> Vec<String> {
+        let ports = (self.replica_port..).take(self.ledger.len());
+        ports.flat_map(|port| ["--replica-address".to_owned(), format!("10.0.2.2:{port}")]).collect()
+    }
+
+    /// Runs a croft command that goes on until its handle ends it.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub async fn service(&self, name: &str, arguments: &[&str], ready: &str) -> Result<Service> {
+        let mut command = self.command();
+        command.args(arguments);
+        Service::start(name, command, ready, &self.dir.join(format!("{name}.log"))).await
+    }
+
+    /// Runs another program of the workspace by the grid's clock.
+    ///
+    /// # Errors
+    /// When it is not built, or does not get ready.
+    pub async fn program(
+        &self,
+        name: &str,
+        program: &str,
+        arguments: &[String],
+        ready: &str,
+    ) -> Result<Service> {
+        let mut command = Command::new(binary(program)?);
+        if let Some(clock) = &self.clock {
+            clock.of(&mut command);
+        }
+        command.args(arguments);
+        Service::start(name, command, ready, &self.dir.join(format!("{name}.log"))).await
+    }
+
+    /// The clock that everybody but machines in QEMU lives by.
+    ///
+    /// # Errors
+    /// When the grid was started without one.
+    pub fn clock(&mut self) -> Result<&mut Clock> {
+        self.clock.as_mut().context("this grid lives by the machine's clock")
     }
 
     fn boot_file(&self) -> PathBuf {
@@ -209,11 +264,17 @@ impl Grid {
     /// # Errors
     /// When there is no such profile, or no farm yet.
     pub fn node(&self, image: &Path, boot_toml: &str) -> Result<Boot> {
-        let boot = Boot::image(Profile::named("standard")?, image, self.dir.join("node"))
-            .boot_file(boot_toml)
-            .lifetime(Duration::from_secs(3600))
-            .forward(Forward::tcp(self.web_port).at_host_port(self.web_port));
-        Ok(boot)
+        let boot = self.machine("node", image, boot_toml)?;
+        Ok(boot.forward(Forward::tcp(self.web_port).at_host_port(self.web_port)))
+    }
+
+    /// A machine that boots an image directory, with a data disk of its own; nothing of it is forwarded yet.
+    ///
+    /// # Errors
+    /// When there is no such profile.
+    pub fn machine(&self, name: &str, image: &Path, boot_toml: &str) -> Result<Boot> {
+        let boot = Boot::image(Profile::named("standard")?, image, self.dir.join(name));
+        Ok(boot.boot_file(boot_toml).lifetime(Duration::from_secs(3600)))
     }
 
     /// Boots the farm's node from an image directory, with its data disk.
@@ -229,11 +290,23 @@ impl Grid {
     /// # Errors
     /// When it can't be made.
     pub async fn image(&self, boot_file: &Path, kind: &str, out: &Path) -> Result<()> {
-        let boot_config = self.boot_file();
-        let text = |path: &Path| path.to_str().map(str::to_owned).context("a path in UTF-8");
-        let arguments = ["--bot", "farmer", "farm", "image", "--farm", "alpha", "--medium", kind];
+        self.image_of(("alpha", &self.boot_file()), boot_file, kind, out).await
+    }
+
+    /// The same for a farm with this boot configuration.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub async fn image_of(
+        &self,
+        (farm, boot_config): (&str, &Path),
+        boot_file: &Path,
+        kind: &str,
+        out: &Path,
+    ) -> Result<()> {
+        let arguments = ["--bot", "farmer", "farm", "image", "--farm", farm, "--medium", kind];
         let mut arguments: Vec<String> = arguments.map(str::to_owned).to_vec();
-        for (name, path) in [("--boot-file", boot_file), ("--boot-config", &*boot_config), ("--out", out)] {
+        for (name, path) in [("--boot-file", boot_file), ("--boot-config", boot_config), ("--out", out)] {
             arguments.extend([name.to_owned(), text(path)?]);
         }
         self.croft(arguments).await.map(drop)
@@ -258,12 +331,16 @@ impl Grid {
         self.image(boot_file, kind, &out).await?;
         let medium = if disc { Medium::Disc(out) } else { Medium::Usb(out) };
         let boot = Boot::medium(Profile::named("standard")?, medium, self.dir.join("node-by-firmware"))
-            .lifetime(Duration::from_secs(3600));
+            .lifetime(Duration::from_secs(3600))
+            .forward(Forward::tcp(self.web_port).at_host_port(self.web_port));
         Ok(boot)
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.croft);
+        if let Some(clock) = &self.clock {
+            clock.of(&mut command);
+        }
         command.arg("--home").arg(self.dir.join("home")).kill_on_drop(true);
         command
     }
@@ -354,12 +431,22 @@ impl Grid {
 /// Says how to build it.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
-    me.ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
-        .with_context(|| format!("{name} is not built: run 'cargo build -p croft-bot' first"))
+    me.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file()).with_context(|| {
+        format!("{name} is not built: run 'cargo build -p croft-bot -p croft-it --bins' first")
+    })
+}
+
+/// What machines of a farm boot with.
+#[derive(Debug)]
+pub struct FarmBoot {
+    /// The text, for one in QEMU.
+    pub machine: String,
+    /// The file, for one that is a process here.
+    pub process: PathBuf,
+}
+
+fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).context("a path in UTF-8")
 }
 
 /// The first of some UDP ports of loopback in a row that nobody has now.
@@ -376,7 +463,10 @@ fn free_udp_ports(count: u16) -> Result<u16> {
 }
 
 /// A TCP port of loopback that nobody has now.
-fn free_tcp_port() -> Result<u16> {
+///
+/// # Errors
+/// Of the kernel.
+pub fn free_tcp_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 

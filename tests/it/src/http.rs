@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 client for the tests: one request per connection, everything with a time limit.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -8,6 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 /// One request; emulated machines take their time.
@@ -70,6 +72,46 @@ pub async fn is_silent(address: SocketAddr) -> bool {
     !matches!(timeout(SILENCE, get(address, "/")).await, Ok(Ok(_)))
 }
 
+/// Asks twice a second in the background, and remembers when an answer was 200.
+pub struct Watch {
+    answered: Arc<Mutex<Vec<Instant>>>,
+    asks: JoinHandle<()>,
+}
+
+impl Watch {
+    /// Begins to ask.
+    #[must_use]
+    pub fn start(address: SocketAddr, path: &'static str) -> Self {
+        let answered = Arc::new(Mutex::new(vec![Instant::now()]));
+        let kept = answered.clone();
+        let asks = tokio::spawn(async move {
+            let mut next = interval(2 * PROBE_EVERY);
+            let mut requests = FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    _ = next.tick() => requests.push(get(address, path)),
+                    Some(result) = requests.next() => if result.is_ok_and(|answer| answer.status == 200) {
+                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+                    },
+                }
+            }
+        });
+        Self { answered, asks }
+    }
+
+    /// The longest time between two answers since the start. Ends the asking.
+    #[must_use]
+    pub fn longest_gap(self) -> Duration {
+        self.asks.abort();
+        longest_gap(&self.answered.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn longest_gap(answered: &[Instant]) -> Duration {
+    let gaps = answered.iter().zip(answered.iter().skip(1)).map(|(one, next)| *next - *one);
+    gaps.max().unwrap_or_default()
+}
+
 async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Answer> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await.context("no connection")?;
@@ -94,6 +136,15 @@ fn parse(text: &str) -> Result<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_gap_lies_between_two_answers() {
+        let start = Instant::now();
+        let at =
+            |seconds: &[u64]| seconds.iter().map(|s| start + Duration::from_secs(*s)).collect::<Vec<_>>();
+        assert_eq!(longest_gap(&at(&[0, 1, 9, 10])), Duration::from_secs(8));
+        assert_eq!(longest_gap(&at(&[0])), Duration::ZERO);
+    }
 
     #[test]
     fn an_answer_is_status_and_body() {

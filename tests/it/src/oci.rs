@@ -16,6 +16,15 @@ const GROUP: &str = "root:x:0:\nwww-data:x:33:\n";
 /// Tag of the image inside the layout of nginx.
 pub const TAG: &str = "nginx";
 
+/// Where layouts are kept from run to run: `CROFT_DEMO_CACHE`, or below `CROFT_CACHE` or the home.
+#[must_use]
+pub fn cache() -> PathBuf {
+    let of = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    of("CROFT_DEMO_CACHE")
+        .or_else(|| of("CROFT_CACHE").map(|cache| cache.join("demo")))
+        .unwrap_or_else(|| of("HOME").unwrap_or_default().join(".cache/croft/demo"))
+}
+
 /// What an image is made of.
 struct Content {
     /// Name of the layout and tag of the image.

@@ -1,5 +1,5 @@
 //! A rack on one machine: a switch with a netboot server in a network namespace, and a DHCP server of somebody else's in
-//! another. Machines are QEMU on taps of the switch. Nothing of it reaches outside; it goes away with its handle.
+//! another, and where it is asked for a second netboot server. Machines are QEMU on taps of the switch. Nothing of it reaches outside; it goes away with its handle.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -15,6 +15,8 @@ use tokio::time::timeout;
 /// The server's address on the switch.
 pub const SERVER: &str = "10.78.0.1";
 const DHCP: &str = "10.78.0.2";
+/// The second server's.
+pub const OTHER_SERVER: &str = "10.78.0.3";
 /// A process that serves says so within this.
 const READY: Duration = Duration::from_secs(60);
 
@@ -22,8 +24,10 @@ const READY: Duration = Duration::from_secs(60);
 pub struct Rack {
     switch: String,
     office: String,
+    other: String,
     dhcp: Option<Child>,
     server: Option<Server>,
+    other_server: Option<Server>,
 }
 
 /// A program that serves, and what it said so far.
@@ -40,28 +44,40 @@ impl Rack {
     /// Names the command that failed.
     pub async fn new(name: &str) -> Result<Self> {
         let name = |what: &str| format!("croft{}-{name}-{what}", std::process::id());
-        let rack = Self { switch: name("switch"), office: name("office"), dhcp: None, server: None };
-        let (switch, office) = (rack.switch.as_str(), rack.office.as_str());
-        let (server, dhcp) = (format!("{SERVER}/24"), format!("{DHCP}/24"));
-        for line in [
-            &["netns", "add", switch][..],
-            &["netns", "add", office],
+        let rack = Self {
+            switch: name("switch"),
+            office: name("office"),
+            other: name("other"),
+            dhcp: None,
+            server: None,
+            other_server: None,
+        };
+        let (switch, server) = (rack.switch.as_str(), format!("{SERVER}/24"));
+        ip(&[
+            &["netns", "add", switch],
             &["-n", switch, "link", "add", "br0", "type", "bridge"],
             &["-n", switch, "address", "add", &server, "dev", "br0"],
             &["-n", switch, "tuntap", "add", "dev", "tap0", "mode", "tap"],
-            &["-n", switch, "link", "add", "p0", "type", "veth", "peer", "name", "eth0", "netns", office],
-            &["-n", office, "address", "add", &dhcp, "dev", "eth0"],
-            &["-n", office, "link", "set", "eth0", "up"],
             &["-n", switch, "link", "set", "tap0", "master", "br0", "up"],
-            &["-n", switch, "link", "set", "p0", "master", "br0", "up"],
             &["-n", switch, "link", "set", "br0", "up"],
             &["-n", switch, "link", "set", "lo", "up"],
-        ] {
-            let output = Command::new("ip").args(line).output().await.context("can't run ip")?;
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            ensure!(output.status.success(), "ip {}: {}", line.join(" "), said.trim());
-        }
+        ])
+        .await?;
+        rack.plug(&rack.office, "p0", DHCP).await?;
         Ok(rack)
+    }
+
+    /// A namespace with this address on the switch.
+    async fn plug(&self, namespace: &str, port: &str, address: &str) -> Result<()> {
+        let (switch, address) = (self.switch.as_str(), format!("{address}/24"));
+        ip(&[
+            &["netns", "add", namespace],
+            &["-n", switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace],
+            &["-n", namespace, "address", "add", &address, "dev", "eth0"],
+            &["-n", namespace, "link", "set", "eth0", "up"],
+            &["-n", switch, "link", "set", port, "master", "br0", "up"],
+        ])
+        .await
     }
 
     /// The namespace in which machines find the switch as `tap0`.
@@ -92,22 +108,51 @@ impl Rack {
         Ok(())
     }
 
+    /// Lets no more through to the first machine than this.
+    ///
+    /// # Errors
+    /// When the kernel has no token bucket filter.
+    pub async fn slow_down(&self, megabit: u32) -> Result<()> {
+        let rate = format!("{megabit}mbit");
+        let limit = ["qdisc", "add", "dev", "tap0", "root", "tbf", "rate", &rate];
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.switch, "tc"])
+            .args(limit)
+            .args(["burst", "32k", "latency", "400ms"])
+            .output()
+            .await
+            .context("can't run tc")?;
+        ensure!(output.status.success(), "tc: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+
     /// Starts `croft media serve` on the switch, instead of the one before.
     ///
     /// # Errors
     /// When it does not get ready: with what it said.
     pub async fn serve(&mut self, croft: &Path, folder: &Path, more: &[&str]) -> Result<()> {
         self.stop_serving().await;
-        let home = folder.with_extension("home");
-        let log = folder.with_extension("serve.log");
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.switch]).arg(croft).arg("--home").arg(home);
-        command.args(["media", "serve", "--folder"]).arg(folder).args(more);
-        self.server = Some(Server::start(command, &log)?);
-        if self.said("serves ", READY).await.is_err() {
-            anyhow::bail!("croft media serve: {}", std::fs::read_to_string(log).unwrap_or_default());
-        }
+        self.server = Some(Server::serving(croft, folder, (&self.switch, more)).await?);
         Ok(())
+    }
+
+    /// Starts a second one at [`OTHER_SERVER`], from another folder.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub async fn serve_too(&mut self, croft: &Path, folder: &Path) -> Result<()> {
+        self.plug(&self.other, "p1", OTHER_SERVER).await?;
+        self.other_server = Some(Server::serving(croft, folder, (&self.other, &[])).await?);
+        Ok(())
+    }
+
+    /// A namespace whose `eth0` is on the switch, for programs that play machines.
+    ///
+    /// # Errors
+    /// Names the command that failed.
+    pub async fn plug_clients(&self) -> Result<String> {
+        self.plug(&self.other, "p1", OTHER_SERVER).await?;
+        Ok(self.other.clone())
     }
 
     async fn stop_serving(&mut self) {
@@ -122,14 +167,43 @@ impl Rack {
     /// # Errors
     /// When it does not come: with the lines that came.
     pub async fn said(&self, text: &str, limit: Duration) -> Result<String> {
-        let server = self.server.as_ref().context("nothing is served")?;
+        self.server.as_ref().context("nothing is served")?.said(text, limit).await
+    }
+}
+
+/// Runs one `ip` after the other.
+async fn ip(lines: &[&[&str]]) -> Result<()> {
+    for line in lines {
+        let output = Command::new("ip").args(*line).output().await.context("can't run ip")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "ip {}: {}", line.join(" "), said.trim());
+    }
+    Ok(())
+}
+
+impl Server {
+    /// `croft media serve` in a namespace, ready.
+    async fn serving(croft: &Path, folder: &Path, (namespace, more): (&str, &[&str])) -> Result<Self> {
+        let home = folder.with_extension("home");
+        let log = folder.with_extension("serve.log");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(croft).arg("--home").arg(home);
+        command.args(["media", "serve", "--folder"]).arg(folder).args(more);
+        let server = Self::start(command, &log)?;
+        if server.said("serves ", READY).await.is_err() {
+            anyhow::bail!("croft media serve: {}", std::fs::read_to_string(log).unwrap_or_default());
+        }
+        Ok(server)
+    }
+
+    async fn said(&self, text: &str, limit: Duration) -> Result<String> {
         let look = || -> Result<String, Vec<String>> {
-            let lines = server.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
             lines.iter().find(|line| line.contains(text)).cloned().ok_or_else(|| lines.clone())
         };
         let wait = async {
             loop {
-                let more = server.more.notified();
+                let more = self.more.notified();
                 if let Ok(line) = look() {
                     return line;
                 }
@@ -141,9 +215,7 @@ impl Rack {
             .or_else(|_| look())
             .map_err(|lines| anyhow::anyhow!("'{text}' is not in:\n{}", lines.join("\n")))
     }
-}
 
-impl Server {
     fn start(mut command: Command, log: &Path) -> Result<Self> {
         let stderr = std::fs::File::create(log).with_context(|| format!("can't write {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).kill_on_drop(true);
@@ -168,8 +240,11 @@ impl Drop for Rack {
         // Processes in them were killed with their handles; a namespace goes when the last one has ended.
         self.dhcp = None;
         self.server = None;
-        for name in [&self.switch, &self.office] {
-            let _ = std::process::Command::new("ip").args(["netns", "delete", name]).status();
+        self.other_server = None;
+        for name in [&self.switch, &self.office, &self.other] {
+            // There need not be a second server; ip says so.
+            let mut command = std::process::Command::new("ip");
+            let _ = command.args(["netns", "delete", name]).stderr(Stdio::null()).status();
         }
     }
 }

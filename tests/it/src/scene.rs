@@ -12,9 +12,9 @@ use crate::table::Table;
 use crate::{http, oci};
 
 /// From power-on to registered, with emulation on a busy machine.
-const REGISTERED: Duration = Duration::from_secs(180);
+const REGISTERED: Duration = Duration::from_secs(600);
 /// From the contract to the first reply.
-const ANSWERS: Duration = Duration::from_secs(300);
+const ANSWERS: Duration = Duration::from_secs(900);
 
 /// Two times expiry, write-back and journal commit: 2 + 1 + 5 s each.
 const WRITTEN_BACK: Duration = Duration::from_secs(16);
@@ -27,6 +27,7 @@ pub struct Scene {
     pub grid: Grid,
     pub node: Machine,
     pub table: Table,
+    /// What it boots again from after a power cut; empty for one that firmware booted.
     image: PathBuf,
     web: SocketAddr,
 }
@@ -58,6 +59,15 @@ impl Scene {
         table.add("boot to registered", started.elapsed(), line);
         let web = node.address(grid.web_port()).context("the published port is forwarded")?;
         Ok(Self { grid, node, table, image: image.to_owned(), web })
+    }
+
+    /// With a machine that runs already and forwards the web port.
+    ///
+    /// # Errors
+    /// When it does not forward it.
+    pub fn with(grid: Grid, node: Machine) -> Result<Self> {
+        let web = node.address(grid.web_port()).context("the published port is forwarded")?;
+        Ok(Self { grid, node, table: Table::default(), image: PathBuf::new(), web })
     }
 
     /// Step 5 and 6: an OCI image made by other tools, a contract, and a workload that answers.

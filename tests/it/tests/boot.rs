@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use croft_it::grid::{self, Grid};
+use croft_it::matrix;
 use croft_it::rack::{self, Rack};
 use croft_it::table::Table;
-use croft_qemu_harness::profile::Disk;
+use croft_qemu_harness::profile::{Disk, DiskModel, NicModel};
 use croft_qemu_harness::{Boot, Medium, NetworkBoot, Profile, SecureBoot};
 
 /// From power-on to the line that a row waits for, with emulation on a busy machine.
@@ -33,6 +34,10 @@ enum Spoilt {
     Nothing,
     /// One byte of the addition.
     Addition,
+    /// The addition's name: there is none on the stick.
+    Absent,
+    /// Nothing is spoilt, and the farm's permission to join has ended.
+    Expired,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -53,10 +58,22 @@ struct Row {
     cpus: u32,
     memory_mib: u64,
     disk: Content,
+    disk_model: DiskModel,
+    nic: NicModel,
+    /// Plugged into a switch with two netboot servers of different farms.
+    two_servers: bool,
     /// Everything by TFTP.
     no_http: bool,
     /// Plugged into a switch on which nobody gives addresses.
     no_dhcp: bool,
+    /// Megabits per second towards the machine.
+    slow: Option<u32>,
+    /// Whether the machine registered is seen on the ledger alone.
+    no_serial: bool,
+    /// Its processor runs no virtual machines.
+    no_virtualisation: bool,
+    /// A second disk, with somebody else's file system.
+    second_disk: bool,
     full_only: bool,
 }
 
@@ -77,8 +94,15 @@ const ROW: Row = Row {
     cpus: 2,
     memory_mib: 1536,
     disk: Content::NoDisk,
+    disk_model: DiskModel::Virtio,
+    nic: NicModel::Virtio,
+    two_servers: false,
     no_http: false,
     no_dhcp: false,
+    slow: None,
+    no_serial: false,
+    no_virtualisation: false,
+    second_disk: false,
     full_only: false,
 };
 
@@ -98,6 +122,16 @@ fn rows() -> Vec<Row> {
             says: &["tftp://10.78.0.1/farm.bin"],
             served: &["asks by iPXE: tftp://10.78.0.1/boot.ipxe", "took by TFTP: croft.efi"],
             no_http: true,
+            full_only: true,
+            ..ROW
+        },
+        Row {
+            name: "SeaBIOS, iPXE, HTTP at 10 Mbit/s",
+            from: From::Network(BiosIpxe),
+            says: &["http://10.78.0.1:8080/farm.bin"],
+            served: &["took by HTTP: croft.efi"],
+            slow: Some(10),
+            full_only: true,
             ..ROW
         },
         Row {
@@ -105,6 +139,7 @@ fn rows() -> Vec<Row> {
             from: From::Network(UefiHttp),
             says: &["http://10.78.0.1:8080/farm.bin"],
             served: &["asks by UEFI HTTP: http://10.78.0.1:8080/croft.efi", "took by HTTP: croft.efi"],
+            full_only: true,
             ..ROW
         },
         Row {
@@ -118,7 +153,8 @@ fn rows() -> Vec<Row> {
         Row {
             name: "OVMF, Secure Boot, signed stick",
             from: From::SecureStick(Signed::Yes),
-            says: &["UEFI Secure Boot is enabled", VALID],
+            says: &["UEFI Secure Boot is enabled", "Kernel is locked down from EFI Secure Boot", VALID],
+            full_only: true,
             ..ROW
         },
         Row {
@@ -152,6 +188,7 @@ fn rows() -> Vec<Row> {
             name: "no DHCP, no disk",
             says: &[VALID, "no DHCP answer on", "no usable data disk"],
             no_dhcp: true,
+            full_only: true,
             ..ROW
         },
         Row {
@@ -162,6 +199,67 @@ fn rows() -> Vec<Row> {
             full_only: true,
             ..ROW
         },
+        Row {
+            name: "expired permission to join",
+            from: From::Stick(Spoilt::Expired),
+            says: &[VALID, "permission to join is no good: it expired"],
+            ..ROW
+        },
+        Row {
+            name: "an empty and a foreign disk",
+            says: &[VALID, "is the data disk", "register: ok"],
+            disk: Content::Empty,
+            second_disk: true,
+            full_only: true,
+            ..ROW
+        },
+        Row {
+            name: "no virtualisation",
+            says: &[
+                VALID,
+                "register: ok",
+                "no microVM can run here: /dev/kvm can't be opened: enable virtualisation",
+            ],
+            disk: Content::Empty,
+            no_virtualisation: true,
+            full_only: true,
+            ..ROW
+        },
+        Row {
+            name: "no serial port",
+            says: &[],
+            disk: Content::Empty,
+            no_serial: true,
+            full_only: true,
+            ..ROW
+        },
+        Row {
+            name: "two servers that differ",
+            from: From::Stick(Spoilt::Absent),
+            says: &["are not the same: take out the medium, or stop the server"],
+            two_servers: true,
+            full_only: true,
+            ..ROW
+        },
+    ]
+}
+
+/// Each card and controller takes a machine to its registration.
+fn hardware_rows() -> Vec<Row> {
+    let row = |name, nic, disk_model| Row {
+        name,
+        says: &[VALID, "network: ok", "is the data disk", "register: ok"],
+        disk: Content::Empty,
+        disk_model,
+        nic,
+        full_only: true,
+        ..ROW
+    };
+    vec![
+        row("e1000e, NVMe", NicModel::E1000e, DiskModel::Nvme),
+        row("igb, AHCI", NicModel::Igb, DiskModel::SataSsd),
+        row("vmxnet3, MegaRAID", NicModel::Vmxnet3, DiskModel::Megaraid),
+        Row { cpus: 12, memory_mib: 6144, ..row("12 CPUs, 6 GiB", NicModel::Virtio, DiskModel::Virtio) },
     ]
 }
 
@@ -201,6 +299,13 @@ impl Bench {
     async fn prepare(&self, row: &Row) -> Result<Medium> {
         let stick = match row.from {
             From::Network(boot) => return Ok(Medium::Network(boot)),
+            From::Stick(Spoilt::Expired) => {
+                let (config, out) =
+                    (self.dir.path().join("expired.toml"), self.dir.path().join("expired.img"));
+                self.grid.boot_config_of("alpha", &config, &["--valid", "10s"]).await?;
+                self.grid.image_of(("alpha", &config), &self.boot_file, "usb", &out).await?;
+                out
+            }
             From::Stick(_) | From::SecureStick(Signed::No) => {
                 self.medium(&self.boot_file, "usb", "usb.img").await?
             }
@@ -221,8 +326,41 @@ impl Bench {
             let start = find(&bytes, b"CROFTADD").context("the stick has an addition")?;
             bytes[start + 40] ^= 1;
         }
+        if row.from == From::Stick(Spoilt::Absent) {
+            let name = find(&bytes, b"FARM    BIN").context("the stick has a file for the addition")?;
+            bytes[name..name + 4].copy_from_slice(b"BARN");
+        }
         std::fs::write(&own, bytes)?;
         Ok(Medium::Usb(own))
+    }
+
+    /// The switch of a row, with what serves on it.
+    async fn rack(&self, number: usize, row: &Row, state: &Path) -> Result<Rack> {
+        let mut rack = Rack::new(&number.to_string()).await?;
+        if !row.no_dhcp {
+            rack.dhcp(state)?;
+        }
+        if let Some(megabit) = row.slow {
+            rack.slow_down(megabit).await?;
+        }
+        if row.two_servers || matches!(row.from, From::Network(_)) {
+            let folder = self.medium(&self.boot_file, "netboot", "netboot").await?;
+            let more: &[&str] = if row.no_http { &["--no-http"] } else { &[] };
+            rack.serve(&grid::binary("croft")?, &folder, more).await?;
+        }
+        if row.two_servers {
+            let (config, folder) = (self.dir.path().join("beta.toml"), self.dir.path().join("beta"));
+            self.grid.boot_config_of("beta", &config, &[]).await?;
+            self.grid.image_of(("beta", &config), &self.boot_file, "netboot", &folder).await?;
+            rack.serve_too(&grid::binary("croft")?, &folder).await?;
+        }
+        Ok(rack)
+    }
+
+    /// How many nodes the ledger knows.
+    async fn nodes(&self) -> Result<usize> {
+        let listed = self.grid.json(["--bot", "farmer", "farm", "nodes"]).await?;
+        listed["nodes"].as_array().map(Vec::len).context("a list of nodes")
     }
 
     async fn run(&self, number: usize, row: &Row) -> Result<String> {
@@ -232,26 +370,23 @@ impl Bench {
         (profile.cpus, profile.memory_mib) = (row.cpus, row.memory_mib);
         profile.disk.truncate(usize::from(row.disk != Content::NoDisk));
         for disk in &mut profile.disk {
-            disk.size_mib = disk.size_mib.min(4096);
+            (disk.size_mib, disk.model) = (disk.size_mib.min(4096), row.disk_model);
         }
-        let foreign = profile.disk.first().filter(|_| row.disk == Content::Foreign);
+        for nic in &mut profile.nic {
+            nic.model = row.nic;
+        }
+        (profile.serial, profile.nested) = (!row.no_serial, !row.no_virtualisation);
+        if row.second_disk {
+            let mut second = profile.disk.first().context("the first disk is described")?.clone();
+            (second.name, second.serial) = ("photos".into(), "not-ours".into());
+            second.size_mib = 1100;
+            profile.disk.push(second);
+        }
+        let foreign = profile.disk.last().filter(|_| row.disk == Content::Foreign || row.second_disk);
         let foreign = foreign.map(|disk| foreign_disk(&state, disk)).transpose()?;
         let before = foreign.as_deref().map(hash).transpose()?;
 
-        let is_on_switch = row.no_dhcp || matches!(row.from, From::Network(_));
-        let mut rack = None;
-        if is_on_switch {
-            let mut made = Rack::new(&number.to_string()).await?;
-            if !row.no_dhcp {
-                made.dhcp(&state)?;
-            }
-            if matches!(row.from, From::Network(_)) {
-                let folder = self.medium(&self.boot_file, "netboot", "netboot").await?;
-                let more: &[&str] = if row.no_http { &["--no-http"] } else { &[] };
-                made.serve(&grid::binary("croft")?, &folder, more).await?;
-            }
-            rack = Some(made);
-        }
+        let rack = if row.is_on_switch() { Some(self.rack(number, row, &state).await?) } else { None };
         let mut boot = Boot::medium(profile, self.prepare(row).await?, &state).lifetime(2 * LIMIT);
         if matches!(row.from, From::SecureStick(_)) {
             boot = boot.secure_boot(self.keys.clone());
@@ -259,8 +394,17 @@ impl Bench {
         if let Some(rack) = &rack {
             boot = boot.namespace(rack.namespace());
         }
+        let registered = self.nodes().await?;
         let mut machine = boot.start().await?;
         let mut last = String::new();
+        if row.no_serial {
+            let deadline = Instant::now() + LIMIT;
+            while self.nodes().await? == registered {
+                ensure!(Instant::now() < deadline, "no node came up on the ledger within {LIMIT:?}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            last = "one more node on the ledger".into();
+        }
         for text in row.says {
             last = machine.serial().wait_for(*text, LIMIT).await?.text;
         }
@@ -272,6 +416,12 @@ impl Bench {
             ensure!(before == Some(hash(disk)?), "the foreign disk was written to");
         }
         Ok(last.trim().chars().take(100).collect())
+    }
+}
+
+impl Row {
+    fn is_on_switch(&self) -> bool {
+        self.no_dhcp || self.two_servers || matches!(self.from, From::Network(_))
     }
 }
 
@@ -300,21 +450,16 @@ fn hash(file: &Path) -> Result<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_boots_by_every_path_and_by_none_that_is_not_signed() {
-    let Some(boot_file) = std::env::var_os("CROFT_BOOT_FILE").map(PathBuf::from) else {
-        eprintln!(
-            "skipped: CROFT_BOOT_FILE names no boot file ('cargo xtask image --boot-file --for-tests' makes one)"
-        );
-        return;
-    };
-    let is_full = std::env::var("CROFT_BOOT_MATRIX").is_ok_and(|value| value == "full");
+    let Some([boot_file]) = matrix::boot_files(["CROFT_BOOT_FILE"]) else { return };
+    let is_full = matrix::wants_all();
     let only = std::env::var("CROFT_BOOT_ROW").unwrap_or_default();
     let bench = Bench::new(boot_file).await.unwrap();
     let (mut table, mut failures) = (Table::default(), Vec::new());
-    for (number, row) in rows().iter().enumerate() {
+    for (number, row) in rows().iter().chain(&hardware_rows()).enumerate() {
         if row.full_only && !is_full || !row.name.contains(&only) {
             continue;
         }
-        if (row.no_dhcp || matches!(row.from, From::Network(_))) && !rack::is_possible() {
+        if row.is_on_switch() && !rack::is_possible() {
             eprintln!("skipped {}: it needs root and /dev/net/tun", row.name);
             continue;
         }
@@ -323,6 +468,7 @@ async fn a_machine_boots_by_every_path_and_by_none_that_is_not_signed() {
         match bench.run(number, row).await {
             Ok(said) => table.add(row.name, started.elapsed(), said),
             Err(error) => {
+                eprintln!("FAILED {}: {error:#}", row.name);
                 table.add(row.name, started.elapsed(), "FAILED");
                 failures.push(format!("{}: {error:?}", row.name));
             }

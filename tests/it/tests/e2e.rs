@@ -1,11 +1,15 @@
 //! End to end: the real image in QEMU, a real grid beside it, nginx from the distribution as the workload. Each test
 //! says which monitor it runs with. One machine at a time: emulation takes every core that there is.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use croft_it::grid::{Grid, images};
+use croft_it::scan;
 use croft_it::scene::{self, Scene};
+use croft_it::{matrix, releases};
+use croft_qemu_harness::{Boot, SecureBoot, Wire};
 use tokio::sync::{Mutex, MutexGuard};
 
 static ONE_MACHINE: Mutex<()> = Mutex::const_new(());
@@ -104,7 +108,8 @@ async fn what_does_not_fit_is_refused_before_anybody_pays() {
     let dir = tempfile::tempdir().unwrap();
     let mut grid = Grid::start(dir.path(), 1).await.unwrap();
     grid.farm().await.unwrap();
-    let mut node = grid.boot_node(&image).await.unwrap();
+    let (mut wire, boot) = wired(&grid, &image).await;
+    let mut node = boot.start().await.unwrap();
     scene::registered(&mut node).await.unwrap();
     grid.croft(["bot", "new", "alice", "--grains", "1000000000"]).await.unwrap();
     let layout = croft_it::oci::nginx_layout(&cache()).unwrap();
@@ -127,8 +132,81 @@ async fn what_does_not_fit_is_refused_before_anybody_pays() {
     let wallet = grid.croft(["--bot", "alice", "wallet", "show"]).await.unwrap();
     assert!(wallet.contains("1 000 000 000"), "nothing was paid: {wallet}");
     recipe(&grid, &mut node).await;
+    closed_but_for_what_is_published(&grid, &mut node, &mut wire).await;
+    confined_and_discreet(&grid, &node);
     node.kill().await.unwrap();
     grid.stop().await.unwrap();
+}
+
+/// The farm's node with one more card, on which it can be scanned, and with its whole kernel log on the serial line.
+async fn wired(grid: &Grid, image: &Path) -> (scan::Wire, Boot) {
+    let wire = scan::Wire::new().await.unwrap();
+    let (there, here) = wire.ends().unwrap();
+    let config = grid.boot_config().unwrap() + scan::LINK;
+    let boot = grid.node(image, &config).unwrap().kernel_argument("ignore_loglevel");
+    (wire, boot.wire(Wire { mac: scan::MAC.to_owned(), there, here }))
+}
+
+/// Of all ports that there are, only the one that a contract publishes takes a connection, and no datagram is answered.
+async fn closed_but_for_what_is_published(
+    grid: &Grid,
+    node: &mut croft_qemu_harness::Machine,
+    wire: &mut scan::Wire,
+) {
+    let expected = BTreeSet::from([grid.web_port()]);
+    let open = wire.open_tcp_ports(&expected).await.unwrap_or_else(|error| {
+        panic!("{error:#}\n{}", node.serial().tail());
+    });
+    assert_eq!(open, expected, "open TCP ports");
+    assert_eq!(wire.answering_udp_ports().await.unwrap(), BTreeSet::new(), "UDP ports that answer");
+}
+
+/// What node may do is what init leaves it, nothing that it needed was refused, and what must stay secret stands nowhere
+/// on the serial line, which has the whole kernel log.
+fn confined_and_discreet(grid: &Grid, node: &croft_qemu_harness::Machine) {
+    let said = std::fs::read_to_string(node.state().join("serial.log")).unwrap();
+    let line = said.lines().find(|line| line.contains("node runs with")).expect("node says what it may do");
+    assert!(line.ends_with("14 capabilities, no new privileges, 2 system call filters"), "{line}");
+    let refused: Vec<&str> = said.lines().filter(|line| line.contains("croft: refused ")).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+    assert!(said.contains("Kernel command line:"), "the log begins with the kernel's own words");
+
+    let config = grid.boot_config().unwrap();
+    let join =
+        config.lines().find_map(|line| line.strip_prefix("join = \"")).expect("the permission to join");
+    let join = join.trim_end_matches('"');
+    let mut secrets = vec![("the permission to join".to_owned(), join.to_owned())];
+    // Half of its signature would not do, but must not be there either.
+    let signature = &join.as_bytes()[join.len() - 128..];
+    secrets.extend(signature.chunks_exact(32).map(|part| {
+        ("a part of the permission to join".to_owned(), String::from_utf8_lossy(part).into_owned())
+    }));
+    for path in key_files(&grid.dir().join("home")) {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        secrets.extend(
+            text.split_whitespace()
+                .filter(|word| word.len() >= 32)
+                .map(|word| (path.display().to_string(), word.trim_matches(['"', ',']).to_owned())),
+        );
+    }
+    assert!(secrets.len() > 3, "there are keys of bots to look for: {secrets:?}");
+    for (what, secret) in secrets {
+        assert!(!said.contains(&secret), "{what} is on the serial line");
+    }
+}
+
+/// Files with secret keys below a folder.
+fn key_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(key_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "key") {
+            found.push(path);
+        }
+    }
+    found
 }
 
 /// An expert's web server with a database on a network of their own, deployed by somebody else with two parameters.
@@ -143,7 +221,7 @@ async fn recipe(grid: &Grid, node: &mut croft_qemu_harness::Machine) {
     let deploy = ["--bot", "alice", "recipe", "deploy", "eve/shop", "--yes", "--name", "corner"];
     grid.croft(deploy.iter().chain(&values)).await.unwrap();
     let web = node.address(grid.web_port()).unwrap();
-    let limit = Duration::from_secs(300);
+    let limit = Duration::from_secs(900);
     let first = croft_it::http::wait_for_ok(web, "/", limit).await.unwrap_or_else(|e| {
         panic!("the shop does not open: {e:#}\n{}", node.serial().tail());
     });
@@ -158,10 +236,10 @@ async fn recipe(grid: &Grid, node: &mut croft_qemu_harness::Machine) {
 /// The same bytes start from both; what is the farm's own comes from the medium, after its signature was checked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_boots_by_firmware_from_a_stick_and_from_a_disc_and_registers() {
-    let Some(boot_file) = std::env::var_os("CROFT_BOOT_FILE").map(PathBuf::from) else {
-        eprintln!("skipped: CROFT_BOOT_FILE names no boot file ('cargo xtask image --boot-file' makes one)");
+    let Some([boot_file]) = matrix::boot_files(["CROFT_BOOT_FILE"]) else { return };
+    if !matrix::is_full() {
         return;
-    };
+    }
     let _alone = one_machine().await;
     let dir = tempfile::tempdir().unwrap();
     let mut grid = Grid::start(dir.path(), 1).await.unwrap();
@@ -228,10 +306,10 @@ async fn a_node_with_a_tpm_is_sealed_and_is_the_same_node_after_its_disk_died() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_boot_file_is_attested_and_an_altered_one_only_sealed() {
-    let Some(boot_file) = std::env::var_os("CROFT_BOOT_FILE").map(PathBuf::from) else {
-        eprintln!("skipped: CROFT_BOOT_FILE names no boot file ('cargo xtask image --boot-file' makes one)");
+    let Some([boot_file]) = matrix::boot_files(["CROFT_BOOT_FILE"]) else { return };
+    if !matrix::is_full() {
         return;
-    };
+    }
     let _alone = one_machine().await;
     let dir = tempfile::tempdir().unwrap();
     let bytes = std::fs::read(&boot_file).unwrap();
@@ -259,54 +337,28 @@ async fn a_known_boot_file_is_attested_and_an_altered_one_only_sealed() {
     grid.stop().await.unwrap();
 }
 
-/// A grid whose release keys are one, made here.
-async fn release_key(grid: &Grid) -> String {
-    let path = |name: &str| grid.dir().join(name).to_str().unwrap().to_owned();
-    let (key, change) = (path("release.key"), path("release-keys.json"));
-    let made = grid.json(["release", "keys", "new", &key]).await.unwrap();
-    let public = made["key"].as_str().unwrap();
-    let propose = ["release", "keys", "propose", "--key", public, "--threshold", "1", "--out", &change];
-    grid.croft(propose).await.unwrap();
-    let validator = path("home/grids/demo/ledger/validator.key");
-    grid.croft(["release", "sign", &change, "--key", &validator]).await.unwrap();
-    grid.croft(["--bot", "farmer", "release", "publish", &change]).await.unwrap();
-    key
-}
-
-/// Publishes a boot file; one return stops it.
-async fn publish(grid: &Grid, key: &str, boot_file: &std::path::Path, version: &str) {
-    let out = grid.dir().join(format!("{version}.json")).to_str().unwrap().to_owned();
-    let boot_file = boot_file.to_str().unwrap();
-    let what = ["--channel", "stable", "--version", version, "--stop-returns", "1", "--out", &out];
-    let prepare = ["release", "prepare", "--boot-file", boot_file].into_iter().chain(what);
-    grid.croft(prepare).await.unwrap();
-    grid.croft(["release", "sign", &out, "--key", key]).await.unwrap();
-    grid.croft(["--bot", "farmer", "release", "publish", &out, "--boot-file", boot_file]).await.unwrap();
-}
-
 /// Boot files of three versions: 0.1.0; 0.2.0 that is good; 0.3.0 whose kernel finds no init. `cargo xtask image
 /// --boot-file --release VERSION --out DIR` makes them, the last with `--append rdinit=/nothing`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_keeps_a_good_release_and_returns_from_a_broken_one_which_then_stops() {
-    let files = ["CROFT_BOOT_FILE", "CROFT_NEXT_BOOT_FILE", "CROFT_BROKEN_BOOT_FILE"];
-    let files = files.map(|name| std::env::var_os(name).map(PathBuf::from));
-    let [Some(first), Some(next), Some(broken)] = files else {
-        eprintln!(
-            "skipped: CROFT_BOOT_FILE, CROFT_NEXT_BOOT_FILE and CROFT_BROKEN_BOOT_FILE name no boot files"
-        );
-        return;
-    };
+    let files = matrix::boot_files(["CROFT_BOOT_FILE", "CROFT_NEXT_BOOT_FILE", "CROFT_BROKEN_BOOT_FILE"]);
+    let Some([first, next, broken]) = files else { return };
     let _alone = one_machine().await;
     let dir = tempfile::tempdir().unwrap();
     let mut grid = Grid::start(dir.path(), 1).await.unwrap();
     grid.farm().await.unwrap();
-    let key = release_key(&grid).await;
+    let key = releases::key(&grid).await.unwrap();
     grid.croft(["--bot", "farmer", "farm", "policy", "alpha", "--channel", "stable"]).await.unwrap();
     let mut node = grid.boot_medium(&first, false).await.unwrap();
     scene::registered(&mut node).await.unwrap();
+    let mut scene = Scene::with(grid, node).unwrap();
+    scene.deploy(&cache(), &mut say).await.unwrap();
+    let web = scene.web();
+    let Scene { grid, mut node, .. } = scene;
 
     let limit = Duration::from_secs(600);
-    publish(&grid, &key, &next, "0.2.0").await;
+    let watch = croft_it::http::Watch::start(web, "/");
+    releases::publish(&grid, &key, &next, "0.2.0").await.unwrap();
     node.serial().wait_for("booting a release on trial", limit).await.unwrap();
     node.serial().wait_for("this release is on trial", limit).await.unwrap();
     node.serial().wait_for("the release is confirmed", limit).await.unwrap();
@@ -315,8 +367,13 @@ async fn a_node_keeps_a_good_release_and_returns_from_a_broken_one_which_then_st
     assert_eq!(nodes["nodes"][0]["release"], "0.2.0", "{nodes}");
     let shown = grid.json(["release", "show", "stable", "0.2.0"]).await.unwrap();
     assert_eq!((&shown["trials"]["confirmed"], &shown["state"]), (&1.into(), &"published".into()), "{shown}");
+    // The workload came back from the record.
+    croft_it::http::wait_for_ok(web, "/", limit).await.unwrap();
+    let gap = watch.longest_gap();
+    eprintln!("the workload did not answer for {:.1} s during the upgrade", gap.as_secs_f64());
+    assert!(gap > Duration::ZERO, "it was another machine that started anew");
 
-    publish(&grid, &key, &broken, "0.3.0").await;
+    releases::publish(&grid, &key, &broken, "0.3.0").await.unwrap();
     node.serial().wait_for("booting a release on trial", limit).await.unwrap();
     // The kernel panics and restarts; firmware boots 0.1.0, which goes on with what was confirmed.
     node.serial().wait_for("Kernel panic", limit).await.unwrap();
@@ -329,6 +386,79 @@ async fn a_node_keeps_a_good_release_and_returns_from_a_broken_one_which_then_st
     assert_eq!(nodes["nodes"][0]["release"], "0.2.0", "{nodes}");
     let listed = grid.json(["release", "list", "stable"]).await.unwrap();
     assert_eq!(listed["offered"], "0.2.0", "{listed}");
+    node.kill().await.unwrap();
+    grid.stop().await.unwrap();
+}
+
+/// Signed copies of boot files, and firmware's lists of the keys by which they are.
+async fn signed(grid: &Grid, boot_files: &[&Path]) -> (SecureBoot, Vec<PathBuf>) {
+    let path = |name: &str| grid.dir().join(name).to_str().unwrap().to_owned();
+    let keys = path("keys");
+    grid.croft(["media", "keys", &keys]).await.unwrap();
+    let mut signed = Vec::new();
+    for (number, file) in boot_files.iter().enumerate() {
+        let out = path(&format!("signed-{number}.efi"));
+        let file = file.to_str().unwrap();
+        grid.croft(["media", "sign", file, "--keys", &keys, "--out", &out]).await.unwrap();
+        signed.push(out.into());
+    }
+    let list = |name: &str| std::fs::read(Path::new(&keys).join("enrol").join(name)).unwrap();
+    (SecureBoot { pk: list("PK.esl"), kek: list("KEK.esl"), db: list("db.esl") }, signed)
+}
+
+/// Authenticode SHA-256, as firmware measures it.
+fn authenticode(file: &Path) -> String {
+    let bytes = std::fs::read(file).unwrap();
+    croft_protocol::Hash(croft_media::pe::Pe::parse(&bytes).unwrap().hash()).to_string()
+}
+
+/// The kernel locks itself down and takes only what a key of the firmware signed; the TPM is told what it takes, so that
+/// `attested` speaks of the release that runs and not of the one on the medium.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_secure_boot_a_signed_release_is_taken_and_attested_and_an_unsigned_one_is_refused() {
+    let files = matrix::boot_files(["CROFT_BOOT_FILE", "CROFT_NEXT_BOOT_FILE"]);
+    let Some([first, next]) = files else { return };
+    let _alone = one_machine().await;
+    let dir = tempfile::tempdir().unwrap();
+    let known = authenticode(&first);
+    // swtpm has no maker's certificate.
+    let more = ["--tpm", "activated", "--boot-file", &known];
+    let mut grid = Grid::start_with(dir.path(), 1, &more).await.unwrap();
+    grid.farm().await.unwrap();
+    let (keys, signed) = signed(&grid, &[&first, &next]).await;
+    let key = releases::key(&grid).await.unwrap();
+    grid.croft(["--bot", "farmer", "farm", "policy", "alpha", "--channel", "stable"]).await.unwrap();
+    let boot = grid.medium(&signed[0], false).await.unwrap();
+    let boot = boot.secure_boot(keys).tpm(dir.path().join("tpm"));
+    let mut node = boot.start().await.unwrap();
+    let limit = Duration::from_secs(600);
+    let locked = "Kernel is locked down from EFI Secure Boot";
+    node.serial().wait_for(locked, limit).await.unwrap();
+    let registered = scene::registered(&mut node).await.unwrap();
+    assert!(registered.contains("attested"), "{registered}");
+    assert_eq!(only_node(&grid).await["boot_file"], known, "what firmware started");
+
+    releases::publish(&grid, &key, &signed[1], "0.2.0").await.unwrap();
+    node.serial().wait_for("booting a release on trial", limit).await.unwrap();
+    node.serial().wait_for("the TPM knows what runs next", limit).await.unwrap();
+    node.serial().wait_for(locked, limit).await.unwrap();
+    node.serial().wait_for("this release is on trial", limit).await.unwrap();
+    let registered = scene::registered(&mut node).await.unwrap();
+    assert!(registered.contains("attested"), "{registered}");
+    let after = only_node(&grid).await;
+    assert_eq!((&after["release"], &after["trust"]), (&"0.2.0".into(), &"attested".into()), "{after}");
+    assert_eq!(after["boot_file"], authenticode(&signed[1]), "what was started by kexec: {after}");
+    node.serial().wait_for("the release is confirmed", limit).await.unwrap();
+
+    releases::publish(&grid, &key, &next, "0.3.0").await.unwrap();
+    node.serial().wait_for("booting a release on trial", limit).await.unwrap();
+    let refused = node.serial().wait_for("the upgrade does not go on", limit).await.unwrap();
+    assert!(refused.text.contains("only what a key of the firmware signed"), "{}", refused.text);
+    node.serial().wait_for("the ledger knows the outcome", limit).await.unwrap();
+    let shown = grid.json(["release", "show", "stable", "0.3.0"]).await.unwrap();
+    assert_eq!(shown["state"]["halted"]["returns"]["trials"]["returned"], 1, "{shown}");
+    let after = only_node(&grid).await;
+    assert_eq!((&after["release"], &after["trust"]), (&"0.2.0".into(), &"attested".into()), "{after}");
     node.kill().await.unwrap();
     grid.stop().await.unwrap();
 }

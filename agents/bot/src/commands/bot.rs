@@ -37,7 +37,7 @@ pub(super) async fn new(c: &mut Context<'_>, name: &Name, grains: Option<Grains>
     let pin = c.pin()?;
     // A key from an interrupted run is used again; nothing is ever overwritten.
     let known = match c.home.key_file(name) {
-        Ok(_) => Some(c.key_of(name)?),
+        Ok(_) => Some(c.present_key_of(name)?),
         Err(HomeError::NoBot { .. }) => None,
         Err(error) => return Err(error.into()),
     };
@@ -48,7 +48,7 @@ pub(super) async fn new(c: &mut Context<'_>, name: &Name, grains: Option<Grains>
     // Everything that can be wrong is found before a key is made.
     let grid = Grid::open(&c.home, pin.clone(), &asking)?;
     let owner = grid.bot_named(name).await?;
-    let ours = known.as_ref().map(SecretKey::public);
+    let ours = known.as_ref().map(SecretKey::id);
     if let Some(owner) = owner.filter(|owner| Some(*owner) != ours) {
         let _: BotId = owner;
         return Err(Failure::refused(BotError::NameTaken { name: name.clone(), grid: pin.name }));
@@ -58,8 +58,8 @@ pub(super) async fn new(c: &mut Context<'_>, name: &Name, grains: Option<Grains>
         None => None,
     };
     if let (Some(key), Some(_)) = (&known, owner) {
-        let balance = grid.account(key.public()).await?.balance;
-        let finished = grid.profile(key.public()).await?.is_some();
+        let balance = grid.account(key.id()).await?.balance;
+        let finished = grid.profile(key.id()).await?.is_some();
         if finished && (treasury.is_none() || balance > Grains::ZERO) {
             let treasury = treasury.map_or_else(|| "treasury".to_owned(), |((name, _), _)| name.to_string());
             return Err(Failure::refused(BotError::Exists { name: name.clone(), grid: pin.name, treasury }));
@@ -72,18 +72,18 @@ pub(super) async fn new(c: &mut Context<'_>, name: &Name, grains: Option<Grains>
     if owner.is_none() {
         register(c, &pin, name, &key, ours.is_none()).await?;
     }
-    if grid.profile(key.public()).await?.is_none() {
+    if grid.profile(key.id()).await?.is_none() {
         let encryption_key = Some(message_key(&key).public());
         let profile = Profile { encryption_key, ..Profile::named(name.clone()) };
         directory::publish(&grid, &key, &profile).await?;
     }
     if let Some(((_, treasury_key), amount)) = treasury {
         let memo = format!("for {name}");
-        grid.submit(&treasury_key, &Command::Transfer { to: key.public(), amount, memo }).await?;
+        grid.submit(&treasury_key, &Command::Transfer { to: key.id(), amount, memo }).await?;
     }
-    let balance = grid.account(key.public()).await?.balance;
+    let balance = grid.account(key.id()).await?.balance;
     grid.close().await;
-    let shown = NewBot { bot: name.clone(), id: key.public(), grid: pin.name, balance };
+    let shown = NewBot { bot: name.clone(), id: key.id(), grid: pin.name, balance };
     c.terminal.result(&shown, |b| {
         format!("bot '{}' is on grid '{}' with {}\n  id {}\n", b.bot, b.grid, b.balance, b.id)
     })
@@ -127,7 +127,7 @@ async fn treasury(
     for bot in c.home.bots()? {
         let id = c.home.key_file(&bot)?.id();
         if genesis.allocations.iter().any(|a| a.bot == id) {
-            let key = c.key_of(&bot)?;
+            let key = c.present_key_of(&bot)?;
             return Ok((bot, key));
         }
     }

@@ -16,6 +16,7 @@ use croft_market::score::{Explain, NotTaken, Why};
 use croft_market::{Candidate, Demand, Excluded, Matches, OrderFailure, rank};
 use croft_protocol::image::ImageConfig;
 use croft_protocol::{ContractId, Grains, Hash, Name, NodeId, Rate};
+use croft_skills::Hook;
 use serde::Serialize;
 
 use super::show::{self, PortView};
@@ -31,6 +32,7 @@ use crate::market::order::{self, Buyer, Choice, Limits, Placed, place};
 use crate::market::{upload, why};
 use crate::peers;
 use crate::plan::Environment;
+use crate::skills::OwnSkill;
 use crate::terminal::{push, show_duration};
 
 /// Where nobody is there to be asked.
@@ -87,6 +89,7 @@ pub(super) async fn deploy_file(
     flags: &DeployFlags,
 ) -> Result<(), Failure> {
     let resolved = resolve(c, file)?;
+    let skill = flags.skill.as_ref().map(|name| OwnSkill::load(&c.home, name, Hook::Scoring)).transpose()?;
     let acting = c.acting()?;
     acting.must_be_registered().await?;
     if flags.dry_run {
@@ -94,7 +97,7 @@ pub(super) async fn deploy_file(
     }
     let quorum = quorum::resolve(&acting.grid, resolved.approval.as_ref()).await?;
     let (max_price, window_ms) = (flags.max_price, flags.window * 1000);
-    let limits = Limits { max_price, window_ms, quorum, ..Limits::default() };
+    let limits = Limits { max_price, window_ms, quorum, skill, ..Limits::default() };
     let (environment, home) = (c.environment, c.home.clone());
     let mut nobody = false;
     let mut says_yes = |choice: &Choice<'_>| {
@@ -179,6 +182,9 @@ fn reasons(explain: &Explain) -> String {
             s.uptime_surcharge,
             show::permille(s.uptime_permille)
         );
+        if s.own_surcharge != 0 {
+            push!(text, "  and {} grains of it by your own scoring\n", s.own_surcharge);
+        }
         push!(text, "  if it is reserved and not used: at most {}\n", s.hold_fee);
     }
     for other in explain.others.iter().take(why::SHOWN) {

@@ -93,7 +93,7 @@ pub(super) async fn update(c: &mut Context<'_>, flags: &BotUpdateFlags) -> Resul
 
 /// Brings a profile to the ledger, unless it is there already.
 pub(super) async fn publish(grid: &Grid, key: &SecretKey, profile: &Profile) -> Result<Record, GridError> {
-    let id = RecordId::profile(&key.public());
+    let id = RecordId::profile(&key.id());
     let is_it = |record: &Record| matches!(&record.body, Body::Profile(known) if known == profile);
     if let Some(record) = grid.record(id).await?.filter(is_it) {
         return Ok(record);

@@ -6,8 +6,8 @@ use croft_protocol::api::{FarmQuery, NodeQuery, Query};
 use croft_protocol::boot::{BootConfig, FarmJoin, GridPin, NodeSettings};
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::keys::Domain;
-use croft_protocol::record::{FarmBody, TrustClass};
-use croft_protocol::{BotId, Capacity, Command, FarmId, Kind, Name, NodeId, PriceList, PublicKey};
+use croft_protocol::record::{Draining, FarmBody, TrustClass};
+use croft_protocol::{BotId, Capacity, Command, FarmId, Hash, Kind, Name, NodeId, PriceList, PublicKey};
 use serde::Serialize;
 
 use super::show::{self, BotNames};
@@ -140,7 +140,7 @@ fn boot_config(acting: &Acting, new: &FarmNew, farm: FarmId, expires_ms: u64) ->
     getrandom::fill(&mut nonce).map_err(|e| Failure::failed(FarmError::Randomness(e)))?;
     let join = Join { farm, expires_ms, nonce };
     let pin = acting.grid.pin();
-    let signature = acting.key.sign(Domain::JOIN, &pin.chain, &join);
+    let signature = acting.key.sign_as_bot(Domain::JOIN, &pin.chain, &join);
     let mut replicas = pin.replicas.clone();
     for (replica, address) in replicas.iter_mut().zip(&new.replica_addresses) {
         replica.address = *address;
@@ -182,9 +182,14 @@ struct NodeView {
     country: String,
     region: Option<Name>,
     online: bool,
+    /// It takes nothing new, and everybody is asked to leave it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draining: Option<Draining>,
     trust: TrustClass,
     /// Why it is not worth more.
     trust_reasons: Vec<String>,
+    /// Authenticode SHA-256 of the boot file that runs, where a TPM vouches for one that is known.
+    boot_file: Option<Hash>,
     release: String,
     capacity_version: u64,
     total: Capacity,
@@ -277,6 +282,7 @@ async fn nodes_of(grid: &Grid, farm: FarmId) -> Result<Vec<Node>, GridError> {
 
 fn view(node: Node, farm: &FarmBody, online: bool) -> NodeView {
     let free = node.capacity.free();
+    let boot_file = node.trust.as_ref().and_then(|trust| trust.release);
     NodeView {
         node: node.body.name,
         id: node.id,
@@ -284,8 +290,10 @@ fn view(node: Node, farm: &FarmBody, online: bool) -> NodeView {
         country: farm.country.clone(),
         region: farm.region.clone(),
         online,
+        draining: node.draining,
         trust: node.body.trust,
         trust_reasons: node.trust.map(|trust| trust.reasons).unwrap_or_default(),
+        boot_file,
         release: node.body.release,
         capacity_version: node.capacity.version,
         total: node.capacity.total,
@@ -311,7 +319,12 @@ fn nodes_text(nodes: &[NodeView]) -> String {
             n.node.to_string(),
             n.farm.to_string(),
             n.country.clone(),
-            if n.online { "online" } else { "offline" }.to_owned(),
+            match (n.online, n.draining) {
+                (true, Some(_)) => "draining",
+                (true, None) => "online",
+                (false, _) => "offline",
+            }
+            .to_owned(),
             show::trust(n.trust).to_owned(),
             printable(&n.release),
             format!("{} / {}", show::cpus(n.free.cpu_millis), show::cpus(n.total.cpu_millis)),

@@ -142,7 +142,15 @@ pub(super) fn what(body: &Body, before: Option<&Body>) -> String {
         Body::Profile(profile) => {
             printable(&format!("profile of bot '{}': {}", profile.name, profile.description))
         }
+        Body::Keys(keys) => match keys.changes.last() {
+            Some(change) => {
+                format!("key replaced by {}, change {}", change.link.key.short(), keys.changes.len())
+            }
+            None => "no keys".to_owned(),
+        },
         Body::Funding(funding) => format!("{} for contract {}", funding.amount, funding.contract.0.short()),
+        Body::Reservation(reservation) => show::reservation(reservation),
+        Body::Drain(drain) => show::drain(drain.draining),
         Body::Validators(set) => format!("{} validators", set.validators.len()),
         Body::Recipe(recipe) => match &recipe.withdrawn {
             Some(reason) => format!("recipe '{}' withdrawn: {}", recipe.name, printable(reason)),

@@ -256,9 +256,12 @@ impl Keeper {
         });
         let nodes: Vec<NodeId> = contracts.iter().map(|c| c.body.signed.terms.node).collect();
         let present = grid.presence_unproved(&nodes).await?;
+        let draining = grid.drained(&nodes).await?;
         let now_ms = now_ms();
-        let seen = |(contract, present): (&Contract, &bool)| seen(contract, *present, now_ms);
-        Ok(Facts { now_ms, contracts: contracts.iter().zip(&present).map(seen).collect() })
+        let seen = |((contract, present), draining): ((&Contract, &bool), &bool)| {
+            seen(contract, (*present, *draining), now_ms)
+        };
+        Ok(Facts { now_ms, contracts: contracts.iter().zip(&present).zip(&draining).map(seen).collect() })
     }
 
     fn say<'a>(
@@ -341,7 +344,7 @@ fn kind_of(reason: &str) -> String {
     reason.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
-fn seen(contract: &Contract, present: bool, now_ms: u64) -> Seen {
+fn seen(contract: &Contract, (present, draining): (bool, bool), now_ms: u64) -> Seen {
     let Contract { id, body, escrow, .. } = contract;
     let terms = &body.signed.terms;
     let runs_ms = escrow.runs_ms(terms.rate);
@@ -351,6 +354,7 @@ fn seen(contract: &Contract, present: bool, now_ms: u64) -> Seen {
         node: terms.node,
         state: body.state,
         present,
+        draining,
         starts_ms: body.starts_ms,
         covered_until_ms: escrow.covered_until_ms,
         expires_ms: body.expires_ms(),

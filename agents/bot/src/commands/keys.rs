@@ -4,19 +4,22 @@
 //!   open ──passphrase──▶ locked ──passphrase --remove──▶ open        phrase: 24 words, on paper
 //!                        locked ──export──▶ file ──import──▶ locked, in another home
 //! ```
-//! Nothing here touches a ledger: the key stays the same, and so does the bot. It must never write an open key
+//! Nothing here touches a ledger: the key stays the same, and so does the bot. Where a key was replaced (`rotate.rs`), words
+//! and export are those of the key that acts on the chosen grid, and a passphrase locks all of them. It must never write an open key
 //! anywhere but into the home, or replace a key by another.
 
 use std::path::Path;
+use std::rc::Rc;
 
-use croft_protocol::{BotId, Name, SecretKey};
+use croft_protocol::identity::last_key;
+use croft_protocol::{BotId, Name, PublicKey, SecretKey};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::Context;
 use crate::exit::Failure;
 use crate::files;
-use crate::home::read_private;
+use crate::home::{HomeError, Successor, read_private};
 use crate::keyfile::{KeyFile, KeyFileError, LockedKey, Passphrase, from_words, open_text, to_words};
 use crate::plan::{KeySource, PassphraseChange};
 use crate::terminal::push;
@@ -38,6 +41,10 @@ enum KeysError {
     Write { path: std::path::PathBuf, source: std::io::Error },
     #[error("the key of bot '{bot}' has no passphrase: there is nothing to remove")]
     NotLocked { bot: Name },
+    #[error(
+        "this home knows that key {key} signs for bot '{bot}' now, and does not have it: bring it with 'croft bot import --later'"
+    )]
+    NoPresentKey { bot: Name, key: PublicKey },
     #[error("{path} is no file that 'croft bot export' wrote ({reason})")]
     NotExported { path: std::path::PathBuf, reason: String },
     #[error(
@@ -52,12 +59,58 @@ impl From<KeyFileError> for Failure {
     }
 }
 
+/// A key, and what it is locked by.
+type Opened = (SecretKey, Option<Rc<Passphrase>>);
+
 impl Context<'_> {
-    /// The key of a bot of this home; asks for its passphrase where it has one.
-    pub(crate) fn key_of(&self, name: &Name) -> Result<SecretKey, Failure> {
-        match self.home.key_file(name)? {
-            KeyFile::Open(key) => Ok(key),
-            KeyFile::Locked(locked) => Ok(self.open(&locked)?.0),
+    /// The key with which a bot acts on the chosen grid: its first one, unless this home knows of a later one there.
+    pub(crate) fn present_key_of(&self, name: &Name) -> Result<SecretKey, Failure> {
+        let files = self.home.key_files(name)?;
+        let known = match self.home.grid(self.grid.as_ref()) {
+            Ok(pin) => self.home.successor(&pin.name, name)?.map(|known| (pin.chain, known)),
+            // Without any grid there is nothing to know.
+            Err(HomeError::NoGrid { .. } | HomeError::NoDefaultGrid { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let Some((chain, Successor { bot, links, .. })) = known else {
+            return self.key_in(&files[0]);
+        };
+        let present = last_key(&bot, &links);
+        let Some(file) = files.iter().find(|file| file.id() == present) else {
+            return Err(Failure::failed(KeysError::NoPresentKey { bot: name.clone(), key: present }));
+        };
+        self.key_in(file)?.of_bot(bot, links, &chain).map_err(Failure::failed)
+    }
+
+    /// Every key of a bot that is in this home, the first one first. A passphrase is asked for once.
+    pub(crate) fn all_keys(&self, name: &Name) -> Result<Vec<SecretKey>, Failure> {
+        Ok(self.opened(name)?.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// The same with what each is locked by.
+    pub(super) fn opened(&self, name: &Name) -> Result<Vec<Opened>, Failure> {
+        let mut opened: Vec<Opened> = Vec::new();
+        for file in self.home.key_files(name)? {
+            opened.push(match file {
+                KeyFile::Open(key) => (key, None),
+                KeyFile::Locked(locked) => {
+                    let before = opened.iter().rev().find_map(|(_, passphrase)| passphrase.clone());
+                    let again = before.and_then(|known| Some((locked.open(&known).ok()?, known)));
+                    let (key, passphrase) = match again {
+                        Some(opened) => opened,
+                        None => self.open(&locked).map(|(key, passphrase)| (key, Rc::new(passphrase)))?,
+                    };
+                    (key, Some(passphrase))
+                }
+            });
+        }
+        Ok(opened)
+    }
+
+    fn key_in(&self, file: &KeyFile) -> Result<SecretKey, Failure> {
+        match file {
+            KeyFile::Open(key) => Ok(key.clone()),
+            KeyFile::Locked(locked) => Ok(self.open(locked)?.0),
         }
     }
 
@@ -107,6 +160,18 @@ fn text_of(locked: &LockedKey) -> Result<String, Failure> {
     locked.to_text().map_err(Failure::failed)
 }
 
+/// A key file's text.
+pub(super) fn text_for(
+    name: &Name,
+    key: &SecretKey,
+    passphrase: Option<&Passphrase>,
+) -> Result<Zeroizing<String>, Failure> {
+    match passphrase {
+        Some(passphrase) => Ok(Zeroizing::new(text_of(&LockedKey::seal(name, key, passphrase)?)?)),
+        None => Ok(open_text(key)),
+    }
+}
+
 #[derive(Serialize)]
 struct Kept {
     bot: Name,
@@ -121,26 +186,20 @@ pub(super) fn passphrase(
 ) -> Result<(), Failure> {
     let name = c.home.acting_name(name.as_ref().or(c.bot.as_ref()))?;
     let file = c.home.key_file(&name)?;
-    let locked = match change {
-        PassphraseChange::Set(from) => {
-            let key = match &file {
-                KeyFile::Open(key) => key.clone(),
-                KeyFile::Locked(locked) => c.open(locked)?.0,
-            };
-            let passphrase = c.new_passphrase(&name, from.as_deref())?;
-            let text = text_of(&LockedKey::seal(&name, &key, &passphrase)?)?;
-            c.home.rewrite_key(&name, &text)?;
-            true
-        }
-        PassphraseChange::Remove => {
-            let KeyFile::Locked(locked) = &file else {
-                return Err(Failure::failed(KeysError::NotLocked { bot: name }));
-            };
-            let (key, _) = c.open(locked)?;
-            c.home.rewrite_key(&name, &open_text(&key))?;
-            false
-        }
+    if matches!((change, &file), (PassphraseChange::Remove, KeyFile::Open(_))) {
+        return Err(Failure::failed(KeysError::NotLocked { bot: name }));
+    }
+    let keys = c.all_keys(&name)?;
+    let passphrase = match change {
+        PassphraseChange::Set(from) => Some(c.new_passphrase(&name, from.as_deref())?),
+        PassphraseChange::Remove => None,
     };
+    // One after the other: whatever happens in between, each is there, behind the old one or the new one.
+    for (number, key) in keys.iter().enumerate() {
+        let text = text_for(&name, key, passphrase.as_ref())?;
+        c.home.rewrite_key(&name, number, &text)?;
+    }
+    let locked = passphrase.is_some();
     c.terminal.result(&Kept { bot: name, id: file.id(), locked }, |kept| {
         if kept.locked {
             format!(
@@ -163,9 +222,9 @@ struct Phrase {
 
 pub(super) fn phrase(c: &mut Context<'_>, name: Option<Name>) -> Result<(), Failure> {
     let name = c.home.acting_name(name.as_ref().or(c.bot.as_ref()))?;
-    let key = c.key_of(&name)?;
+    let key = c.present_key_of(&name)?;
     let words = to_words(&key)?;
-    let mut shown = Phrase { bot: name, id: key.public(), words: words.to_string() };
+    let mut shown = Phrase { bot: name, id: key.id(), words: words.to_string() };
     let done = c.terminal.result(&shown, |p| {
         let mut text = format!("whoever has these words is bot '{}': keep them on paper\n\n", p.bot);
         for (number, word) in p.words.split(' ').enumerate() {
@@ -196,29 +255,30 @@ pub(super) fn export(
     if path.symlink_metadata().is_ok() {
         return Err(exists());
     }
-    let (key, own) = match c.home.key_file(name)? {
-        KeyFile::Open(key) => (key, None),
-        KeyFile::Locked(locked) => {
-            let (key, passphrase) = c.open(&locked)?;
-            (key, Some(passphrase))
-        }
-    };
+    let present = c.present_key_of(name)?;
+    let own = c.opened(name)?.into_iter().find(|(key, _)| key.public() == present.public());
+    let (key, own) = own.unwrap_or_else(|| (present.clone(), None));
     let passphrase = match (own, new_passphrase) {
         (Some(own), None) => own,
-        (_, file) => c.new_passphrase(name, file)?,
+        (_, file) => Rc::new(c.new_passphrase(name, file)?),
     };
     let text = text_of(&LockedKey::seal(name, &key, &passphrase)?)?;
     let failed = |source| Failure::failed(KeysError::Write { path: path.to_owned(), source });
     if !files::aside(path, text.as_bytes(), true).and_then(|aside| aside.add(path)).map_err(failed)? {
         return Err(exists());
     }
-    let exported = Exported { bot: name.clone(), id: key.public(), file: path.display().to_string() };
+    let exported = Exported { bot: name.clone(), id: present.id(), file: path.display().to_string() };
     c.terminal.result(&exported, |e| {
         format!("the key of bot '{}' is in {}, behind the passphrase\n", e.bot, e.file)
     })
 }
 
-pub(super) fn import(c: &mut Context<'_>, name: Option<Name>, from: &KeySource) -> Result<(), Failure> {
+pub(super) fn import(
+    c: &mut Context<'_>,
+    name: Option<Name>,
+    from: &KeySource,
+    later: bool,
+) -> Result<(), Failure> {
     let (name, id, text) = match from {
         KeySource::File(path) => {
             let locked = exported(path)?;
@@ -244,10 +304,24 @@ pub(super) fn import(c: &mut Context<'_>, name: Option<Name>, from: &KeySource) 
             (name, key.public(), open_text(&key))
         }
     };
-    c.home.import_bot(&name, &text)?;
+    if later {
+        let here = c.home.key_files(&name)?;
+        if here.iter().any(|file| file.id() == id) {
+            return Err(HomeError::KeyKnown { name, home: c.home.root().to_owned() }.into());
+        }
+        c.home.add_key(&name, here.len(), &text)?;
+    } else {
+        c.home.import_bot(&name, &text)?;
+    }
     let locked = matches!(from, KeySource::File(_));
     c.terminal.result(&Kept { bot: name, id, locked }, |kept| {
         let lock = if kept.locked { "" } else { "\n  it is open: 'croft bot passphrase' locks it" };
+        if later {
+            let Kept { bot, id, .. } = kept;
+            return format!(
+                "another key of bot '{bot}' is in this home: 'croft bot rotate {bot} --resume' takes it up where it holds\n  key {id}{lock}\n"
+            );
+        }
         format!("the key of bot '{}' is in this home\n  id {}{lock}\n", kept.bot, kept.id)
     })
 }

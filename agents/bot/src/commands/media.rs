@@ -114,7 +114,7 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
     let config = boot_config(farm, &flags.boot_config.clone().unwrap_or_else(default))?;
     let (_, owner) = c.acting_key()?;
     let addition =
-        Addition::from_boot(&config, owner.public()).map_err(|e| Failure::usage(MediaError::from(e)))?;
+        Addition::from_boot(&config, owner.id()).map_err(|e| Failure::usage(MediaError::from(e)))?;
     let addition = addition.seal(&owner).map_err(|e| Failure::usage(MediaError::from(e)))?;
     let mut boot_file = read(&flags.boot_file)?;
     if let Some(folder) = &flags.keys {

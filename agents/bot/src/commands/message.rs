@@ -18,7 +18,10 @@ use croft_protocol::api::Service;
 use croft_protocol::message::{Message, MessageError, MessageId, message_key};
 use croft_protocol::peer::{BotRequest, BotResponse};
 use croft_protocol::seal::SealingKey;
-use croft_protocol::{BotId, Hash, Name, SecretKey, limits};
+use croft_protocol::{BotId, ChainId, Hash, Name, PublicKey, SecretKey, limits};
+use croft_skills::Hook;
+use croft_skills::hooks::{self, Reaction};
+use croft_transport::verified::VerifiedError;
 use croft_transport::{Relayed, frame, peer_accept};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
@@ -32,6 +35,7 @@ use crate::grid::{Grid, now_ms};
 use crate::home::{Home, HomeError};
 use crate::peers;
 use crate::plan::MessageText;
+use crate::skills::OwnSkill;
 use crate::terminal::{printable, push, show_time};
 
 /// Who follows looks into the mailboxes this often; calls come at once.
@@ -65,14 +69,14 @@ enum MessageProblem {
 }
 
 #[derive(Serialize)]
-struct Sent {
+pub(super) struct Sent {
     to: Name,
     id: MessageId,
     time_ms: u64,
     /// Of what goes over the network.
     bytes: usize,
     /// `directly` or `mailbox`.
-    delivered: &'static str,
+    pub(super) delivered: &'static str,
     /// Mailboxes that have it.
     mailboxes: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,6 +113,21 @@ pub(super) async fn send(c: &mut Context<'_>, to: &Name, text: &MessageText) -> 
         let error = CommandError::NoBot { bot: to.clone(), grid: grid.name().clone() };
         return Err(Failure::not_found(error));
     };
+    let sent = post(&acting, to, receiver, text).await?;
+    acting.grid.close().await;
+    c.terminal.result(&sent, |s| match s.expires_ms {
+        None => format!("bot '{}' has the message\n", s.to),
+        Some(expires_ms) => format!(
+            "bot '{}' does not listen now: the message waits for it until {}\n",
+            s.to,
+            show_time(expires_ms)
+        ),
+    })
+}
+
+/// Seals a message and brings it to its receiver, or into its mailboxes.
+pub(super) async fn post(acting: &Acting, to: &Name, receiver: BotId, text: String) -> Result<Sent, Failure> {
+    let grid = &acting.grid;
     let key = grid.profile(receiver).await?.and_then(|profile| profile.encryption_key);
     let key = key.ok_or_else(|| Failure::not_found(MessageProblem::NoKey { bot: to.clone() }))?;
     let id = MessageId::generate().map_err(|e| Failure::failed(MessageProblem::Randomness(e)))?;
@@ -138,15 +157,7 @@ pub(super) async fn send(c: &mut Context<'_>, to: &Name, text: &MessageText) -> 
             sent.expires_ms = Some(left.expires_ms);
         }
     }
-    grid.close().await;
-    c.terminal.result(&sent, |s| match s.expires_ms {
-        None => format!("bot '{}' has the message\n", s.to),
-        Some(expires_ms) => format!(
-            "bot '{}' does not listen now: the message waits for it until {}\n",
-            s.to,
-            show_time(expires_ms)
-        ),
-    })
+    Ok(sent)
 }
 
 /// Hands it to the receiver, if that listens. Whatever goes wrong on the way, the mailbox is there.
@@ -167,11 +178,17 @@ struct Shown {
     from_id: BotId,
     time_ms: u64,
     text: String,
+    /// A skill's word for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mark: Option<String>,
 }
 
 impl Shown {
     fn lines(&self) -> String {
         let mut text = format!("{}  from '{}'", show_time(self.time_ms), self.from);
+        if let Some(mark) = &self.mark {
+            push!(text, " [{}]", printable(mark));
+        }
         for line in self.text.lines() {
             push!(text, "\n  {}", printable(line));
         }
@@ -202,10 +219,12 @@ enum Outcome {
 /// A bot's messages as they come in.
 struct Inbox {
     me: BotId,
-    sealing: SealingKey,
+    /// The present one first; what was written to a former key is read too.
+    sealing: Vec<SealingKey>,
     grid: Grid,
     home: Home,
     names: BotNames,
+    skill: Option<OwnSkill>,
 }
 
 /// New messages, before anything is remembered. Nobody else of this home reads meanwhile.
@@ -224,9 +243,12 @@ impl Inbox {
         let mut outcomes = vec![Outcome::Known; sealed.len()];
         let mut opened = Vec::new();
         for (at, sealed) in sealed.iter().enumerate() {
-            match Message::open(sealed, &chain, &self.me, &self.sealing) {
+            match self.open(sealed, &chain) {
                 Err(error) => outcomes[at] = Outcome::Refused(error.to_string()),
-                Ok(message) => match self.names.registered(&self.grid, message.from).await? {
+                Ok((message, key)) if let Some(reason) = self.refused_key(message.from, key).await? => {
+                    outcomes[at] = Outcome::Refused(reason);
+                }
+                Ok((message, _)) => match self.names.registered(&self.grid, message.from).await? {
                     None => {
                         let from = message.from.short();
                         outcomes[at] = Outcome::Refused(format!("its sender {from} is no bot on this grid"));
@@ -248,12 +270,52 @@ impl Inbox {
                 Verdict::New => {
                     seen.remember(&message);
                     let Message { id, from: from_id, time_ms, text, .. } = message;
-                    news.push(Shown { id, from, from_id, time_ms, text });
+                    let shown = Shown { id, from, from_id, time_ms, text, mark: None };
+                    news.extend(self.reacted(shown));
                     Outcome::Shown
                 }
             };
         }
         Ok(Batch { seen, news, outcomes, lock })
+    }
+
+    /// What a skill makes of a message; `None` when it is not shown.
+    fn reacted(&self, shown: Shown) -> Option<Shown> {
+        let Some(skill) = &self.skill else { return Some(shown) };
+        let message = hooks::Message {
+            sender: shown.from.clone(),
+            sender_key: shown.from_id.to_string(),
+            time_ms: shown.time_ms,
+            text: shown.text.clone(),
+        };
+        match skill.react(message) {
+            Reaction::Show => Some(shown),
+            Reaction::Mark(word) => Some(Shown { mark: Some(word), ..shown }),
+            Reaction::Hide => None,
+        }
+    }
+
+    fn open(&self, sealed: &[u8], chain: &ChainId) -> Result<(Message, PublicKey), MessageError> {
+        let mut opened = Err(MessageError::NotForUs);
+        for key in &self.sealing {
+            opened = Message::open(sealed, chain, &self.me, key);
+            if !matches!(opened, Err(MessageError::NotForUs)) {
+                break;
+            }
+        }
+        opened
+    }
+
+    /// Why a message that a key of its sender signed is not believed: whoever holds a former one could have written it
+    /// yesterday, whatever time it says.
+    async fn refused_key(&self, from: BotId, key: PublicKey) -> Result<Option<String>, Failure> {
+        match self.grid.verified().check_key(from, key).await {
+            Ok(()) => Ok(None),
+            Err(VerifiedError::Key(refusal)) => {
+                Ok(Some(format!("{refusal}; if it was written before, its sender has to send it again")))
+            }
+            Err(error) => Err(self.grid.error(error).into()),
+        }
     }
 
     fn seen(&self) -> Result<Seen, HomeError> {
@@ -268,7 +330,8 @@ impl Inbox {
 
     /// From now on these are known. Only after they have been shown.
     fn remember(&self, batch: &Batch) -> Result<(), HomeError> {
-        if batch.news.is_empty() {
+        // What a skill hid is known too.
+        if !batch.outcomes.contains(&Outcome::Shown) {
             return Ok(());
         }
         self.home.keep_messages_seen(self.grid.name(), &self.me, &croft_protocol::encode(&batch.seen))
@@ -312,24 +375,30 @@ impl Inbox {
     }
 }
 
-async fn inbox(c: &mut Context<'_>) -> Result<(Name, SecretKey, Inbox), Failure> {
+async fn inbox(c: &mut Context<'_>, skill: Option<&Name>) -> Result<(Name, SecretKey, Inbox), Failure> {
+    let skill = skill.map(|name| OwnSkill::load(&c.home, name, Hook::Messages)).transpose()?;
     let acting = c.acting()?;
     acting.must_be_registered().await?;
     let Acting { name, key, grid } = acting;
-    let sealing = message_key(&key);
-    match grid.profile(key.public()).await?.and_then(|profile| profile.encryption_key) {
+    let mut sealing = vec![message_key(&key)];
+    if c.home.key_files(&name)?.len() > 1 {
+        // What was sealed before a key was replaced.
+        sealing.extend(c.all_keys(&name)?.iter().map(message_key));
+    }
+    match grid.profile(key.id()).await?.and_then(|profile| profile.encryption_key) {
         None => return Err(Failure::not_found(MessageProblem::NoKey { bot: name })),
-        Some(published) if published != sealing.public() => c.note(
+        Some(published) if published != sealing[0].public() => c.note(
             "the published key for messages is not this bot's: nothing that is sealed to it can be read here; 'croft bot update' publishes ours",
         ),
         Some(_) => {}
     }
-    let inbox = Inbox { me: key.public(), sealing, grid, home: c.home.clone(), names: BotNames::default() };
+    let inbox =
+        Inbox { me: key.id(), sealing, grid, home: c.home.clone(), names: BotNames::default(), skill };
     Ok((name, key, inbox))
 }
 
-pub(super) async fn read(c: &mut Context<'_>, follow: bool) -> Result<(), Failure> {
-    let (name, key, mut inbox) = inbox(c).await?;
+pub(super) async fn read(c: &mut Context<'_>, follow: bool, skill: Option<&Name>) -> Result<(), Failure> {
+    let (name, key, mut inbox) = inbox(c, skill).await?;
     if follow {
         return follow_on(c, name, key, inbox).await;
     }
@@ -353,6 +422,7 @@ pub(super) async fn read(c: &mut Context<'_>, follow: bool) -> Result<(), Failur
         terminal.result(&(), |()| "no new messages\n".to_owned())?;
     }
     notes(c, &mut view);
+    trouble(c, &inbox);
     inbox.grid.close().await;
     Ok(())
 }
@@ -376,6 +446,13 @@ fn notes(c: &mut Context<'_>, view: &mut ReadView) {
     }
     for silent in &view.silent {
         c.note(&format!("a mailbox could not be looked into: {}", printable(silent)));
+    }
+}
+
+/// Says why a skill was not heard.
+fn trouble(c: &mut Context<'_>, inbox: &Inbox) {
+    if let Some(trouble) = inbox.skill.as_ref().and_then(OwnSkill::take_trouble) {
+        c.note(&trouble);
     }
 }
 
@@ -419,11 +496,13 @@ async fn follow_on(c: &mut Context<'_>, name: Name, key: SecretKey, mut inbox: I
                     Err(failure) => return Err(failure),
                 };
                 notes(c, &mut view);
+                trouble(c, &inbox);
             }
             Some((sealed, answer)) = called.recv() => {
                 let batch = inbox.judge(&[sealed]).await?;
                 show_all(c.terminal, &batch.news)?;
                 inbox.remember(&batch)?;
+                trouble(c, &inbox);
                 // Whoever hung up meanwhile leaves it in the mailbox, and it is known then.
                 let _ = answer.send(answer_of(&batch.outcomes[0]));
             }

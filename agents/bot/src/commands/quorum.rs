@@ -4,6 +4,8 @@
 use croft_protocol::api::{ContractQuery, Phase, Phases, Query};
 use croft_protocol::contract::{Approver, Quorum};
 use croft_protocol::{Body, Command, ContractId, ContractState, Grains, Kind, Name, RecordId, units};
+use croft_skills::Hook;
+use croft_skills::hooks::{self, Decision};
 use serde::Serialize;
 
 use super::show::{self, BotNames};
@@ -12,7 +14,8 @@ use crate::deploy_file::ApprovalFile;
 use crate::exit::Failure;
 use crate::grid::{Contract, Grid, GridError, now_ms};
 use crate::plan::ContractTarget;
-use crate::terminal::{push, show_duration, table};
+use crate::skills::OwnSkill;
+use crate::terminal::{printable, push, show_duration, table};
 
 #[derive(Debug, thiserror::Error)]
 enum QuorumError {
@@ -20,6 +23,8 @@ enum QuorumError {
     NotWaiting { name: Name, state: String },
     #[error("bot '{bot}' is no approver of contract '{name}': those are {approvers}")]
     NotApprover { bot: Name, name: Name, approvers: String },
+    #[error("contract '{name}' does not wait for bot '{bot}': 'croft approvals' lists what does")]
+    NotAsked { bot: Name, name: Name },
     #[error("bot '{bot}' has {decision} contract '{name}' already")]
     Decided { bot: Name, name: Name, decision: &'static str },
 }
@@ -105,6 +110,123 @@ struct Decided {
     quorum: QuorumView,
     refunded: Grains,
     height: u64,
+}
+
+/// What a skill said to one contract.
+#[derive(Serialize)]
+struct SkillDecision {
+    name: Name,
+    contract: ContractId,
+    owner: String,
+    /// `approved`, `refused`, or `open`.
+    decision: &'static str,
+    /// Why it is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    log: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct SkillDecisions {
+    skill: Name,
+    version: u32,
+    decisions: Vec<SkillDecision>,
+}
+
+/// Lets a skill decide about one contract, or all that wait for this bot. Where it has no answer, nothing is decided.
+pub(super) async fn approve_by_skill(
+    c: &mut Context<'_>,
+    contract: Option<&ContractTarget>,
+    skill: &Name,
+) -> Result<(), Failure> {
+    let skill = OwnSkill::load(&c.home, skill, Hook::Approval)?;
+    let acting = c.acting()?;
+    acting.must_be_registered().await?;
+    let mut waiting = Vec::new();
+    for contract in waiting_for(&acting).await? {
+        if decision_of(&acting, &contract).await?.is_none() {
+            waiting.push(contract);
+        }
+    }
+    if let Some(target) = contract {
+        let wanted = target::find(&acting, target, &waiting).await?;
+        waiting.retain(|contract| contract.id == wanted.id);
+        if waiting.is_empty() {
+            let (bot, name) = (acting.name.clone(), wanted.body.signed.terms.name.clone());
+            return Err(Failure::refused(QuorumError::NotAsked { bot, name }));
+        }
+    }
+    let mut decisions = Vec::new();
+    let mut names = BotNames::default();
+    for contract in waiting {
+        let terms = &contract.body.signed.terms;
+        let owner = names.name(&acting.grid, terms.user).await?;
+        let (answer, log) = match request(&acting, &contract, owner.clone()).await? {
+            Some(request) => skill.decide(request),
+            None => continue,
+        };
+        let (decision, reason) = match answer {
+            Ok(Decision::Approve) => ("approved", None),
+            Ok(Decision::Refuse) => ("refused", None),
+            Ok(Decision::Abstain) => ("open", Some("the skill leaves it to a person".to_owned())),
+            Err(fault) => ("open", Some(format!("the skill had no answer: {fault}"))),
+        };
+        if reason.is_none() {
+            let approve = decision == "approved";
+            let command = Command::Approve { contract: contract.id, approve };
+            acting.grid.submit(&acting.key, &command).await?;
+        }
+        let name = terms.name.clone();
+        decisions.push(SkillDecision { name, contract: contract.id, owner, decision, reason, log });
+    }
+    acting.grid.close().await;
+    let decided = SkillDecisions { skill: skill.name().clone(), version: skill.version(), decisions };
+    c.terminal.result(&decided, skill_text)
+}
+
+fn skill_text(d: &SkillDecisions) -> String {
+    if d.decisions.is_empty() {
+        return "nothing waits for this bot\n".to_owned();
+    }
+    let mut text = String::new();
+    for one in &d.decisions {
+        push!(text, "'{}' of {} is {} by skill '{}'", one.name, one.owner, one.decision, d.skill);
+        match &one.reason {
+            Some(reason) => push!(text, ": {}\n", printable(reason)),
+            None => text.push('\n'),
+        }
+        for line in &one.log {
+            push!(text, "  {}\n", printable(line));
+        }
+    }
+    text
+}
+
+/// What a contract is, in typed terms; `None` when its node or farm is gone.
+async fn request(
+    acting: &Acting,
+    contract: &Contract,
+    owner: String,
+) -> Result<Option<hooks::Request>, GridError> {
+    let terms = &contract.body.signed.terms;
+    let Some(node) = acting.grid.node(terms.node).await? else { return Ok(None) };
+    let Some(farm) = acting.grid.farm(terms.farm).await? else { return Ok(None) };
+    let approved = view(&acting.grid, contract).await?.map_or(0, |quorum| quorum.approved);
+    Ok(Some(hooks::Request {
+        now_ms: now_ms(),
+        name: terms.name.to_string(),
+        owner,
+        owner_key: terms.user.to_string(),
+        farm: farm.name.to_string(),
+        country: farm.country,
+        trust: node.body.trust.into(),
+        resources: (&terms.resources).into(),
+        // What exceeds all grains is no contract; the ledger has none such.
+        price: terms.price().map_or(u64::MAX, |price| price.0),
+        duration_s: terms.duration_s,
+        approved,
+        threshold: terms.quorum.threshold,
+    }))
 }
 
 pub(super) async fn approve(

@@ -362,6 +362,7 @@ pub(super) async fn deploy(c: &mut Context<'_>, flags: RecipeDeployFlags) -> Res
         max_price: None,
         window: croft_market::order::WINDOW_MS / 1000,
         explain: flags.explain,
+        skill: None,
         yes: flags.yes,
     };
     deploy_file(c, &file, &flags).await

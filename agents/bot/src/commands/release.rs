@@ -601,7 +601,7 @@ pub(super) async fn list(c: &mut Context<'_>, name: &Name) -> Result<(), Failure
 }
 
 fn row(view: &ReleaseView) -> Vec<String> {
-    let Trials { confirmed, returned } = view.trials;
+    let Trials { confirmed, returned, .. } = view.trials;
     vec![view.release.version.to_string(), confirmed.to_string(), returned.to_string(), view.state_text()]
 }
 
@@ -616,8 +616,15 @@ fn show_view(c: &mut Context<'_>, view: &ReleaseView) -> Result<(), Failure> {
     c.terminal.result(view, |view| {
         let mut text = release_text(&view.release);
         push!(text, "  state         {}\n", view.state_text());
-        let Trials { confirmed, returned } = view.trials;
+        let Trials { confirmed, returned, counted, .. } = view.trials;
+        let rule = view.release.stop;
         push!(text, "  trials        {confirmed} confirmed, {returned} returned\n");
+        push!(
+            text,
+            "  stop rule     {counted} of {} returns that count, of each farmer's nodes at most {}\n",
+            rule.returns,
+            rule.counted_of_one()
+        );
         text
     })
 }

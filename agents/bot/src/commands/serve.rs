@@ -4,7 +4,7 @@
 //!   call through the relay ─TLS─> a message of its caller ──> Office (desk, journal) ──> the answer, logged
 //!                                                               └──> a person is asked, where the policy says so
 //! ```
-//! Without a policy file it sells at the farm's prices on the ledger, to everybody. It must never hear a message from
+//! Without a policy file it sells at the farm's prices on the ledger, to everybody. A skill may name prices within the policy. It must never hear a message from
 //! anybody but its author, sign below the policy's floor, or promise what the ledger says is not free.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,8 +15,9 @@ use std::time::Duration;
 use croft_market::policy::{PolicyFileError, UnknownBot};
 use croft_market::{Policy, PolicyFile};
 use croft_protocol::market::NegotiationId;
-use croft_protocol::peer::FarmRequest;
+use croft_protocol::peer::{FarmRequest, FarmResponse};
 use croft_protocol::{BotId, ContractId, FarmId, Grains, Name, NodeId, SecretKey, limits};
+use croft_skills::Hook;
 use croft_transport::{FrameError, PeerError, Relayed, frame, peer_accept};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
@@ -26,8 +27,9 @@ use super::show::BotNames;
 use super::{Acting, CommandError, Context, farm};
 use crate::exit::Failure;
 use crate::grid::{GridError, now_ms};
-use crate::market::office::{Deal, News, Office, OfficeError};
+use crate::market::office::{Deal, News, Office, OfficeError, Todo};
 use crate::peers;
+use crate::skills::OwnSkill;
 use crate::terminal::{printable, push, show_duration, show_time};
 
 /// Calls that are answered at the same time; more wait at the replica.
@@ -95,11 +97,20 @@ struct Serving {
     /// The policy file, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<String>,
+    /// The skill that names prices, with its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skill: Option<String>,
     /// Reservations that stand from before.
     promised: usize,
 }
 
-pub(super) async fn serve(c: &mut Context<'_>, names: &[Name], policy: Option<&Path>) -> Result<(), Failure> {
+pub(super) async fn serve(
+    c: &mut Context<'_>,
+    names: &[Name],
+    policy: Option<&Path>,
+    skill: Option<&Name>,
+) -> Result<(), Failure> {
+    let skill = skill.map(|name| OwnSkill::load(&c.home, name, Hook::Pricing)).transpose()?;
     let acting = c.acting()?;
     acting.must_be_registered().await?;
     let farms = farms(&acting, names).await?;
@@ -111,22 +122,28 @@ pub(super) async fn serve(c: &mut Context<'_>, names: &[Name], policy: Option<&P
     let mut listener = acting.grid.verified().listen();
     let ids: BTreeSet<FarmId> = farms.keys().copied().collect();
     let Acting { name, key, grid } = acting;
-    let office = Arc::new(Office::open(&key, grid, ids, sells_by, &dir).map_err(office_failure)?);
+    let shown = skill.as_ref().map(|skill| format!("{} {}", skill.name(), skill.version()));
+    let (office, to_do) = Office::open(&key, grid, ids, sells_by, skill, &dir).map_err(office_failure)?;
+    let office = Arc::new(office);
     let serving = Serving {
         time_ms: now_ms(),
         event: "serving",
         bot: name,
         farms: farms.into_values().collect(),
         policy: policy.map(|path| path.display().to_string()),
+        skill: shown,
         promised: office.promised().map_err(office_failure)?,
     };
     c.terminal.item(&serving, |s| {
         let farms: Vec<&str> = s.farms.iter().map(Name::as_str).collect();
-        format!("{}  bot '{}' serves {}", show_time(s.time_ms), s.bot, farms.join(", "))
+        let skill =
+            s.skill.as_ref().map_or_else(String::new, |skill| format!(", at prices of skill {skill}"));
+        format!("{}  bot '{}' serves {}{skill}", show_time(s.time_ms), s.bot, farms.join(", "))
     })?;
 
     let permits = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
     let (results, mut heard) = mpsc::channel(AT_ONCE);
+    let ledger = tokio::spawn(bring(office.clone(), to_do, results.clone()));
     let mut questions = Questions::default();
     let mut names = BotNames::default();
     let mut ticks = interval(Duration::from_millis(TICK_MS));
@@ -164,8 +181,24 @@ pub(super) async fn serve(c: &mut Context<'_>, names: &[Name], policy: Option<&P
             Err(error) => c.terminal.item(&Decision::failed(error), Decision::line)?,
         }
     }
+    // What it was about is in the journal.
+    ledger.abort();
     office.grid().close().await;
     Ok(())
+}
+
+/// Brings announcements and claims to the ledger, one by one, so that nobody waits for it to answer a message.
+async fn bring(
+    office: Arc<Office>,
+    mut to_do: mpsc::Receiver<Todo>,
+    results: mpsc::Sender<Result<Vec<News>, CallError>>,
+) {
+    while let Some(todo) = to_do.recv().await {
+        let news = office.carry_out(todo).await.map_err(CallError::from);
+        if results.send(news).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// The farms that are served, each of the acting bot.
@@ -231,7 +264,14 @@ async fn converse(office: &Office, key: &SecretKey, call: Relayed) -> Result<Vec
     let (mut stream, caller) = peer_accept(call.stream, key).await?;
     let FarmRequest::Negotiate { message } =
         frame::read(&mut stream, "the message", limits::PEER_MESSAGE_BYTES, within).await?;
-    let (response, news) = office.hear(caller, message).await?;
+    let (response, news) = match office.hear(caller, message).await {
+        Ok(heard) => heard,
+        Err(error) => match error.key_refusal() {
+            // The caller is told: it may not know yet that its key was replaced.
+            Some(reason) => (FarmResponse::Refused { reason }, Vec::new()),
+            None => return Err(error.into()),
+        },
+    };
     frame::write(&mut stream, "the answer", &response, limits::PEER_MESSAGE_BYTES, within).await?;
     peers::finish(&mut stream).await;
     Ok(news)
@@ -342,19 +382,19 @@ impl Decision {
 
     async fn of(office: &Office, names: &mut BotNames, news: News) -> Self {
         let (event, user, node, deal, reason) = match news {
+            News::Skill { reason } => return Self { reason: Some(reason), ..Self::new("skill") },
             News::Signed(deal) => ("signed", deal.user, Some(deal.node), Some(deal), None),
             News::Refused { user, node, deal, reason } => ("refused", user, node, deal, Some(reason)),
             News::Ask { deal, .. } => ("asked", deal.user, Some(deal.node), Some(deal), None),
-            News::Unused { user, contract, node, fee } => {
-                let reason = format!("the reservation was not used; its fee was {fee}");
-                let user = name_of(office, names, user).await;
-                let node = node_name(office, Some(node)).await;
+            News::Reservation { event, held, reason } => {
+                let user = name_of(office, names, held.user).await;
+                let node = node_name(office, Some(held.node)).await;
                 return Self {
                     user: Some(user),
-                    contract: Some(contract),
+                    contract: Some(held.contract),
                     node,
                     reason: Some(reason),
-                    ..Self::new("unused")
+                    ..Self::new(event)
                 };
             }
         };

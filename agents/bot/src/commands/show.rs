@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use croft_protocol::contract::{PublishedPort, Transport};
-use croft_protocol::record::{TrustClass, WorkloadState};
-use croft_protocol::{BotId, Capacity, ContractState, EndReason, Grains, units};
+use croft_protocol::record::{Draining, TrustClass, WorkloadState};
+use croft_protocol::{
+    BotId, Capacity, ContractState, EndReason, Grains, ReservationBody, ReservationState, units,
+};
 use serde::Serialize;
 
 use crate::grid::{Contract, Grid, GridError, now_ms};
+use crate::terminal::show_time;
 
 /// A published port and where to reach it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -96,6 +99,30 @@ pub(crate) fn state_cell(contract_state: ContractState) -> String {
     match end_reason(contract_state) {
         Some(reason) => format!("{}: {reason}", state(contract_state)),
         None => state(contract_state).to_owned(),
+    }
+}
+
+/// What was reserved, at which fee, and what became of it.
+pub(crate) fn reservation(body: &ReservationBody) -> String {
+    let held = &body.signed.reservation;
+    let state = match body.state {
+        ReservationState::Held => "held",
+        ReservationState::Used => "used, at no cost",
+        ReservationState::Claimed => "not used, and its fee paid",
+        ReservationState::Withdrawn => "withdrawn by its node, at no cost",
+        ReservationState::Lapsed => "not used, and its fee not claimed",
+    };
+    format!("reserved for contract {} at {}: {state}", held.contract.0.short(), held.fee)
+}
+
+/// Whether a node takes new contracts.
+pub(crate) fn drain(draining: Option<Draining>) -> String {
+    match draining {
+        None => "takes new contracts again".to_owned(),
+        Some(Draining { until_ms: None, .. }) => "takes no new contracts: it is being emptied".to_owned(),
+        Some(Draining { until_ms: Some(until_ms), .. }) => {
+            format!("takes no new contracts: it is being emptied until {}", show_time(until_ms))
+        }
     }
 }
 

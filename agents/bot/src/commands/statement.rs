@@ -14,7 +14,7 @@ use croft_protocol::api::{ContractQuery, Phases, Query};
 use croft_protocol::record::ReportBody;
 use croft_protocol::{
     Body, BotId, ContractBody, ContractId, ContractState, Grains, Hash, Kind, Name, NodeId, Record, RecordId,
-    StateKey, faucet, limits,
+    ReservationBody, ReservationState, StateKey, faucet, limits,
 };
 use serde::Serialize;
 
@@ -104,6 +104,7 @@ async fn collect(acting: &Acting) -> Result<Statement, Failure> {
     genesis_line(grid, me, &mut lines).await?;
     cut |= transfers(grid, me, &mut names, &mut lines).await?;
     cut |= fundings(grid, me, &mut names, &mut lines).await?;
+    cut |= reservations(grid, me, &mut names, &mut lines).await?;
     let mut held = 0_u64;
     let mut reports = BTreeMap::new();
     let (contracts, more) = contracts(grid, me).await?;
@@ -228,11 +229,56 @@ async fn fundings(
     Ok(used > asked)
 }
 
+/// Fees of reservations: taken with the announcement, and then somebody's. Whether the search was cut off.
+async fn reservations(
+    grid: &Grid,
+    me: BotId,
+    names: &mut BotNames,
+    lines: &mut Vec<Line>,
+) -> Result<bool, GridError> {
+    let mut ids = grid.find_unproved(&Query::Reservations { of: me }).await?;
+    let cut = ids.len() >= FOUND_LIMIT;
+    ids.retain(|id| id.kind == Kind::Reservation);
+    ids.sort_unstable();
+    ids.dedup();
+    for id in ids {
+        let (_, versions) = grid.history(id).await?;
+        for record in &versions {
+            let Body::Reservation(body) = &record.body else { continue };
+            let held = &body.signed.reservation;
+            let other = if held.user == me { held.farmer } else { held.user };
+            if held.fee == Grains::ZERO {
+                continue;
+            }
+            let with = format!("{} of {}", held.contract.0.short(), names.name(grid, other).await?);
+            for (what, amount) in fee_lines(me, body) {
+                lines.push(line(record, what, amount, &with, None));
+            }
+        }
+    }
+    Ok(cut)
+}
+
+/// What one version of a reservation means for a bot's balance. Who is both user and farmer pays himself.
+fn fee_lines(me: BotId, body: &ReservationBody) -> Vec<(&'static str, i128)> {
+    let held = &body.signed.reservation;
+    let fee = i128::from(held.fee.0);
+    let lines = match body.state {
+        ReservationState::Held => [(held.user, "reservation", -fee)],
+        ReservationState::Claimed => [(held.farmer, "fee", fee)],
+        ReservationState::Used | ReservationState::Withdrawn | ReservationState::Lapsed => {
+            [(held.user, "fee back", fee)]
+        }
+    };
+    lines.into_iter().filter(|(whose, ..)| *whose == me).map(|(_, what, amount)| (what, amount)).collect()
+}
+
 fn line(record: &Record, what: &'static str, amount: i128, with: &str, memo: Option<String>) -> Line {
     let kind = match record.id.kind {
         Kind::Contract => "contract",
         Kind::Report => "report",
         Kind::Funding => "funding",
+        Kind::Reservation => "reservation",
         _ => "transfer",
     };
     let (time_ms, height) = (record.time_ms, record.height);

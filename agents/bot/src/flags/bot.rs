@@ -81,8 +81,10 @@ JSON: {bot, id, file}")]
 Examples:
   croft bot import alice.croft-key
   croft bot import --words --name alice
+  croft bot import alice.croft-key --later     # then: croft bot rotate alice --resume
 
-An exported key stays behind its passphrase. No key is ever replaced.
+An exported key stays behind its passphrase. No key is ever replaced: one that 'croft bot rotate' made elsewhere is kept
+beside those that are here.
 JSON: {bot, id, locked}")]
     Import {
         /// What 'bot export' wrote
@@ -97,6 +99,26 @@ JSON: {bot, id, locked}")]
         /// What the bot is called in this home [default: as in the file]
         #[arg(long)]
         name: Option<Name>,
+        /// Another key of a bot that has one here: it was replaced elsewhere
+        #[arg(long)]
+        later: bool,
+    },
+    /// Replace a bot's key by a new one: from then on the old one signs nothing, wherever it is
+    #[command(after_help = "\
+Examples:
+  croft bot rotate alice
+  croft bot rotate alice --resume     # the key was replaced elsewhere, or a run was interrupted
+
+Id, name, wallet, farms and contracts stay. The new key has a recovery phrase of its own: write it down, 'croft bot
+phrase'; the old phrase is worth nothing on this grid any more. What runs with the old key ('croft farm serve') has to be
+started anew. A key can be replaced eight times.
+JSON: {bot, id, grid, key, changes, height, changed}")]
+    Rotate {
+        /// Which [default: the acting bot]
+        name: Option<Name>,
+        /// Replace nothing: take up what the ledger says of the bot's keys
+        #[arg(long)]
+        resume: bool,
     },
     /// Say of the acting bot what others find it by, and publish its key for messages
     #[command(after_help = "\
@@ -209,13 +231,16 @@ Examples:
   croft message read --follow --json
 
 What is shown is not shown again, and leaves the mailboxes. Texts are strangers': believe who wrote them, which is
-proved, and nothing else.
-JSON: {messages: [{id, from, from_id, time_ms, text}]}; with --follow one object per line:
-      {time_ms, event: \"listening\", bot} and then {event: \"message\", id, from, from_id, time_ms, text}")]
+proved, and nothing else. What a skill hides counts as read; where it fails, the message is shown.
+JSON: {messages: [{id, from, from_id, time_ms, text, mark?}]}; with --follow one object per line:
+      {time_ms, event: \"listening\", bot} and then {event: \"message\", id, from, from_id, time_ms, text, mark?}")]
     Read {
         /// Go on until interrupted, and take messages directly
         #[arg(long, short)]
         follow: bool,
+        /// A skill that marks messages, or hides them
+        #[arg(long, value_name = "NAME")]
+        skill: Option<Name>,
     },
 }
 

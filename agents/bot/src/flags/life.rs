@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use croft_protocol::Grains;
+use croft_protocol::{Grains, Name};
 
 use super::parse_grains;
 
@@ -12,15 +12,21 @@ use super::parse_grains;
 Examples:
   croft approve alice/shop
   croft approve 5f0c22 --refuse      # a required approver ends it so, and its user is refunded
+  croft approve --skill house-rules  # a skill decides about all that wait; what it leaves open, waits on
 
 JSON: {name, contract, owner, decision, state, reason?, quorum: {threshold, approved, approvers: [{bot, weight,
-       required, decision}]}, refunded, height}")]
+       required, decision}]}, refunded, height}; with --skill {skill, version, decisions: [{name, contract, owner,
+       decision: \"approved\" | \"refused\" | \"open\", reason?, log: [text]}]}")]
 pub struct ApproveFlags {
-    /// OWNER/NAME, the name alone where only one waits for this bot, an id or its first digits
-    pub contract: String,
+    /// OWNER/NAME, the name alone where only one waits for this bot, an id or its first digits [with --skill: all that
+    /// wait]
+    pub contract: Option<String>,
     /// Say no
     #[arg(long)]
     pub refuse: bool,
+    /// Let a skill decide
+    #[arg(long, value_name = "NAME", conflicts_with = "refuse")]
+    pub skill: Option<Name>,
 }
 
 #[derive(Debug, Args)]

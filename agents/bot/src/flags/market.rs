@@ -49,6 +49,9 @@ pub struct DeployFlags {
     /// Say why this node was taken, and why each other one was not
     #[arg(long)]
     pub explain: bool,
+    /// A skill's score counts too: it changes which offer is taken, and no limit
+    #[arg(long, value_name = "NAME")]
+    pub skill: Option<Name>,
     /// Don't ask: what is within the limits is bought
     #[arg(long, short)]
     pub yes: bool,

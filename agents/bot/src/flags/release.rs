@@ -146,7 +146,7 @@ pub struct PrepareFlags {
     /// Nodes of the channel boot nothing below this any more [default: as before]
     #[arg(long, value_name = "VERSION")]
     pub minimum: Option<ReleaseVersion>,
-    /// So many nodes must return before the rollout stops by itself
+    /// So many nodes must return before the rollout stops by itself; of one farmer's, at most half count
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub stop_returns: u32,
     /// And they must be so many of a thousand that tried

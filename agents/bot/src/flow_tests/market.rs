@@ -157,15 +157,15 @@ fn hold_long(world: &mut World) -> String {
 }
 
 /// A bot of the world with its own connection.
-struct Someone {
+pub(super) struct Someone {
     home: Home,
     name: Name,
-    key: SecretKey,
-    grid: Grid,
+    pub(super) key: SecretKey,
+    pub(super) grid: Grid,
 }
 
 impl Someone {
-    fn new(world: &World, bot: &str) -> Self {
+    pub(super) fn new(world: &World, bot: &str) -> Self {
         let home = Home::new(&world.home());
         let KeyFile::Open(key) = home.key_file(&name(bot)).unwrap() else { panic!("it is open") };
         let grid = Grid::open(&home, home.grid(None).unwrap(), &key).unwrap();
@@ -212,7 +212,7 @@ fn resolved(home: &Home, text: &str) -> Resolved {
     file.resolve(&Images(home.clone()), &|_| None).unwrap()
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
@@ -311,7 +311,7 @@ fn what_a_farmer_promised_is_kept_over_its_restart() {
 }
 
 /// A demand of a bot for half a CPU of 'attic'.
-async fn demand(someone: &Someone) -> Demand {
+pub(super) async fn demand(someone: &Someone) -> Demand {
     let (farm, body) = someone.grid.farm_named(&name("attic")).await.unwrap().unwrap();
     let node: NodeId = someone.grid.node_named(&farm, &name("node-1")).await.unwrap().unwrap();
     Demand {
@@ -406,7 +406,7 @@ fn what_is_expired_replayed_forged_or_tampered_with_is_refused_by_name() {
         };
         let propose = |terms: &Terms, fee: Grains, signed_fee: Grains| {
             let reservation = Reservation::of(id, terms, signed_fee);
-            let user = alice.key.sign(RESERVATION, &chain, &reservation);
+            let user = alice.key.sign_as_bot(RESERVATION, &chain, &reservation);
             let said = Said::Propose { terms: Box::new(terms.clone()), fee, user };
             next(&alice, id, Some(&offer), terms.expires_ms, said)
         };

@@ -116,6 +116,7 @@ fn candidate(
         addresses: node.body.addresses,
         taken_ports,
         contracts: node.contracts.len(),
+        draining: node.draining,
         connected: Some(connected),
     }
 }
@@ -182,7 +183,7 @@ mod tests {
             expires_ms: 0,
             nonce: [0; 16],
         };
-        let (user, farmer) = (Signature([0; 64]), Signature([0; 64]));
+        let (user, farmer) = (Signature([0; 64]).into(), Signature([0; 64]).into());
         let signed = SignedTerms { terms, user, farmer };
         let id = signed.terms.id();
         let body =

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   message ──look: books of its node, funds of its author──> Desk ──Write──> journal ──durable──> the answer
-//!                                                               └──Ask──> a person: decide()
+//!                                                               ├──Ask──> a person: decide()
+//!                                                               └──Todo──> carry_out(): the ledger, and its answer
 //! ```
 //! The same message said again gets the same answer. Nothing is promised on books older than those that were seen, nor
 //! twice: what is promised is kept over restarts, until the ledger has it or it expires. When the journal can't be
@@ -12,21 +13,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
+use croft_market::advice::Pricing;
 use croft_market::conversation::Party;
 use croft_market::desk::Books;
 use croft_market::journal::Journal as _;
 use croft_market::transcript::MessageRefusal;
 use croft_market::{Desk, DeskEntry, DeskEvent, DeskOutput, Policy};
 use croft_protocol::contract::PublishedPort;
-use croft_protocol::market::{NegotiationId, Reason, Said, SignedMessage};
+use croft_protocol::market::{NegotiationId, Reason, Reservation, Said, SignedMessage, SignedReservation};
 use croft_protocol::peer::FarmResponse;
-use croft_protocol::{BotId, ContractId, FarmId, Grains, Name, NodeId, SecretKey, Terms, limits};
+use croft_protocol::{
+    Announcement, BotId, Command, ContractId, FarmId, Grains, Name, NodeId, PublicKey, SecretKey, Terms,
+    limits,
+};
+use tokio::sync::mpsc;
 
 use super::journal::{FileJournal, JournalError};
 use crate::grid::{Grid, GridError, now_ms};
+use crate::skills::OwnSkill;
 
 /// The journal is rewritten with what is still promised when it has grown to this.
 const REWRITE_BYTES: u64 = 16 << 20;
+/// What waits for the ledger. The desk asks again for what finds no place.
+const TODO: usize = 64;
 /// How often the books are looked up again for one message when others were faster.
 const LOOKS: usize = 3;
 
@@ -40,14 +49,25 @@ pub(crate) enum OfficeError {
     Journal(#[from] JournalError),
     #[error("the journal holds what this bot did not say: restore it, or move it away")]
     Kept(#[from] MessageRefusal),
+    #[error("a message of bot {} is signed by another key than the one that proved itself: it is not heard", author.short())]
+    OtherKey { author: BotId },
     #[error("another call broke the books: the bot must start anew")]
     Broken,
 }
 
 impl OfficeError {
+    /// Why the caller's key, or its message's, does not stand for it, if that is what is wrong.
+    pub(crate) fn key_refusal(&self) -> Option<String> {
+        match self {
+            Self::Grid(error) => error.key_refusal(),
+            Self::OtherKey { .. } => Some(self.to_string()),
+            _ => None,
+        }
+    }
+
     /// Whether the bot must not go on.
     pub(crate) fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Grid(_))
+        !matches!(self, Self::Grid(_) | Self::OtherKey { .. })
     }
 }
 
@@ -60,8 +80,17 @@ pub(crate) enum News {
     Refused { user: BotId, node: Option<NodeId>, deal: Option<Deal>, reason: String },
     /// A person is to be asked.
     Ask { negotiation: NegotiationId, deal: Deal },
-    /// A reservation was not used.
-    Unused { user: BotId, contract: ContractId, node: NodeId, fee: Grains },
+    /// The skill that names prices had no answer.
+    Skill { reason: String },
+    /// What the ledger said of a reservation.
+    Reservation { event: &'static str, held: Box<Reservation>, reason: String },
+}
+
+/// What is to be brought to the ledger, one after the other, while messages are answered.
+#[derive(Debug)]
+pub(crate) enum Todo {
+    Announce(Box<Announcement>),
+    Claim(Box<SignedReservation>),
 }
 
 /// What is signed, or asked about.
@@ -93,6 +122,9 @@ struct Inner {
     journal: FileJournal<DeskEntry>,
     /// The newest books of each of our nodes that the desk was told.
     versions: BTreeMap<NodeId, u64>,
+    todo: mpsc::Sender<Todo>,
+    /// What names prices, within the policy.
+    skill: Option<OwnSkill>,
 }
 
 /// What the ledger says of a node, at one height.
@@ -103,6 +135,7 @@ struct Seen {
 }
 
 pub(crate) struct Office {
+    key: SecretKey,
     me: BotId,
     grid: Grid,
     farms: BTreeSet<FarmId>,
@@ -110,33 +143,77 @@ pub(crate) struct Office {
 }
 
 impl Office {
-    /// Opens the journal and takes up what it holds.
+    /// Opens the journal and takes up what it holds. What is received is to be carried out.
     pub(crate) fn open(
         key: &SecretKey,
         grid: Grid,
         farms: BTreeSet<FarmId>,
         policy: Policy,
+        skill: Option<OwnSkill>,
         dir: &Path,
-    ) -> Result<Self, OfficeError> {
+    ) -> Result<(Self, mpsc::Receiver<Todo>), OfficeError> {
         let mut journal = FileJournal::open(dir)?;
         let entries = still_promised(journal.entries()?);
         journal.replace(&entries)?;
         let party = Party { key: key.clone(), chain: grid.pin().chain };
-        let desk = Desk::recover(party, policy, &entries, now_ms())?;
-        let inner = Mutex::new(Inner { desk, journal, versions: BTreeMap::new() });
-        Ok(Self { me: key.public(), grid, farms, inner })
+        let mut desk = Desk::recover(party, policy, &entries, now_ms())?;
+        desk.set_pricing(skill.clone().map(|skill| Box::new(skill) as Box<dyn Pricing>));
+        let (todo, to_do) = mpsc::channel(TODO);
+        let inner = Mutex::new(Inner { desk, journal, versions: BTreeMap::new(), todo, skill });
+        Ok((Self { key: key.clone(), me: key.id(), grid, farms, inner }, to_do))
+    }
+
+    /// Brings something to the ledger and tells the desk what it said. Where nobody knows, the desk asks again: the
+    /// ledger takes each announcement and each claim once.
+    pub(crate) async fn carry_out(&self, todo: Todo) -> Result<Vec<News>, OfficeError> {
+        let (command, held) = match &todo {
+            Todo::Announce(announcement) => {
+                (Command::AnnounceReservation(announcement.clone()), &announcement.reservation.reservation)
+            }
+            Todo::Claim(signed) => {
+                let contract = signed.reservation.contract;
+                (Command::ClaimReservation { contract }, &signed.reservation)
+            }
+        };
+        let (contract, held) = (held.contract, Box::new(held.clone()));
+        let result = match self.grid.submit(&self.key, &command).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.rejection().cloned().ok_or(error)?),
+        };
+        let mut news = Vec::new();
+        let (event, done) = match &todo {
+            Todo::Announce(_) => ("announced", format!("its buyer is silent: {} are held", held.fee)),
+            Todo::Claim(_) => {
+                ("unused", format!("the reservation was not used: its fee of {} is paid", held.fee))
+            }
+        };
+        let reason = result.as_ref().map_or_else(ToString::to_string, |()| done);
+        news.push(News::Reservation { event, held, reason });
+        let event = match todo {
+            Todo::Announce(_) => DeskEvent::Announced { contract, result },
+            Todo::Claim(_) => DeskEvent::Claimed { contract, result },
+        };
+        news.extend(self.lock()?.tell(event, self.me)?.1);
+        Ok(news)
     }
 
     pub(crate) fn grid(&self) -> &Grid {
         &self.grid
     }
 
-    /// Takes a message of a caller that proved who it is; gives its answer.
+    /// Takes a message of a caller that proved a key; gives its answer.
     pub(crate) async fn hear(
         &self,
-        caller: BotId,
+        proved: PublicKey,
         message: Box<SignedMessage>,
     ) -> Result<(FarmResponse, Vec<News>), OfficeError> {
+        let known = self.grid.verified().identity_of(proved).await;
+        let caller = known.map_err(|error| OfficeError::Grid(self.grid.error(error)))?;
+        let author = message.message.author;
+        // What a replaced key signed is not heard from the key that replaced it either.
+        if author == caller && message.signature.key(&author) != proved {
+            return Err(OfficeError::OtherKey { author });
+        }
         let Some((node, ports)) = self.concerns(&message)? else {
             // Nothing that is known here: the desk says so, without any look at the ledger.
             let mut inner = self.lock()?;
@@ -179,7 +256,8 @@ impl Office {
             if inner.desk.next_wake_ms().is_none_or(|wake_ms| wake_ms > now_ms()) {
                 return Ok(Vec::new());
             }
-            inner.desk.reservations().iter().map(|held| held.reservation.contract).collect()
+            let held = inner.desk.reservations().into_iter().map(|held| held.reservation.contract);
+            held.chain(inner.desk.claims()).collect()
         };
         // What became a contract was used, whatever became of it since.
         let agreed = self.grid.contracts(&held).await?;
@@ -235,6 +313,8 @@ impl Office {
             capacity: found.capacity,
             taken_ports,
             contracts: found.contracts.len(),
+            reserved: found.reserved.into_iter().collect(),
+            is_draining: found.draining.is_some(),
             connected: self.grid.presence_unproved(&[node]).await?.first().copied(),
         };
         Ok(Seen { node, books: Some(books), contracts })
@@ -246,21 +326,22 @@ fn asked_ports(ports: &[PublishedPort]) -> Vec<PublishedPort> {
     ports.iter().take(limits::PORTS_PER_CONTRACT).copied().collect()
 }
 
-/// What was promised and is not free again, oldest first.
+/// What was promised and is neither free again nor settled, oldest first.
 fn still_promised(entries: Vec<DeskEntry>) -> Vec<DeskEntry> {
-    let freed: BTreeSet<ContractId> = entries
+    let over: BTreeSet<ContractId> = entries
         .iter()
         .filter_map(|entry| match entry {
-            DeskEntry::Freed(contract) => Some(*contract),
-            DeskEntry::Held(_) => None,
+            DeskEntry::Freed(contract) | DeskEntry::Settled(contract) => Some(*contract),
+            DeskEntry::Held(_) | DeskEntry::Announcing(_) | DeskEntry::Unused(_) => None,
         })
         .collect();
     let stands = |entry: &DeskEntry| match entry {
         // What is held is the last proposal.
         DeskEntry::Held(transcript) => {
-            transcript.proposal().is_some_and(|(terms, ..)| !freed.contains(&terms.id()))
+            transcript.proposal().is_some_and(|(terms, ..)| !over.contains(&terms.id()))
         }
-        DeskEntry::Freed(_) => false,
+        DeskEntry::Announcing(contract) | DeskEntry::Unused(contract) => !over.contains(contract),
+        DeskEntry::Freed(_) | DeskEntry::Settled(_) => false,
     };
     entries.into_iter().filter(stands).collect()
 }
@@ -305,13 +386,11 @@ impl Inner {
                 DeskOutput::Ask { negotiation, terms } => {
                     news.push(News::Ask { negotiation, deal: Deal::of(&terms) });
                 }
-                // The ledger has no command for it yet.
-                DeskOutput::Announce { .. } => {}
-                DeskOutput::Claim(reservation) => {
-                    let held = reservation.reservation;
-                    let (user, contract, node, fee) = (held.user, held.contract, held.node, held.fee);
-                    news.push(News::Unused { user, contract, node, fee });
+                // What finds no place the desk asks for again.
+                DeskOutput::Announce(announcement) => {
+                    drop(self.todo.try_send(Todo::Announce(announcement)));
                 }
+                DeskOutput::Claim(reservation) => drop(self.todo.try_send(Todo::Claim(reservation))),
                 DeskOutput::Refused { from, refusal } => {
                     let reason = refusal.to_string();
                     news.push(News::Refused { user: from, node: None, deal: None, reason: reason.clone() });
@@ -319,6 +398,8 @@ impl Inner {
                 }
             }
         }
+        let trouble = self.skill.as_ref().and_then(OwnSkill::take_trouble);
+        news.extend(trouble.map(|reason| News::Skill { reason }));
         Ok((response, news))
     }
 

@@ -26,8 +26,8 @@ use croft_protocol::market::{NegotiationId, SignedMessage};
 use croft_protocol::record::{FarmBody, TrustClass};
 use croft_protocol::seal::SealError;
 use croft_protocol::{
-    BotId, Capacity, Command, ContractId, Grains, Hash, Name, NodeId, RecordId, SecretKey, SignedTerms,
-    StateKey, seal,
+    Body, BotId, BotSignature, Capacity, Command, ContractId, Grains, Hash, Name, NodeId, Record, RecordId,
+    ReservationState, SecretKey, SignedTerms, StateKey, limits, seal,
 };
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -41,6 +41,7 @@ use crate::exit::Failure;
 use crate::grid::{Contract, Grid, GridError, Node, now_ms};
 use crate::home::Home;
 use crate::peers::{self, PeerProblem};
+use crate::skills::{OrderScoring, OwnSkill};
 use crate::terminal::Progress;
 
 /// The grid may be away for so long before an order gives up; its journal keeps what is open.
@@ -73,6 +74,8 @@ pub(crate) struct Limits {
     /// Nodes that let the owner down before.
     pub(crate) avoid: BTreeSet<NodeId>,
     pub(crate) quorum: Quorum,
+    /// What counts on top of the built-in score.
+    pub(crate) skill: Option<OwnSkill>,
     #[cfg(test)]
     pub(crate) crash: Option<Crash>,
 }
@@ -89,13 +92,14 @@ pub(crate) enum Crash {
 
 impl Default for Limits {
     fn default() -> Self {
-        let (max_price, trust, avoid, quorum) = Default::default();
+        let (max_price, trust, avoid, quorum, skill) = Default::default();
         Self {
             max_price,
             window_ms: WINDOW_MS,
             trust,
             avoid,
             quorum,
+            skill,
             #[cfg(test)]
             crash: None,
         }
@@ -246,7 +250,7 @@ pub(crate) async fn place(
         must_not_run(buyer, name).await?;
     }
     let workload = Hash::of("croft/order-workload/1", &resolved.workload);
-    let funds = buyer.grid.account(buyer.key.public()).await?.balance;
+    let funds = buyer.grid.account(buyer.key.id()).await?.balance;
     let seed = match &kept {
         Some(kept) => kept.seed,
         None => random_seed()?,
@@ -269,7 +273,11 @@ pub(crate) async fn place(
         let sent = upload::upload(buyer.grid, &store, image, progress).await;
         sent.map_err(|failure| PlaceError::Upload(Box::new(failure)))?;
     }
-    let (order, first) = begin(&mut journal, kept.as_ref(), party, wish, workload, progress)?;
+    let (mut order, first) = begin(&mut journal, kept.as_ref(), party, wish, workload, progress)?;
+    if let Some(skill) = limits.skill.clone() {
+        let duration_s = resolved.terms.duration_s;
+        order.set_scoring(Some(Box::new(OrderScoring { skill, resources, duration_s })));
+    }
     let run = Run {
         buyer: *buyer,
         resolved,
@@ -280,6 +288,7 @@ pub(crate) async fn place(
         work: FuturesUnordered::new(),
         submitting: false,
         looking: false,
+        skill: limits.skill.as_ref(),
         agreed: None,
         trouble: None,
         #[cfg(test)]
@@ -362,7 +371,7 @@ async fn somebody_fits(
 
 /// The name must be free: the ledger would refuse it too, but only after farmers were asked.
 async fn must_not_run(buyer: &Buyer<'_>, name: &Name) -> Result<(), PlaceError> {
-    let Some(id) = buyer.grid.contract_named(buyer.key.public(), name).await? else { return Ok(()) };
+    let Some(id) = buyer.grid.contract_named(buyer.key.id(), name).await? else { return Ok(()) };
     let Some(running) = buyer.grid.contract(id).await? else { return Ok(()) };
     let node = running.body.signed.terms.node;
     let node = buyer.grid.node(node).await?.map_or_else(|| node.short(), |n| n.body.name.to_string());
@@ -451,6 +460,7 @@ struct Run<'a> {
     /// One of each at a time: the order asks again by itself.
     submitting: bool,
     looking: bool,
+    skill: Option<&'a OwnSkill>,
     /// The highest price that the owner agreed to.
     agreed: Option<Grains>,
     trouble: Option<Instant>,
@@ -480,6 +490,9 @@ impl Run<'_> {
             };
             if let Some(event) = self.take(happened)? {
                 self.queue.extend(self.order.handle(event, now_ms()));
+            }
+            if let Some(trouble) = self.skill.and_then(OwnSkill::take_trouble) {
+                progress.note(&trouble);
             }
         }
     }
@@ -643,13 +656,25 @@ async fn submit(buyer: Buyer<'_>, signed: Box<SignedTerms>) -> Happened {
 }
 
 async fn look(buyer: Buyer<'_>, contract: ContractId) -> Happened {
-    let looked = buyer.grid.get(&[StateKey::Record(RecordId::contract(&contract))]).await;
+    let keys = [RecordId::contract(&contract), RecordId::reservation(&contract)].map(StateKey::Record);
+    let looked = buyer.grid.get(&keys).await;
     Happened::Looked(looked.map(|proved| OrderEvent::Looked {
         contract,
         agreed: proved.values.first().is_some_and(Option::is_some),
-        announced: None,
+        announced: proved.values.get(1).and_then(Option::as_deref).and_then(approval),
         ledger_ms: proved.tip.time_ms(),
     }))
+}
+
+/// The farmer's signatures over terms and reservation, where the ledger still holds its capacity. The order checks them.
+fn approval(record: &[u8]) -> Option<(BotSignature, BotSignature)> {
+    let record: Record = croft_protocol::decode("a reservation", record, limits::RECORD_BYTES).ok()?;
+    match record.body {
+        Body::Reservation(body) if body.state == ReservationState::Held => {
+            Some((body.approval, body.signed.farmer))
+        }
+        _ => None,
+    }
 }
 
 impl From<PlaceError> for Failure {

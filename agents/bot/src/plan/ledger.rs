@@ -11,7 +11,7 @@ use crate::flags::{
     StateFlag, TrustFlag,
 };
 
-const KINDS: [(&str, Kind); 17] = [
+const KINDS: [(&str, Kind); 20] = [
     ("bot", Kind::Bot),
     ("farm", Kind::Farm),
     ("node", Kind::Node),
@@ -29,6 +29,9 @@ const KINDS: [(&str, Kind); 17] = [
     ("outcome", Kind::Outcome),
     ("profile", Kind::Profile),
     ("funding", Kind::Funding),
+    ("reservation", Kind::Reservation),
+    ("drain", Kind::Drain),
+    ("keys", Kind::Keys),
 ];
 
 pub(super) fn action(command: LedgerCommand) -> Result<LedgerAction, PlanError> {

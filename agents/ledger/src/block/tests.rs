@@ -1,7 +1,7 @@
 //! Envelopes, admission, genesis, and what a rejection leaves behind: nothing.
 
 use croft_protocol::header::{Allocation, ValidatorSet};
-use croft_protocol::{Command, CommandBody, limits};
+use croft_protocol::{Command, CommandBody, KeyRefusal, limits};
 
 use super::*;
 use crate::memory::{ALLOWANCE, MemoryLedger, START_MS, Scenario, key, name};
@@ -83,8 +83,11 @@ fn a_command_that_another_key_signed_or_anybody_altered_is_refused() {
     let mut scenario = Scenario::new();
     let user = scenario.user.public();
     let forged = SignedCommand::sign(body(&scenario), &scenario.other);
+    let foreign = KeyRefusal::Foreign { bot: user, key: scenario.other.public() };
+    let named = SignedCommand { key: user, ..forged.clone() };
+    assert_eq!(verdict(&mut scenario, forged), Err(Rejection::Key(foreign)));
     let wrong = Rejection::BadSignature { author: user };
-    assert_eq!(verdict(&mut scenario, forged), Err(wrong.clone()));
+    assert_eq!(verdict(&mut scenario, named), Err(wrong.clone()));
     assert_eq!(
         wrong.to_string(),
         format!("the signature of {user} is wrong: sign again with the author's key")

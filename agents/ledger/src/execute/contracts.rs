@@ -7,14 +7,14 @@
 //! What a node ran since its last report is not lost with the end: at most that much stays held until its final
 //! report, or until [`limits::FINAL_REPORT_MS`] have passed.
 
-use croft_protocol::contract::Quorum;
+use croft_protocol::contract::{PublishedPort, Quorum};
 use croft_protocol::record::{ApprovalBody, FundingBody, Kind};
 use croft_protocol::{
     Body, Capacity, ContractBody, ContractId, ContractState, EndReason, Escrow, Grains, NodeId, PublicKey,
     RecordId, Rejection, SignedTerms, StateKey, Terms, limits,
 };
 
-use super::{bounds, known_bot, known_farm, known_node, malformed};
+use super::{bounds, known_bot, known_farm, known_node, malformed, reservations};
 use crate::block::Event;
 use crate::state::{StateError, StateRead, StateReadExt};
 use crate::work::{Step, Work};
@@ -32,6 +32,11 @@ pub(super) fn agree(work: &mut Work<'_>, author: PublicKey, signed: &SignedTerms
     check_terms(work, terms)?;
     check_parties(work, terms)?;
     signed.verify(&work.ctx().chain).map_err(|bad| Rejection::Unsigned { party: bad.key })?;
+    super::present_signer(work, &terms.user, &signed.user)?;
+    // What was announced was looked at then: its user pays for it, so it stays good.
+    if work.reservation(&id)?.is_none_or(|announced| announced.approval != signed.farmer) {
+        super::present_signer(work, &terms.farmer, &signed.farmer)?;
+    }
 
     let name_key = StateKey::ContractName(terms.user, terms.name.clone());
     if work.get(&name_key)?.is_some() {
@@ -40,6 +45,7 @@ pub(super) fn agree(work: &mut Work<'_>, author: PublicKey, signed: &SignedTerms
     }
     terms.price().ok_or(Rejection::Overflow)?;
     let deposit = terms.deposit().ok_or(Rejection::Overflow)?;
+    let reserved = reservations::use_up(work, id)?;
     address_to_node(work, terms, id)?;
     work.debit(&terms.user, deposit)?;
     work.put(name_key, &id);
@@ -57,10 +63,11 @@ pub(super) fn agree(work: &mut Work<'_>, author: PublicKey, signed: &SignedTerms
         ended_ms: 0,
     };
     let state = if approved { ContractState::Approved } else { ContractState::Agreed };
-    change_state(work, author, id, body, state, None)
+    change_state(work, author, id, body, state, None)?;
+    reservations::used(work, author, reserved)
 }
 
-fn check_terms(work: &Work<'_>, terms: &Terms) -> Step {
+pub(super) fn check_terms(work: &Work<'_>, terms: &Terms) -> Step {
     if terms.expires_ms < work.now_ms() {
         return Err(Rejection::TermsExpired { expired_ms: terms.expires_ms, now_ms: work.now_ms() }.into());
     }
@@ -126,7 +133,7 @@ fn check_quorum(work: &Work<'_>, quorum: &Quorum) -> Step {
     Ok(())
 }
 
-fn check_parties(work: &Work<'_>, terms: &Terms) -> Step {
+pub(super) fn check_parties(work: &Work<'_>, terms: &Terms) -> Step {
     known_bot(work, &terms.user)?;
     known_bot(work, &terms.farmer)?;
     let farm = known_farm(work, &terms.farm)?;
@@ -143,6 +150,17 @@ fn check_parties(work: &Work<'_>, terms: &Terms) -> Step {
 
 /// Sells the node's capacity and ports, and commits the node to the contract. All or nothing.
 fn address_to_node(work: &mut Work<'_>, terms: &Terms, id: ContractId) -> Step {
+    take_room(work, terms, id)?;
+    let node = terms.node;
+    let mut addressed = work.node_contracts(&node)?;
+    let at = addressed.contracts.partition_point(|other| *other < id);
+    addressed.contracts.insert(at, id);
+    work.put(StateKey::NodeContracts(node), &addressed);
+    Ok(())
+}
+
+/// Takes capacity and ports of a node, for a contract or for the reservation of one.
+pub(super) fn take_room(work: &mut Work<'_>, terms: &Terms, id: ContractId) -> Step {
     let node = terms.node;
     let mut books = work.capacity(&node)?.ok_or_else(|| missing("capacity", &node))?;
     let shortfalls = books.free().shortfalls(&terms.resources);
@@ -163,15 +181,35 @@ fn address_to_node(work: &mut Work<'_>, terms: &Terms, id: ContractId) -> Step {
         }
         work.put(key, &id);
     }
-    let mut addressed = work.node_contracts(&node)?;
-    if addressed.contracts.len() >= limits::CONTRACTS_PER_NODE {
+    let taken = work.node_contracts(&node)?.contracts.len() + work.node_reservations(&node)?.contracts.len();
+    if taken >= limits::CONTRACTS_PER_NODE {
         return Err(Rejection::NodeFull { node, limit: limits::CONTRACTS_PER_NODE as u64 }.into());
     }
-    let at = addressed.contracts.partition_point(|other| *other < id);
-    addressed.contracts.insert(at, id);
-    work.put(StateKey::NodeContracts(node), &addressed);
-
     books.used = books.used.checked_add(&terms.resources).ok_or(Rejection::Overflow)?;
+    books.version = books.version.checked_add(1).ok_or(Rejection::Overflow)?;
+    work.put(StateKey::Capacity(node), &books);
+    work.event(Event::Capacity { node });
+    Ok(())
+}
+
+/// Gives capacity and ports of a node back.
+pub(super) fn free_room(
+    work: &mut Work<'_>,
+    node: NodeId,
+    ports: &[PublishedPort],
+    resources: &Capacity,
+    id: ContractId,
+) -> Step {
+    for port in ports {
+        work.remove(StateKey::Port(node, *port));
+    }
+    let mut books = work.capacity(&node)?.ok_or_else(|| missing("capacity", &node))?;
+    books.used = books.used.checked_sub(resources).ok_or_else(|| {
+        let Capacity { cpu_millis, memory_bytes, .. } = books.used;
+        StateError::broken(format_args!(
+            "node {node} uses at least what contract {id} has, not {cpu_millis} millis, {memory_bytes} bytes"
+        ))
+    })?;
     books.version = books.version.checked_add(1).ok_or(Rejection::Overflow)?;
     work.put(StateKey::Capacity(node), &books);
     work.event(Event::Capacity { node });
@@ -407,9 +445,6 @@ fn refund(work: &mut Work<'_>, id: ContractId, terms: &Terms, amount: Grains) ->
 
 fn leave_node(work: &mut Work<'_>, terms: &Terms, id: ContractId) -> Step {
     let node = terms.node;
-    for port in &terms.ports {
-        work.remove(StateKey::Port(node, *port));
-    }
     let mut addressed = work.node_contracts(&node)?;
     let at = addressed
         .contracts
@@ -421,17 +456,7 @@ fn leave_node(work: &mut Work<'_>, terms: &Terms, id: ContractId) -> Step {
     } else {
         work.put(StateKey::NodeContracts(node), &addressed);
     }
-    let mut books = work.capacity(&node)?.ok_or_else(|| missing("capacity", &node))?;
-    books.used = books.used.checked_sub(&terms.resources).ok_or_else(|| {
-        let Capacity { cpu_millis, memory_bytes, .. } = books.used;
-        StateError::broken(format_args!(
-            "node {node} uses at least what contract {id} has, not {cpu_millis} millis, {memory_bytes} bytes"
-        ))
-    })?;
-    books.version = books.version.checked_add(1).ok_or(Rejection::Overflow)?;
-    work.put(StateKey::Capacity(node), &books);
-    work.event(Event::Capacity { node });
-    Ok(())
+    free_room(work, node, &terms.ports, &terms.resources, id)
 }
 
 /// Pays the farmer for `ran_ms` more of covered time that ends at `until_ms`. What is owed is computed from

@@ -9,7 +9,7 @@ use croft_protocol::{
     Body, FarmId, Name, NodeCapacity, PriceList, Profile, PublicKey, RecordId, Rejection, StateKey,
 };
 
-use super::{bounds, check_text, known_bot, known_farm, malformed, trust};
+use super::{bounds, check_text, known_bot, known_farm, malformed, present_signer, reservations, trust};
 use crate::block::Event;
 use crate::state::{StateRead, StateReadExt};
 use crate::work::{Step, Work};
@@ -98,6 +98,7 @@ pub(super) fn register_node(
         capacity = NodeCapacity { version, total: node.capacity, used: capacity.used };
         work.put(StateKey::Capacity(author), &capacity);
         work.event(Event::Capacity { node: author });
+        reservations::withdraw(work, author)?;
     }
     let class = trust::weigh(work, author, before.as_ref(), node, attestation)?;
     work.append(RecordId::node(&author), Body::Node(NodeBody { trust: class, ..node.clone() }), author)
@@ -118,7 +119,7 @@ fn check_join(work: &Work<'_>, farm: &FarmBody, node: &NodeBody, join: Option<&S
     if farm.owner.verify(Domain::JOIN, &work.ctx().chain, join, signature).is_err() {
         return no_good(format!("it is not signed by the owner of farm '{}'", farm.name));
     }
-    Ok(())
+    present_signer(work, &farm.owner, signature)
 }
 
 /// Later it changes itself, as long as it is the same machine in the same farm.

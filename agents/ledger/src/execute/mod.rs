@@ -1,17 +1,21 @@
 //! What each command does, one function each. Envelope and sequence number are checked already.
 
 mod contracts;
+mod drain;
 mod faucet;
 mod identities;
+mod keys;
 mod recipes;
 pub(crate) mod releases;
 mod reports;
+pub(crate) mod reservations;
 mod trust;
 mod validators;
 
 use croft_protocol::record::{BotBody, FarmBody, TransferBody};
 use croft_protocol::{
-    Body, BotId, Command, FarmId, Grains, NodeId, PublicKey, RecordId, Rejection, SignedCommand, limits,
+    Body, BotId, BotSignature, Command, FarmId, Grains, NodeId, PublicKey, RecordId, Rejection,
+    SignedCommand, limits,
 };
 
 use crate::block::Event;
@@ -54,6 +58,11 @@ pub(crate) fn dispatch(work: &mut Work<'_>, author: PublicKey, signed: &SignedCo
         Command::Fund { contract, amount } => {
             contracts::fund(work, author, contract, *amount, signed.body.sequence)
         }
+        Command::AnnounceReservation(announcement) => reservations::announce(work, author, announcement),
+        Command::DrainNode { node, until_ms } => drain::drain(work, author, node, *until_ms),
+        Command::ReopenNode { node } => drain::reopen(work, author, node),
+        Command::ClaimReservation { contract } => reservations::claim(work, author, contract),
+        Command::RotateKey(link) => keys::rotate(work, author, link),
     }
 }
 
@@ -84,6 +93,11 @@ fn transfer(
 
 fn known_bot(work: &Work<'_>, id: &BotId) -> Step<BotBody> {
     Ok(work.bot(id)?.ok_or(Rejection::UnknownBot { author: *id })?)
+}
+
+/// A signature that is good may be of a key that was replaced since.
+fn present_signer(work: &Work<'_>, bot: &BotId, signature: &BotSignature) -> Step {
+    Ok(work.check_key(bot, &signature.key(bot))?.map_err(Rejection::Key)?)
 }
 
 fn known_farm(work: &Work<'_>, id: &FarmId) -> Step<FarmBody> {

@@ -115,14 +115,12 @@ pub(super) fn outcome(
         outcome: outcome.clone(),
     };
     work.append(record, Body::Outcome(told), author)?;
-    let mut trials = work.trials(&id)?;
-    let count = match outcome {
-        Outcome::Confirmed => &mut trials.confirmed,
-        Outcome::Returned { .. } => &mut trials.returned,
-    };
-    *count = count.checked_add(1).ok_or(Rejection::Overflow)?;
+    let (rule, farmer) = (body.signed.release.stop, known_farm(work, &node.farm)?.owner);
+    let (trials, own) = (work.trials(&id)?, work.farmer_trials(&id, &farmer)?);
+    let (trials, own) = trials.count(own, outcome, rule).ok_or(Rejection::Overflow)?;
     work.put(StateKey::Trials(id), &trials);
-    if body.state == ReleaseState::Published && body.signed.release.stop.stops(trials) {
+    work.put(StateKey::FarmerTrials(id, farmer), &own);
+    if body.state == ReleaseState::Published && rule.stops(trials) {
         set_halted(work, author, body, Halt::Returns { trials })?;
     }
     Ok(())

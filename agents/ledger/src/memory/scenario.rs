@@ -4,12 +4,13 @@ use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::contract::{Quorum, SignedTerms};
 use croft_protocol::header::Allocation;
 use croft_protocol::keys::Domain;
+use croft_protocol::market::{NegotiationId, RESERVATION, Reservation, SignedReservation};
 use croft_protocol::record::{
     BotBody, ContractReport, HardwareSummary, NodeBody, ReportBody, TrustClass, WorkloadState,
 };
 use croft_protocol::{
-    Capacity, Command, ContractBody, ContractId, Escrow, FarmId, Faucet, Genesis, Grains, Hash, Name, NodeId,
-    PriceList, Rate, Rejection, SecretKey, Terms, TrustPolicy, ValidatorSet,
+    Announcement, Capacity, Command, ContractBody, ContractId, Escrow, FarmId, Faucet, Genesis, Grains, Hash,
+    Name, NodeId, PriceList, Rate, Rejection, SecretKey, Terms, TrustPolicy, ValidatorSet,
 };
 
 use super::MemoryLedger;
@@ -192,7 +193,7 @@ impl Scenario {
     /// A permission that the farmer signed.
     #[must_use]
     pub fn join_of(&self, join: Join) -> SignedJoin {
-        let signature = self.farmer.sign(Domain::JOIN, &self.ledger.chain(), &join);
+        let signature = self.farmer.sign_as_bot(Domain::JOIN, &self.ledger.chain(), &join);
         SignedJoin { join, signature }
     }
 
@@ -201,8 +202,8 @@ impl Scenario {
     pub fn terms(&self, called: &str) -> Terms {
         Terms {
             name: name(called),
-            user: self.user.public(),
-            farmer: self.farmer.public(),
+            user: self.user.id(),
+            farmer: self.farmer.id(),
             farm: self.farm,
             node: self.node_id(),
             resources: Capacity { cpu_millis: 1000, memory_bytes: 1 << 30, ..Capacity::default() },
@@ -223,8 +224,8 @@ impl Scenario {
     #[must_use]
     pub fn sign(&self, terms: Terms) -> SignedTerms {
         let chain = self.ledger.chain();
-        let user = self.user.sign(Domain::TERMS, &chain, &terms);
-        let farmer = self.farmer.sign(Domain::TERMS, &chain, &terms);
+        let user = self.user.sign_as_bot(Domain::TERMS, &chain, &terms);
+        let farmer = self.farmer.sign_as_bot(Domain::TERMS, &chain, &terms);
         SignedTerms { terms, user, farmer }
     }
 
@@ -237,6 +238,32 @@ impl Scenario {
         let command = Command::Agree(Box::new(self.sign(terms)));
         let user = self.user.clone();
         self.ledger.submit(&user, command).map(|_| id)
+    }
+
+    /// A reservation for these terms, signed by both, with the farmer's approval of the terms.
+    #[must_use]
+    pub fn announcement(&self, terms: Terms, fee: Grains) -> Announcement {
+        let chain = self.ledger.chain();
+        let negotiation = NegotiationId(Hash([4; 32]));
+        let reservation = Reservation::of(negotiation, &terms, fee);
+        let reservation = SignedReservation {
+            user: self.user.sign_as_bot(RESERVATION, &chain, &reservation),
+            farmer: self.farmer.sign_as_bot(RESERVATION, &chain, &reservation),
+            reservation,
+        };
+        let approval = self.farmer.sign_as_bot(Domain::TERMS, &chain, &terms);
+        Announcement { reservation, terms, approval }
+    }
+
+    /// Both sign, the farmer announces it.
+    ///
+    /// # Errors
+    /// [`Rejection`] when the ledger refuses.
+    pub fn reserve(&mut self, terms: Terms, fee: Grains) -> Result<ContractId, Rejection> {
+        let id = terms.id();
+        let command = Command::AnnounceReservation(Box::new(self.announcement(terms, fee)));
+        let farmer = self.farmer.clone();
+        self.ledger.submit(&farmer, command).map(|_| id)
     }
 
     /// A report by the node in its first session, in a block at `until_ms`.

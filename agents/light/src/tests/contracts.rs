@@ -132,8 +132,8 @@ fn even_broken_validators_can_not_make_a_node_run_what_the_parties_did_not_sign(
     let other_terms = attempt(&|record| contract(record, &|body| body.signed.terms.rate = Rate(1)));
     assert_eq!(other_terms, Err(ContractError::OtherRecord { contract: id }));
     for forge in [
-        |body: &mut croft_protocol::ContractBody| body.signed.user = body.signed.farmer,
-        |body: &mut croft_protocol::ContractBody| body.signed.farmer = body.signed.user,
+        |body: &mut croft_protocol::ContractBody| body.signed.user = body.signed.farmer.clone(),
+        |body: &mut croft_protocol::ContractBody| body.signed.farmer = body.signed.user.clone(),
     ] {
         let error = attempt(&|record| contract(record, &forge)).unwrap_err();
         assert_eq!(

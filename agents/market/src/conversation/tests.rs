@@ -63,7 +63,7 @@ fn forge(mut message: SignedMessage, how: u8) -> SignedMessage {
     match how {
         0 => message.message.expires_ms += 1,
         1 => message.message.note.push_str("cheaper"),
-        2 => message.signature.0[3] ^= 1,
+        2 => message.signature.signature.0[3] ^= 1,
         3 => message.message.prev.0[0] ^= 1,
         _ => message.message.author = party(9).id(),
     }

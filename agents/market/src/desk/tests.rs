@@ -60,7 +60,7 @@ impl Hand {
             nonce: [1; 16],
         };
         let reservation = Reservation::of(self.talk.transcript().id(), &terms, quote.hold_fee);
-        let user = self.party.key.sign(RESERVATION, &CHAIN, &reservation);
+        let user = self.party.key.sign_as_bot(RESERVATION, &CHAIN, &reservation);
         Said::Propose { terms: Box::new(terms), fee: quote.hold_fee, user }
     }
 }
@@ -167,8 +167,165 @@ fn what_was_promised_stays_promised_over_a_restart() {
 fn entries_contract(entries: &[DeskEntry]) -> ContractId {
     match &entries[0] {
         DeskEntry::Held(transcript) => transcript.proposal().unwrap().0.id(),
-        DeskEntry::Freed(contract) => *contract,
+        DeskEntry::Freed(contract)
+        | DeskEntry::Announcing(contract)
+        | DeskEntry::Unused(contract)
+        | DeskEntry::Settled(contract) => *contract,
     }
+}
+
+/// What is written, and what of it the ledger is asked.
+fn steps(outputs: &[DeskOutput]) -> Vec<&'static str> {
+    let step = |output: &DeskOutput| match output {
+        DeskOutput::Write(entry) => match **entry {
+            DeskEntry::Held(_) => "held",
+            DeskEntry::Freed(_) => "freed",
+            DeskEntry::Announcing(_) => "announcing",
+            DeskEntry::Unused(_) => "unused",
+            DeskEntry::Settled(_) => "settled",
+        },
+        DeskOutput::Announce(_) => "announce",
+        DeskOutput::Claim(_) => "claim",
+        _ => "other",
+    };
+    outputs.iter().map(step).collect()
+}
+
+fn entries(outputs: &[DeskOutput]) -> Vec<DeskEntry> {
+    let entry = |output: &DeskOutput| match output {
+        DeskOutput::Write(entry) => Some(entry.as_ref().clone()),
+        _ => None,
+    };
+    outputs.iter().filter_map(entry).collect()
+}
+
+/// A desk that approved one proposal, and what it wrote.
+fn approved() -> (Desk, ContractId, Vec<DeskEntry>) {
+    let mut desk = desk(2, policy());
+    let mut hand = Hand::new(1, |demand| demand.resources = cpus(3));
+    hand.hear(&hand.first(&mut desk));
+    let propose = hand.proposal("web");
+    let out = hand.say(&mut desk, propose);
+    let written = entries(&out);
+    (desk, entries_contract(&written), written)
+}
+
+fn refused(contract: ContractId, reason: ReservationRefusal) -> Result<(), Rejection> {
+    Err(Rejection::Reservation { contract, reason })
+}
+
+#[test]
+fn what_has_no_answer_is_announced_and_claimed_again_until_there_is_one() {
+    let (mut desk, contract, _) = approved();
+    let tick = |desk: &mut Desk, after_ms| desk.handle(DeskEvent::Tick, NOW + after_ms);
+    assert_eq!(steps(&tick(&mut desk, 30_000)), ["announcing", "announce"]);
+    assert!(tick(&mut desk, 34_999).is_empty());
+    assert_eq!(steps(&tick(&mut desk, 35_000)), ["announce"], "written once, said again");
+    let busy = Err(Rejection::Busy { waiting: 9 });
+    assert!(desk.handle(DeskEvent::Announced { contract, result: busy }, NOW + 36_000).is_empty());
+    assert_eq!(steps(&tick(&mut desk, 40_000)), ["announce"]);
+    let known = refused(contract, ReservationRefusal::Announced);
+    assert!(desk.handle(DeskEvent::Announced { contract, result: known }, NOW + 41_000).is_empty());
+    assert!(tick(&mut desk, 45_000).is_empty(), "the ledger has it");
+    assert_eq!(steps(&tick(&mut desk, 70_001)), ["unused", "claim"]);
+    assert!(tick(&mut desk, 130_000).is_empty());
+    assert_eq!(steps(&tick(&mut desk, 130_001)), ["claim"]);
+    let early = refused(contract, ReservationRefusal::NotYet { expires_ms: 2, now_ms: 1 });
+    assert!(desk.handle(DeskEvent::Claimed { contract, result: early }, NOW + 131_000).is_empty());
+    assert_eq!(steps(&tick(&mut desk, 136_000)), ["claim"], "the ledger's time is behind");
+    let out = desk.handle(DeskEvent::Claimed { contract, result: Ok(()) }, NOW + 137_000);
+    assert_eq!(steps(&out), ["settled"]);
+    assert!(desk.claims().is_empty());
+}
+
+#[test]
+fn an_announcement_that_comes_too_late_is_not_made_and_costs_nobody_anything() {
+    let (mut desk, ..) = approved();
+    assert!(desk.handle(DeskEvent::Tick, NOW + 45_001).is_empty());
+    assert_eq!(steps(&desk.handle(DeskEvent::Tick, NOW + 70_001)), ["freed"]);
+    let (mut desk, contract, _) = approved();
+    let _ = desk.handle(DeskEvent::Tick, NOW + 30_000);
+    let result = refused(contract, ReservationRefusal::TooLate { expires_ms: 1, now_ms: 2 });
+    assert!(desk.handle(DeskEvent::Announced { contract, result }, NOW + 31_000).is_empty());
+    assert_eq!(steps(&desk.handle(DeskEvent::Tick, NOW + 70_001)), ["freed"], "nothing to claim");
+}
+
+#[test]
+fn a_fee_is_claimed_after_a_restart_at_any_step() {
+    let (mut desk, contract, mut written) = approved();
+    for (after_ms, next) in [(30_000, &["announce"][..]), (70_001, &["claim"])] {
+        written.extend(entries(&desk.handle(DeskEvent::Tick, NOW + after_ms)));
+        let mut again = Desk::recover(party(2), policy(), &written, NOW + after_ms).unwrap();
+        let out = again.handle(DeskEvent::Tick, NOW + after_ms);
+        assert_eq!(steps(&out), next, "asked again, written before");
+    }
+    let out = desk.handle(DeskEvent::Claimed { contract, result: Ok(()) }, NOW + 71_000);
+    written.extend(entries(&out));
+    let mut again = Desk::recover(party(2), policy(), &written, NOW + 72_000).unwrap();
+    assert!(again.claims().is_empty() && again.reservations().is_empty());
+    assert!(again.handle(DeskEvent::Tick, NOW + 200_000).is_empty());
+}
+
+#[test]
+fn what_a_former_key_approved_is_not_promised_after_the_bot_starts_with_a_new_one() {
+    let (mut desk, contract, written) = approved();
+    let old = party(2).key;
+    let next = croft_protocol::SecretKey::from_seed(&[77; 32]);
+    let links = vec![croft_protocol::identity::Link::sign(&old, &next, &CHAIN)];
+    let key = next.of_bot(old.public(), links, &CHAIN).unwrap();
+    let changed = || Party { key: key.clone(), chain: CHAIN };
+    let again = Desk::recover(changed(), policy(), &written, NOW).unwrap();
+    assert!(again.reservations().is_empty(), "the ledger would refuse the approval");
+    let same = Desk::recover(party(2), policy(), &written, NOW).unwrap();
+    assert_eq!(same.reservations().len(), 1);
+
+    // What was announced holds capacity on the ledger, whoever signs now.
+    let mut written = written;
+    written.extend(entries(&desk.handle(DeskEvent::Tick, NOW + 30_000)));
+    let mut again = Desk::recover(changed(), policy(), &written, NOW + 30_000).unwrap();
+    assert_eq!(again.reservations().len(), 1);
+    let refusal = croft_protocol::KeyRefusal::Replaced { bot: old.public(), key: old.public(), height: 9 };
+    let result = Err(Rejection::Key(refusal));
+    assert!(again.handle(DeskEvent::Announced { contract, result }, NOW + 31_000).is_empty());
+    assert_eq!(steps(&again.handle(DeskEvent::Tick, NOW + 70_001)), ["freed"], "no fee is due");
+}
+
+#[test]
+fn what_the_ledger_reserves_is_counted_once() {
+    let (mut desk, contract, _) = approved();
+    let mut known = books(&party(2), cpus(4));
+    known.capacity.used = cpus(3);
+    known.reserved = [contract].into();
+    let event = DeskEvent::Books { node: node(2), books: Some(Box::new(known)) };
+    assert!(desk.handle(event, NOW).is_empty());
+    let mut hand = Hand::new(3, |demand| demand.resources = cpus(1));
+    assert!(matches!(hand.hear(&hand.first(&mut desk)), Said::Offer(_)), "one of four CPUs is free");
+    let mut hand = Hand::new(3, |demand| (demand.resources, demand.nonce) = (cpus(2), [8; 16]));
+    assert_eq!(reason(&hand.hear(&hand.first(&mut desk))), (true, Reason::NoRoom));
+}
+
+#[test]
+fn nothing_new_is_taken_on_a_node_that_is_emptied() {
+    let mut desk = desk(2, policy());
+    let known = Books { is_draining: true, ..books(&party(2), cpus(4)) };
+    let event = DeskEvent::Books { node: node(2), books: Some(Box::new(known)) };
+    assert!(desk.handle(event, NOW).is_empty());
+    let mut hand = Hand::new(1, |_| {});
+    assert_eq!(reason(&hand.hear(&hand.first(&mut desk))), (true, Reason::Draining));
+}
+
+#[test]
+fn what_the_ledger_holds_can_not_be_given_back_before_it_expires() {
+    let mut desk = desk(2, policy());
+    let mut hand = Hand::new(1, |_| {});
+    hand.hear(&hand.first(&mut desk));
+    let propose = hand.proposal("web");
+    let out = hand.say(&mut desk, propose);
+    hand.hear(&out);
+    let _ = desk.handle(DeskEvent::Tick, NOW + 30_000);
+    let out = hand.say(&mut desk, Said::Reject { last: true, reason: Reason::ChoseAnother });
+    assert!(entries(&out).is_empty(), "{out:?}");
+    assert_eq!(desk.reservations().len(), 1);
 }
 
 #[test]
@@ -181,10 +338,10 @@ fn an_unused_reservation_is_announced_freed_and_claimed_and_its_user_stopped() {
         let out = hand.say(&mut desk, propose);
         assert!(matches!(hand.hear(&out), Said::Approve { .. }), "round {round}");
         let out = desk.handle(DeskEvent::Tick, NOW + 30_000);
-        assert!(matches!(out[..], [DeskOutput::Announce { .. }]), "{out:?}");
+        assert_eq!(steps(&out), ["announcing", "announce"]);
         // Time is turned back for the next round: what was held is gone all the same.
         let out = desk.handle(DeskEvent::Tick, NOW + 70_001);
-        assert!(matches!(out[..], [DeskOutput::Write(_), DeskOutput::Claim(_)]), "{out:?}");
+        assert_eq!(steps(&out), ["unused", "claim"]);
         assert!(desk.reservations().is_empty());
     }
     let mut hand = Hand::new(1, |demand| demand.nonce = [9; 16]);
@@ -274,8 +431,11 @@ fn a_proposal_that_is_not_the_quote_is_refused_with_what_differs() {
         "the proposal's price differs from what was demanded and quoted: propose exactly that"
     );
     let Said::Propose { terms, fee, .. } = hand.proposal("web") else { panic!() };
-    let user =
-        party(9).key.sign(RESERVATION, &CHAIN, &Reservation::of(hand.talk.transcript().id(), &terms, fee));
+    let user = party(9).key.sign_as_bot(
+        RESERVATION,
+        &CHAIN,
+        &Reservation::of(hand.talk.transcript().id(), &terms, fee),
+    );
     let refused = hand.talk.say(&hand.party, Said::Propose { terms, fee, user }, NOW + 50_000).unwrap_err();
     assert!(refused.to_string().ends_with("it was tampered with"), "{refused}");
     assert_eq!(farm(&party(2)), hand.talk.transcript().demand().farm);
@@ -298,4 +458,70 @@ fn negotiations_that_ended_make_room_for_others_but_not_at_any_pace() {
     );
     let hand = Hand::new(3, |_| {});
     assert!(answer(&hand.first(&mut desk)).is_some(), "others are served");
+}
+
+/// Says this to every price, and remembers nothing.
+#[derive(Debug)]
+struct Says(Advice);
+
+impl Pricing for Says {
+    fn price(&self, priced: &Priced<'_>) -> Advice {
+        assert_eq!((priced.floor, priced.view.list, priced.now_ms), (Rate(7), Rate(10), NOW));
+        assert!(priced.free.covers(&priced.view.demand.resources));
+        self.0
+    }
+}
+
+#[test]
+fn a_farmers_own_prices_count_between_the_policys_floor_and_its_list() {
+    for (advice, first) in [
+        (Advice::Policy, 10),
+        (Advice::Rate(Rate(8)), 8),
+        (Advice::Rate(Rate(0)), 7),
+        (Advice::Rate(Rate(u64::MAX)), 10),
+    ] {
+        let mut desk = desk(2, policy());
+        desk.set_pricing(Some(Box::new(Says(advice))));
+        let mut hand = Hand::new(1, |_| {});
+        let Said::Offer(offer) = hand.hear(&hand.first(&mut desk)) else { panic!() };
+        assert_eq!(offer.rate, Rate(first), "{advice:?}");
+    }
+}
+
+#[test]
+fn a_farmers_own_price_takes_more_where_more_is_offered_and_never_goes_up() {
+    let mut desk = desk(2, policy());
+    desk.set_pricing(Some(Box::new(Says(Advice::Rate(Rate(8))))));
+    let mut hand = Hand::new(1, |_| {});
+    let Said::Offer(offer) = hand.hear(&hand.first(&mut desk)) else { panic!() };
+    let counter = |rate| Said::Counter(Quote { rate: Rate(rate), capacity_version: 0, ..offer });
+    let out = hand.say(&mut desk, counter(1));
+    let Said::Counter(second) = hand.hear(&out) else { panic!() };
+    assert_eq!(second.rate, Rate(8));
+    desk.set_pricing(Some(Box::new(Says(Advice::Rate(Rate(10))))));
+    let out = hand.say(&mut desk, counter(2));
+    let Said::Counter(third) = hand.hear(&out) else { panic!() };
+    assert_eq!(third.rate, Rate(8), "what was said is not taken back");
+    desk.set_pricing(Some(Box::new(Says(Advice::Rate(Rate(7))))));
+    let mut other = Hand::new(3, |_| {});
+    let Said::Offer(offer) = other.hear(&other.first(&mut desk)) else { panic!() };
+    assert_eq!(offer.rate, Rate(7));
+    let out = other.say(&mut desk, Said::Counter(Quote { rate: Rate(9), capacity_version: 0, ..offer }));
+    let Said::Counter(taken) = other.hear(&out) else { panic!() };
+    assert_eq!(taken.rate, Rate(9), "who offers more pays it");
+}
+
+#[test]
+fn a_farmers_own_prices_may_refuse_and_what_the_policy_refuses_is_not_asked_of_them() {
+    let mut refusing = desk(2, policy());
+    refusing.set_pricing(Some(Box::new(Says(Advice::Refuse))));
+    let mut hand = Hand::new(1, |_| {});
+    let said = hand.hear(&hand.first(&mut refusing));
+    assert_eq!(reason(&said), (true, Reason::Rule));
+    assert_eq!(Reason::Rule.to_string(), "a rule of the farm's owner refuses it: ask another farm");
+    let mut closed = desk(2, Policy { maintenance: true, ..policy() });
+    closed.set_pricing(Some(Box::new(Says(Advice::Rate(Rate(7))))));
+    let mut hand = Hand::new(1, |_| {});
+    let said = hand.hear(&hand.first(&mut closed));
+    assert_eq!(reason(&said), (true, Reason::Maintenance));
 }

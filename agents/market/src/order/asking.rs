@@ -11,7 +11,7 @@ use super::{
 };
 use crate::conversation::Conversation;
 use crate::rank::{Candidate, Demand as Search, Exclusion, rank};
-use crate::score::{Bid, Explain, NotTaken, Why, score};
+use crate::score::{Bid, Explain, NotTaken, Why, score_with};
 use crate::strategy::{All, Concession, Decision, Limits, Strategy as _, View};
 use crate::transcript::Transcript;
 
@@ -39,7 +39,7 @@ impl Order {
         let asked = self.draw(fits.iter().copied().filter(|(node, _)| !self.avoid.contains(node)).collect());
         for (node, _) in &fits {
             if !asked.contains(node) && !self.avoid.contains(node) {
-                self.why.insert(*node, vec![Why::NotAsked { limit: ASKED }]);
+                self.why.insert(*node, vec![Why::NotAsked { limit: ASKED, per_farmer: PER_FARMER }]);
             }
         }
         if asked.is_empty() {
@@ -175,7 +175,7 @@ impl Order {
         for (node, why) in not {
             self.not(node, why);
         }
-        self.queue = score(&bids, self.wish.weights, &self.wish.seed);
+        self.queue = score_with(&bids, self.wish.weights, &self.wish.seed, self.scoring.as_deref());
         self.try_next(now_ms, out);
     }
 

@@ -263,6 +263,20 @@ fn the_ledgers_no_ends_the_order_where_no_other_farm_helps() {
 }
 
 #[test]
+fn a_replaced_key_of_our_own_ends_the_order_and_a_farmers_only_its_offer() {
+    for (of, ends) in [(1, true), (2, false)] {
+        let mut scene = Scene::new(&[100, 100], wish());
+        let now = scene.choose(|_| {});
+        scene.propose(now);
+        scene.hear_all(now);
+        let bot = party(of).id();
+        let refusal = croft_protocol::KeyRefusal::Replaced { bot, key: bot, height: 9 };
+        scene.submitted_as(Err(Rejection::Key(refusal)), now);
+        assert_eq!(scene.done.is_some(), ends, "a key of party {of}");
+    }
+}
+
+#[test]
 fn a_round_ends_early_only_when_nobody_is_left_to_answer() {
     let mut scene = Scene::new(&[100, 100], Wish { opening_percent: 100, ..wish() });
     let replies = std::mem::take(&mut scene.replies);

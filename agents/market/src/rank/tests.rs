@@ -29,6 +29,7 @@ fn candidate(n: u8, cpu_price: u64) -> Candidate {
         addresses: vec!["192.0.2.1".to_owned()],
         taken_ports: BTreeSet::new(),
         contracts: 0,
+        draining: None,
         connected: Some(true),
     }
 }
@@ -84,6 +85,11 @@ fn every_reason_is_given_in_words_and_all_at_once() {
     assert_eq!(reasons(|c| c.addresses.clear(), |_| {}), ["it has no address to publish ports on"]);
     assert_eq!(reasons(|c| c.contracts = 256, |_| {}), ["it has 256 contracts, which is all it may have"]);
     assert_eq!(reasons(|c| c.connected = Some(false), |_| {}), ["it is not connected"]);
+    let draining = Some(croft_protocol::record::Draining { since_ms: 1, until_ms: None });
+    assert_eq!(
+        reasons(|c| c.draining = draining, |_| {}),
+        ["its farm empties it, and takes nothing new on it"]
+    );
     assert_eq!(
         reasons(|_| {}, |d| d.max_price = Some(Grains(999))),
         ["it costs 1 000 grains, the limit is 999 grains"]

@@ -32,6 +32,32 @@ fn a_price_near_all_grains_does_not_overflow() {
     assert_eq!((scored[0].price, scored[1].effective), (Grains(5), Grains(u64::MAX)));
 }
 
+#[derive(Debug)]
+struct Dislikes(&'static str, i64);
+
+impl Scoring for Dislikes {
+    fn surcharge(&self, bid: &Bid, _: u64) -> i64 {
+        if bid.name.as_str() == self.0 { self.1 } else { 0 }
+    }
+}
+
+#[test]
+fn an_owners_own_scoring_changes_the_order_and_no_price() {
+    let bids = [bid(1, 1000), bid(2, 1010)];
+    let order = |own: Dislikes| {
+        let scored = score_with(&bids, Weights::default(), &SEED, Some(&own));
+        scored.into_iter().map(|s| (s.name.to_string(), s.price.0, s.own_surcharge)).collect::<Vec<_>>()
+    };
+    let (one, two) = (("n1".to_owned(), 1000), ("n2".to_owned(), 1010));
+    assert_eq!(order(Dislikes("n3", 5)), [(one.0.clone(), 1000, 0), (two.0.clone(), 1010, 0)]);
+    assert_eq!(order(Dislikes("n1", 500)), [(two.0.clone(), 1010, 0), (one.0.clone(), 1000, 500)]);
+    assert_eq!(order(Dislikes("n2", i64::MIN)), [(two.0.clone(), 1010, i64::MIN), (one.0.clone(), 1000, 0)]);
+    let most = score_with(&bids[..1], Weights::default(), &SEED, Some(&Dislikes("n1", i64::MAX)));
+    assert_eq!(most[0].effective, Grains(1103 + i64::MAX as u64));
+    let explain = Explain { chosen: most.into_iter().next(), others: Vec::new() }.to_string();
+    assert!(explain.contains("  and 9223372036854775807 grains by your own scoring\n"), "{explain}");
+}
+
 #[test]
 fn equal_bids_are_ordered_by_the_buyers_seed_and_not_by_key() {
     let bids: Vec<Bid> = (1..=8).map(|n| bid(n, 1000)).collect();

@@ -34,6 +34,7 @@ fn node(n: u8) -> NodeId {
 struct Grid {
     now_ms: u64,
     up: [bool; NODES as usize],
+    draining: [bool; NODES as usize],
     contracts: BTreeMap<ContractId, Seen>,
     agreed: BTreeMap<Name, u32>,
     agreed_ms: BTreeMap<ContractId, u64>,
@@ -47,6 +48,7 @@ impl Grid {
         Self {
             now_ms: 1_000_000,
             up: [true; NODES as usize],
+            draining: [false; NODES as usize],
             contracts: BTreeMap::new(),
             agreed: BTreeMap::new(),
             agreed_ms: BTreeMap::new(),
@@ -64,7 +66,7 @@ impl Grid {
         let contracts = self.contracts.values();
         let contracts = contracts.filter(|s| Self::is_running(s) || asked.contains(&s.contract)).map(|s| {
             let at = usize::from(s.node.0[0]);
-            Seen { present: self.up[at], ..s.clone() }
+            Seen { present: self.up[at], draining: self.draining[at], ..s.clone() }
         });
         Facts { now_ms: self.now_ms, contracts: contracts.collect() }
     }
@@ -86,7 +88,10 @@ impl Grid {
 
     fn agree(&mut self, name: &Name, avoid: &BTreeSet<NodeId>) -> bool {
         let taken = self.contracts.values().any(|s| Self::is_running(s) && s.name == *name);
-        let free = (0..NODES).find(|n| self.up[usize::from(*n)] && !avoid.contains(&node(*n)));
+        let free = (0..NODES).find(|n| {
+            let at = usize::from(*n);
+            self.up[at] && !self.draining[at] && !avoid.contains(&node(*n))
+        });
         let (false, Some(free)) = (taken, free) else { return false };
         let times = self.agreed.entry(name.clone()).or_default();
         *times += 1;
@@ -97,6 +102,7 @@ impl Grid {
             node: node(free),
             state: ContractState::Approved,
             present: true,
+            draining: false,
             starts_ms: self.now_ms,
             covered_until_ms: self.now_ms,
             expires_ms: Some(self.now_ms + DURATION_MS),
@@ -273,6 +279,45 @@ fn a_node_that_stays_silent_is_replaced_first_and_closed_then() {
 }
 
 #[test]
+fn a_node_that_is_drained_is_left_at_once_but_not_before_there_is_another_one() {
+    let (mut grid, mut wanted) = (Grid::new(), wanted());
+    wanted.replicas = 1;
+    let standing = calm(&mut grid, Standing::default(), &wanted, 2);
+    let first = grid.running()[0].clone();
+    grid.draining[usize::from(first.node.0[0])] = true;
+    grid.pass(MIN_MS);
+    let (standing, acts) = pass(&mut grid, standing, &wanted, None, &[3]);
+    let Act::Order { avoid, reason, .. } = &acts[0] else { panic!("{acts:?}") };
+    assert_eq!(reason, "replica 0: its farm empties its node");
+    assert!(avoid.contains(&first.node));
+    assert_eq!(acts.len(), 1, "what runs runs on until its successor is there");
+    let standing = calm(&mut grid, standing, &wanted, 3);
+    let left = &grid.contracts[&first.contract];
+    assert_eq!(left.state, ContractState::Ended(EndReason::ClosedByUser), "by agreement, with a refund");
+    assert_eq!((grid.running().len(), standing.contracts().count() <= 2), (1, true));
+}
+
+#[test]
+fn a_drain_that_is_undone_or_beyond_the_limits_moves_nothing() {
+    let (mut grid, mut wanted) = (Grid::new(), wanted());
+    wanted.replicas = 1;
+    let standing = calm(&mut grid, Standing::default(), &wanted, 2);
+    let first = grid.running()[0].clone();
+    let at = usize::from(first.node.0[0]);
+    grid.draining[at] = true;
+    grid.pass(MIN_MS);
+    // The order fails, and the farm thinks again.
+    let (standing, _) = pass(&mut grid, standing, &wanted, None, &[0]);
+    grid.draining[at] = false;
+    let standing = calm(&mut grid, standing, &wanted, 60);
+    assert_eq!(grid.running().iter().map(|s| s.contract).collect::<Vec<_>>(), [first.contract]);
+    grid.draining[at] = true;
+    wanted.budget = Grains(1);
+    calm(&mut grid, standing, &wanted, 60);
+    assert_eq!(grid.running().iter().map(|s| s.contract).collect::<Vec<_>>(), [first.contract]);
+}
+
+#[test]
 fn who_recovers_in_time_is_not_replaced_and_a_late_order_is_closed() {
     let (mut grid, mut wanted) = (Grid::new(), wanted());
     wanted.replicas = 1;
@@ -404,6 +449,7 @@ fn names_of_others_are_left_alone() {
 enum Op {
     Pass { after_min: u64, crash_after: Option<u8>, luck: Vec<u8> },
     Flip(u8),
+    Drain(u8),
     Late,
 }
 
@@ -412,6 +458,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (1_u64..20, prop::option::of(0_u8..8), prop::collection::vec(0_u8..5, 1..5))
             .prop_map(|(after_min, crash_after, luck)| Op::Pass { after_min, crash_after, luck }),
         2 => (0..NODES).prop_map(Op::Flip),
+        1 => (0..NODES).prop_map(Op::Drain),
         1 => Just(Op::Late),
     ]
 }
@@ -431,6 +478,7 @@ proptest! {
         for op in ops {
             match op {
                 Op::Flip(n) => grid.up[usize::from(n)] ^= true,
+                Op::Drain(n) => grid.draining[usize::from(n)] ^= true,
                 Op::Late => if let Some((name, avoid)) = grid.late.pop() {
                     let called_off = !standing.slots.values().any(|s| s.ordering.as_ref().is_some_and(|o| o.name == name));
                     // Terms are void long before a contract could have been agreed, and have ended.
@@ -458,6 +506,7 @@ proptest! {
         }
         // Everything is well again, and in another period there is money.
         grid.up = [true; NODES as usize];
+        grid.draining = [false; NODES as usize];
         grid.late.clear();
         wanted.budget = Grains(1_000_000);
         let mut standing = calm(&mut grid, standing, &wanted, 240);

@@ -27,7 +27,7 @@ fn body(state: ContractState, ended_ms: u64) -> ContractBody {
     };
     let starts_ms = if state == ContractState::Agreed { 0 } else { START_MS };
     ContractBody {
-        signed: SignedTerms { terms, user: Signature([0; 64]), farmer: Signature([0; 64]) },
+        signed: SignedTerms { terms, user: Signature([0; 64]).into(), farmer: Signature([0; 64]).into() },
         state,
         agreed_ms: START_MS,
         starts_ms,

@@ -36,6 +36,8 @@ pub struct Facts<'a> {
     /// What the channel offers.
     pub offered: Option<&'a ReleaseBody>,
     pub journal: &'a Journal,
+    /// What the TPM says was confirmed here: the disk may be a copy from before.
+    pub floor: Option<ReleaseVersion>,
     /// Whether the offered release's boot file is here and whole.
     pub fetched: bool,
 }
@@ -77,6 +79,8 @@ pub enum Why {
     UpToDate,
     #[error("the release is older than the channel's minimum")]
     BelowMinimum,
+    #[error("the release is older than one that was confirmed on this machine, says its TPM")]
+    BelowFloor,
     #[error("the release was tried here and did not do")]
     GivenUp,
     #[error("the release is for others of the farm's nodes first")]
@@ -138,6 +142,10 @@ fn candidate(facts: &Facts<'_>) -> Result<Installed, Why> {
     }
     if facts.journal.floor(Some(running)).is_some_and(|floor| release.version <= floor) {
         return Err(Why::UpToDate);
+    }
+    // The same version may come again: whoever lost the disk lost the release with it.
+    if facts.floor.is_some_and(|floor| release.version < floor) {
+        return Err(Why::BelowFloor);
     }
     if release.version < channel.minimum {
         return Err(Why::BelowMinimum);

@@ -65,6 +65,7 @@ struct Situation {
     body: Option<u16>,
     halted: bool,
     confirmed: Option<u16>,
+    floor: Option<u16>,
     on_trial: bool,
     given_up: Option<u16>,
     fetched: bool,
@@ -89,6 +90,7 @@ impl Situation {
             body: Some(2),
             halted: false,
             confirmed: None,
+            floor: None,
             on_trial: false,
             given_up: None,
             fetched: true,
@@ -107,7 +109,7 @@ impl Situation {
             offered: self.offered.map(version),
             minimum: version(self.minimum),
         };
-        let trials = Trials { confirmed: 0, returned: 3 };
+        let trials = Trials { returned: 3, ..Trials::default() };
         let state = if self.halted {
             ReleaseState::Halted(Halt::Returns { trials })
         } else {
@@ -128,6 +130,7 @@ impl Situation {
             channel: Some(&channel),
             offered: body.as_ref(),
             journal: &journal,
+            floor: self.floor.map(version),
             fetched: self.fetched,
         })
     }
@@ -155,10 +158,10 @@ fn situation() -> impl Strategy<Value = Situation> {
     (
         (small(), 0_u64..200_000_000, 0_u64..700, prop::option::weighted(0.8, 0_u64..700)),
         (prop::option::weighted(0.9, policy()), 0_u16..4, small(), prop::bool::weighted(0.2)),
-        (small(), prop::bool::weighted(0.3), small(), any::<bool>(), any::<bool>()),
+        ((small(), small()), prop::bool::weighted(0.3), small(), any::<bool>(), any::<bool>()),
     )
         .prop_map(|((running, now_ms, up_s, well), (policy, minimum, offered, halted), rest)| {
-            let (confirmed, on_trial, given_up, fetched, other_body) = rest;
+            let ((confirmed, floor), on_trial, given_up, fetched, other_body) = rest;
             Situation {
                 running,
                 now_ms,
@@ -170,6 +173,7 @@ fn situation() -> impl Strategy<Value = Situation> {
                 body: if other_body { offered } else { given_up.or(offered) },
                 halted,
                 confirmed,
+                floor,
                 on_trial,
                 given_up,
                 fetched,
@@ -189,6 +193,7 @@ proptest! {
                 prop_assert_eq!(Some(of.version), s.offered.map(version));
                 prop_assert!(Some(of.version) > s.running.map(version), "never back or across");
                 prop_assert!(Some(of.version) > s.confirmed.map(version), "never below what was confirmed");
+                prop_assert!(Some(of.version) >= s.floor.map(version), "never below what the TPM knows");
                 prop_assert!(of.version >= version(s.minimum));
                 prop_assert_ne!(Some(of.version), s.given_up.map(version));
                 prop_assert!(of.id().stage_of(&node()) < policy.share_per_mille);
@@ -267,7 +272,7 @@ proptest! {
 #[test]
 fn each_thing_in_the_way_has_its_reason() {
     type Change = fn(&mut Situation);
-    let cases: [(Change, Why); 11] = [
+    let cases: [(Change, Why); 12] = [
         (|s| s.running = None, Why::NoVersion),
         (|s| s.policy = None, Why::NoPolicy),
         (|s| s.policy.as_mut().unwrap().hold = true, Why::Held),
@@ -276,6 +281,7 @@ fn each_thing_in_the_way_has_its_reason() {
         (|s| s.halted = true, Why::Halted),
         (|s| s.running = Some(2), Why::UpToDate),
         (|s| s.confirmed = Some(3), Why::UpToDate),
+        (|s| s.floor = Some(3), Why::BelowFloor),
         (|s| s.given_up = Some(2), Why::GivenUp),
         (|s| s.policy.as_mut().unwrap().share_per_mille = 0, Why::NotYetInShare),
         (
@@ -289,6 +295,8 @@ fn each_thing_in_the_way_has_its_reason() {
         change(&mut situation);
         assert_eq!(situation.decide(), Action::Stay(why));
     }
+    let lost = Situation { floor: Some(2), ..Situation::clear() };
+    assert_eq!(lost.decide(), Action::Try(installed(2)), "the disk that had it died");
     let absent = Situation { fetched: false, ..Situation::clear() };
     assert_eq!(absent.decide(), Action::Fetch(installed(2)));
     let ill = Situation { well_since_s: None, on_trial: true, ..Situation::clear() };
@@ -381,8 +389,29 @@ impl Files for Dying {
 }
 
 fn open(files: Arc<dyn Files>, dir: &Path, runs: &str) -> Result<(Upgrades, Start), UpgradeError> {
+    open_above(None, files, dir, runs)
+}
+
+fn open_above(
+    floor: Option<u16>,
+    files: Arc<dyn Files>,
+    dir: &Path,
+    runs: &str,
+) -> Result<(Upgrades, Start), UpgradeError> {
     let documents = Documents::open_on(files, &dir.join("journal"))?;
-    Upgrades::open_on(documents, &dir.join("files"), runs, None)
+    let teller = Teller::new(Places::default(), dir);
+    Upgrades::open_on(documents, &dir.join("files"), runs, (None, teller), floor.map(version))
+}
+
+#[tokio::test]
+async fn a_disk_from_before_does_not_bring_back_a_release_below_the_tpms_floor() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut upgrades, _) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
+    upgrades.change(|journal| journal.confirmed = Some(installed(2))).unwrap();
+    let start = |floor| open_above(floor, Arc::new(OsFiles), dir.path(), "1.1.0").unwrap().1;
+    assert_eq!(start(Some(3)), Start::Normal);
+    assert_eq!(start(Some(2)), Start::Resume(installed(2)));
+    assert_eq!(start(None), Start::Resume(installed(2)));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ fn owner() -> SecretKey {
 
 fn signed_join(key: &SecretKey, chain: &ChainId) -> SignedJoin {
     let join = Join { farm: FarmId(Hash([3; 32])), expires_ms: 1_900_000_000_000, nonce: [4; 16] };
-    SignedJoin { signature: key.sign(Domain::JOIN, chain, &join), join }
+    SignedJoin { signature: key.sign_as_bot(Domain::JOIN, chain, &join), join }
 }
 
 fn link(name: &str) -> LinkSettings {

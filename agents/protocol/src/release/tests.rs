@@ -66,12 +66,66 @@ fn a_share_of_nodes_is_near_what_it_says_and_other_for_each_release() {
     assert_ne!(one, two, "it is not always the same nodes that go first");
 }
 
+/// What farmers' nodes said, each farmer with (confirmed, returned), in any order of farmers.
+fn trials(rule: StopRule, farmers: &[(u64, u64)]) -> Trials {
+    let returned = Outcome::Returned { reason: String::new() };
+    let mut all = Trials::default();
+    for (confirmed, returns) in farmers {
+        let mut own = Tried::default();
+        for _ in 0..*confirmed {
+            (all, own) = all.count(own, &Outcome::Confirmed, rule).unwrap();
+        }
+        for _ in 0..*returns {
+            (all, own) = all.count(own, &returned, rule).unwrap();
+        }
+    }
+    all
+}
+
 #[test]
 fn a_rollout_stops_at_enough_returns_that_are_enough_of_the_trials() {
     let rule = StopRule { returns: 3, per_mille: 100 };
-    let stops = |confirmed, returned| rule.stops(Trials { confirmed, returned });
-    assert!(!stops(0, 2) && stops(0, 3) && stops(27, 3) && !stops(28, 3) && stops(28, 4));
-    assert!(rule.stops(Trials { confirmed: u64::MAX, returned: u64::MAX }), "nothing overflows");
+    let stops = |farmers: &[(u64, u64)]| rule.stops(trials(rule, farmers));
+    assert!(!stops(&[(0, 1), (0, 1)]) && stops(&[(0, 1), (0, 1), (0, 1)]));
+    // Three farmers of the same size: 3 of 30, then 3 of 33.
+    assert!(stops(&[(9, 1), (9, 1), (9, 1)]) && !stops(&[(10, 1), (10, 1), (10, 1)]));
+    let most = Trials {
+        confirmed: u64::MAX,
+        returned: u64::MAX,
+        counted: u64::MAX,
+        largest: Tried { confirmed: u64::MAX, returned: u64::MAX / 2 },
+    };
+    assert!(rule.stops(most), "nothing overflows");
+    assert_eq!(most.count(Tried::default(), &Outcome::Confirmed, rule), None);
+}
+
+#[test]
+fn one_farmer_alone_neither_stops_a_rollout_nor_keeps_a_bad_one_going() {
+    let rule = StopRule { returns: 3, per_mille: 100 };
+    let stops = |farmers: &[(u64, u64)]| rule.stops(trials(rule, farmers));
+    assert!(!stops(&[(0, 500)]), "whoever has it first must not keep all others from it");
+    assert!(!stops(&[(0, 500), (40, 0)]));
+    assert_eq!(trials(rule, &[(0, 500)]).counted, 2);
+    assert!(stops(&[(0, 500), (0, 1)]), "a second farmer bears him out");
+    // 10 of the others' 10 returned; 990 nodes that confirmed are no reason to go on.
+    assert!(stops(&[(990, 0), (0, 5), (0, 5)]));
+    assert!(!stops(&[(990, 0), (45, 2), (46, 1)]), "3 of 94 are too few of the others");
+    // A number of one is what a single node reaches.
+    let one = StopRule { returns: 1, per_mille: 1 };
+    assert!(one.stops(trials(one, &[(0, 1)])));
+}
+
+proptest::proptest! {
+    /// Whatever the nodes of one farmer say, two honest farmers decide as their own nodes bear out.
+    #[test]
+    fn a_farmer_of_any_size_can_t_decide_against_the_others(
+        confirmed in 0_u64..300, returned in 0_u64..300, others in 1_u64..40,
+    ) {
+        let rule = StopRule::default();
+        let stops = |farmers: &[(u64, u64)]| rule.stops(trials(rule, farmers));
+        proptest::prop_assert!(!stops(&[(confirmed, returned), (others, 0), (others, 0)]));
+        proptest::prop_assert!(stops(&[(confirmed, returned), (0, others + 1), (0, others + 1)]));
+    }
 }
 
 #[test]

@@ -67,6 +67,11 @@ impl Concerns {
             Body::Transfer(transfer) => {
                 self.bots.contains(&transfer.from) || self.bots.contains(&transfer.to)
             }
+            Body::Drain(drain) => self.nodes.contains(&drain.node),
+            Body::Reservation(reservation) => {
+                let held = &reservation.signed.reservation;
+                self.bots.contains(&held.user) || self.bots.contains(&held.farmer)
+            }
             _ => false,
         }
     }

@@ -148,19 +148,22 @@ async fn connect(
     to: PublicKey,
     service: Service,
 ) -> Result<(Call, SendStream, RecvStream), Failure> {
-    if !server.is_known(from).await? {
+    // Both are keys of connections: a bot that replaced its key is called under its present one.
+    let caller = server.identity(from).await?;
+    let called = server.identity(to).await?;
+    if !server.is_known(caller).await? {
         return Err(Failure::Quota {
             what: format!("{from} is neither a bot nor a node on this grid and may not call anybody"),
             remedy: "create it first with 'croft bot new'".to_owned(),
         });
     }
-    if !server.is_known(to).await? {
+    if !server.is_known(called).await? {
         return Err(Failure::Quota {
             what: format!("{to} is neither a bot nor a node on this grid and may not be called"),
             remedy: "check whom you call; a node can be called once it is registered".to_owned(),
         });
     }
-    let call = server.relays.begin(from, to, Instant::now())?;
+    let call = server.relays.begin(caller, called, Instant::now())?;
     let absent = || Failure::NotListening { key: to };
     let listener = server.presence.listener(&to, service).ok_or_else(absent)?;
     let (mut out, back) = timeout(ANSWER_TIME, listener.open())

@@ -355,7 +355,7 @@ impl Clients {
 
     fn register(wall_ms: u64, model: &MemoryLedger) -> Command {
         let join = Join { farm: farm(), expires_ms: wall_ms * 2, nonce: [1; 16] };
-        let signature = farmer().sign(Domain::JOIN, &model.chain(), &join);
+        let signature = farmer().sign_as_bot(Domain::JOIN, &model.chain(), &join);
         let node = NodeBody {
             farm: farm(),
             name: name("n1"),
@@ -394,8 +394,10 @@ impl Clients {
             nonce: Hash::of("sim/nonce", &self.nonce).0[..16].try_into().unwrap_or_default(),
         };
         let chain = model.chain();
-        let (by_user, by_farmer) =
-            (user().sign(Domain::TERMS, &chain, &terms), farmer().sign(Domain::TERMS, &chain, &terms));
+        let (by_user, by_farmer) = (
+            user().sign_as_bot(Domain::TERMS, &chain, &terms),
+            farmer().sign_as_bot(Domain::TERMS, &chain, &terms),
+        );
         Command::Agree(Box::new(SignedTerms { terms, user: by_user, farmer: by_farmer }))
     }
 

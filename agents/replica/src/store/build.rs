@@ -330,11 +330,14 @@ impl Builder {
                 StateKey::Escrow(_) => {
                     held += u128::from(decoded::<Escrow>("an escrow", value.value())?.held().0);
                 }
+                StateKey::HeldFee(_) => held += u128::from(decoded::<Grains>("a fee", value.value())?.0),
                 StateKey::Supply => supply = Some(decoded::<Grains>("the supply", value.value())?),
                 _ => {}
             }
         }
-        let allocated: u128 = self.genesis.allocations.iter().map(|one| u128::from(one.grains.0)).sum();
+        let faucet = self.genesis.faucet.as_ref().map_or(0, |faucet| u128::from(faucet.fund.0));
+        let allocated: u128 =
+            self.genesis.allocations.iter().map(|one| u128::from(one.grains.0)).sum::<u128>() + faucet;
         match supply {
             Some(supply) if u128::from(supply.0) == held && held == allocated => Ok(()),
             _ => Err(wrong(format!(

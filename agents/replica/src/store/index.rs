@@ -63,6 +63,8 @@ pub(super) enum Part {
     BotsByRole = 17,
     /// Capability and a zero byte.
     BotsByCapability = 18,
+    /// User or farmer.
+    ReservationsOf = 19,
 }
 
 /// Resources by which nodes are ordered.
@@ -94,6 +96,7 @@ pub(super) enum Entry {
     Contract(ContractEntry),
     Recipe(RecipeEntry),
     Bot(BotEntry),
+    Reservation(ReservationEntry),
 }
 
 /// Of a bot that has a profile; found under the profile's id.
@@ -135,6 +138,12 @@ pub(super) struct RecipeEntry {
     pub(super) withdrawn: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(super) struct ReservationEntry {
+    pub(super) user: BotId,
+    pub(super) farmer: BotId,
+}
+
 impl Entry {
     /// The entry of the latest version of a thing; `None` for kinds that have none. `free` is asked for nodes.
     fn of(
@@ -168,6 +177,10 @@ impl Entry {
                 capabilities: profile.capabilities.clone(),
                 description: profile.description.clone(),
             }),
+            Body::Reservation(body) => {
+                let held = &body.signed.reservation;
+                Self::Reservation(ReservationEntry { user: held.user, farmer: held.farmer })
+            }
             _ => return Ok(None),
         }))
     }
@@ -219,6 +232,11 @@ impl Entry {
                     add(Part::BotsByCapability, &[one.as_str().as_bytes(), &[0]]);
                 }
             }
+            Self::Reservation(reservation) => {
+                for party in [&reservation.user, &reservation.farmer] {
+                    add(Part::ReservationsOf, &[&party.0]);
+                }
+            }
         }
         keys
     }
@@ -251,7 +269,16 @@ fn keys_of_record(record: &Record) -> BTreeSet<Vec<u8>> {
 }
 
 fn is_indexed(kind: Kind) -> bool {
-    matches!(kind, Kind::Farm | Kind::Node | Kind::Contract | Kind::Transfer | Kind::Recipe | Kind::Profile)
+    matches!(
+        kind,
+        Kind::Farm
+            | Kind::Node
+            | Kind::Contract
+            | Kind::Transfer
+            | Kind::Recipe
+            | Kind::Profile
+            | Kind::Reservation
+    )
 }
 
 struct Writer<'t> {

@@ -116,6 +116,7 @@ fn plans_of(query: &Query) -> Vec<Plan> {
         Query::Transfers { of } => vec![flat(all(Part::TransfersOf, &[&of.0]))],
         Query::Recipes { author: Some(author) } => vec![flat(all(Part::RecipesOf, &[&author.0, &[0]]))],
         Query::Recipes { author: None } => vec![flat(all(Part::Recipes, &[&[0]]))],
+        Query::Reservations { of } => vec![flat(all(Part::ReservationsOf, &[&of.0]))],
         Query::Bots(BotQuery { text: _, role, capability }) => {
             let mut plans = Vec::new();
             let of = |one: &Name| flat(all(Part::BotsByCapability, &[one.as_str().as_bytes(), &[0]]));
@@ -329,6 +330,7 @@ impl Search<'_> {
             (Query::Bots(query), Entry::Bot(bot)) => {
                 query.matches(&bot.name, &bot.roles, &bot.capabilities, &bot.description)
             }
+            (Query::Reservations { of }, Entry::Reservation(held)) => held.user == *of || held.farmer == *of,
             _ => return Err(StoreError::damaged(format!("the index entry of {id:?} is of another kind"))),
         })
     }
@@ -392,6 +394,7 @@ fn kind_of(query: &Query) -> Kind {
         Query::Transfers { .. } => Kind::Transfer,
         Query::Recipes { .. } => Kind::Recipe,
         Query::Bots(_) => Kind::Profile,
+        Query::Reservations { .. } => Kind::Reservation,
     }
 }
 

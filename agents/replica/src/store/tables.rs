@@ -11,7 +11,7 @@ use super::StoreError;
 pub(super) const FORMAT: u32 = 4;
 
 /// Version of [`INDEX`] and [`ENTRIES`]. They are made anew in a file that has another one or none.
-pub(super) const INDEX_VERSION: u32 = 3;
+pub(super) const INDEX_VERSION: u32 = 4;
 
 /// [`META_FORMAT`], [`META_CHAIN`], [`META_GENESIS`], [`META_BASE`], [`META_PROOFS`], [`META_TIP`],
 /// [`META_MAP`], [`META_INDEX`].

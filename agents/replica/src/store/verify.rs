@@ -299,7 +299,8 @@ impl Books {
 }
 
 fn supply_of(genesis: &Genesis) -> Option<Grains> {
-    let grains = genesis.allocations.iter().map(|allocation| allocation.grains);
+    let faucet = genesis.faucet.iter().map(|faucet| faucet.fund);
+    let grains = genesis.allocations.iter().map(|allocation| allocation.grains).chain(faucet);
     grains.into_iter().try_fold(Grains::ZERO, Grains::checked_add)
 }
 

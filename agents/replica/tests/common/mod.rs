@@ -118,7 +118,7 @@ impl Files {
 
     pub fn register(&self) -> Command {
         let join = Join { farm: self.farm(), expires_ms: now_ms() + 3_600_000, nonce: [1; 16] };
-        let signature = self.farmer.sign(Domain::JOIN, &self.chain, &join);
+        let signature = self.farmer.sign_as_bot(Domain::JOIN, &self.chain, &join);
         let node = NodeBody {
             farm: self.farm(),
             name: name("n1"),
@@ -155,8 +155,8 @@ impl Files {
     }
 
     pub fn agree(&self, terms: Terms) -> Command {
-        let user = self.user.sign(Domain::TERMS, &self.chain, &terms);
-        let farmer = self.farmer.sign(Domain::TERMS, &self.chain, &terms);
+        let user = self.user.sign_as_bot(Domain::TERMS, &self.chain, &terms);
+        let farmer = self.farmer.sign_as_bot(Domain::TERMS, &self.chain, &terms);
         Command::Agree(Box::new(SignedTerms { terms, user, farmer }))
     }
 

@@ -75,8 +75,10 @@ impl Verified {
     /// # Errors
     /// As [`Self::peer`].
     pub async fn peer_for(&self, to: PublicKey, service: Service) -> Result<PeerStream, VerifiedError> {
+        // A bot is known by its first key and shows its present one.
+        let key = self.present_key(to).await?;
         let call = |member: Arc<Member>| async move {
-            match member.client().peer_for(to, service).await {
+            match member.client().peer_for(key, service).await {
                 Err(error @ ClientError::Failed { failure: Failure::NotListening { .. }, .. }) => {
                     Ok(Err(error))
                 }

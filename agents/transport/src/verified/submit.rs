@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_protocol::release::ReleaseState;
+use croft_protocol::reservation::ReservationState;
 use croft_protocol::state::Account;
 use croft_protocol::{
     Body, Command, CommandBody, ContractState, FarmId, PublicKey, Record, RecordId, Rejection, ReleaseId,
@@ -73,7 +74,7 @@ impl Verified {
         expires_after: u64,
     ) -> Result<Final, VerifiedError> {
         let _one_at_a_time = self.inner.submitting.lock().await;
-        let author = key.public();
+        let author = key.id();
         let mut signed = 0;
         loop {
             let (height, account) = self.account_from(0, author).await?;
@@ -182,7 +183,7 @@ impl Verified {
             Err(error @ ClientError::Rejected { .. }) => {
                 let error = VerifiedError::from(error);
                 // It may be the same command that another replica took: then the ledger shows it.
-                if !(fate.uncertain && is_sequence(&error)) {
+                if !(fate.uncertain && may_be_its_own(command, &error)) {
                     // One replica may lie or be behind: two that agree will do.
                     if fate.rejected.is_some() || self.inner.members.count() == 1 {
                         return Ok(Some(Err(error)));
@@ -266,6 +267,12 @@ fn done(command: &SignedCommand, height: Option<u64>, proved_at: u64) -> Final {
     Final { sequence: command.body.sequence, height, proved_at }
 }
 
+/// Whether a refusal says no more than that the same command is on the ledger already.
+fn may_be_its_own(command: &SignedCommand, error: &VerifiedError) -> bool {
+    let replaced = matches!(error.rejection(), Some(Rejection::Key(_)));
+    is_sequence(error) || replaced && matches!(command.body.command, Command::RotateKey(_))
+}
+
 fn is_sequence(error: &VerifiedError) -> bool {
     matches!(error.rejection(), Some(Rejection::Sequence { .. }))
 }
@@ -308,6 +315,10 @@ fn touched(command: &Command, author: &PublicKey, sequence: u64) -> Option<Recor
         }
         Command::UpdateBot(_) => RecordId::profile(author),
         Command::Fund { .. } => RecordId::funding(author, sequence),
+        Command::AnnounceReservation(announcement) => RecordId::reservation(&announcement.terms.id()),
+        Command::ClaimReservation { contract } => RecordId::reservation(contract),
+        Command::DrainNode { node, .. } | Command::ReopenNode { node } => RecordId::drain(node),
+        Command::RotateKey(_) => RecordId::keys(author),
     })
 }
 
@@ -321,7 +332,9 @@ fn effect(command: &Command, author: &PublicKey, record: &Record) -> bool {
         (Command::RegisterNode { node, .. }, Body::Node(is)) => {
             *node == croft_protocol::record::NodeBody { trust: node.trust, ..is.clone() }
         }
-        (Command::Agree(_), Body::Contract(_)) => true,
+        (Command::Agree(_), Body::Contract(_)) | (Command::AnnounceReservation(_), Body::Reservation(_)) => {
+            true
+        }
         (Command::Approve { approve, .. }, Body::Approval(is)) => is.approved == *approve,
         (Command::Close { .. }, Body::Contract(is)) => matches!(is.state, ContractState::Ended(_)),
         (Command::Report(report), Body::Report(is)) => {
@@ -333,6 +346,14 @@ fn effect(command: &Command, author: &PublicKey, record: &Record) -> bool {
         (Command::Fund { contract, amount }, Body::Funding(is)) => {
             (is.contract, is.amount) == (*contract, *amount)
         }
+        (Command::ClaimReservation { .. }, Body::Reservation(is)) => {
+            matches!(is.state, ReservationState::Claimed | ReservationState::Lapsed)
+        }
+        (Command::DrainNode { until_ms, .. }, Body::Drain(is)) => {
+            is.draining.is_some_and(|is| is.until_ms == *until_ms)
+        }
+        (Command::ReopenNode { .. }, Body::Drain(is)) => is.draining.is_none(),
+        (Command::RotateKey(link), Body::Keys(is)) => is.changes.iter().any(|change| change.link == **link),
         (Command::SetValidators(change), Body::Validators(is)) => change.change.validators == *is,
         (Command::SetReleaseKeys(change), Body::ReleaseKeys(is)) => change.change.keys == *is,
         (Command::PublishRelease(signed), Body::Release(is)) => signed.release == is.signed.release,

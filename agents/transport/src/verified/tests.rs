@@ -50,6 +50,37 @@ async fn a_value_is_proved_and_the_newest_header_is_known_from_then_on() {
 }
 
 #[tokio::test]
+async fn who_holds_a_key_is_proved_and_asked_anew_each_time() {
+    let ledger = grid();
+    let fake = Fake::honest(1, &ledger);
+    let verified = client(&ledger, &[&fake]);
+    let (user, node) = ledger.with(|scenario| (scenario.user.clone(), scenario.node.public()));
+    let id = user.public();
+    assert_eq!(verified.identity_of(id).await.unwrap(), id);
+    assert_eq!(verified.owner_of(id).await.unwrap().1.changes, []);
+
+    let new = scenario_key(90);
+    let height = ledger.with(|scenario| {
+        let link = croft_protocol::identity::Link::sign(&user, &new, &scenario.ledger.chain());
+        scenario.ledger.submit(&user, Command::RotateKey(Box::new(link))).unwrap();
+        scenario.ledger.tip().header.height
+    });
+    assert_eq!(verified.identity_of(new.public()).await.unwrap(), id);
+    assert_eq!(verified.present_key(id).await.unwrap(), new.public());
+    assert_eq!(verified.owner_of(new.public()).await.unwrap().0, id);
+    verified.check_key(id, new.public()).await.unwrap();
+    let replaced = KeyRefusal::Replaced { bot: id, key: id, height };
+    for refused in [verified.identity_of(id).await.map(drop), verified.check_key(id, id).await] {
+        assert!(matches!(&refused, Err(VerifiedError::Key(why)) if *why == replaced), "{refused:?}");
+    }
+    let alone = verified.check_key(new.public(), new.public()).await.unwrap_err();
+    assert!(matches!(alone, VerifiedError::Key(KeyRefusal::Follows { bot, .. }) if bot == id), "{alone}");
+    let foreign = verified.check_key(node, new.public()).await.unwrap_err();
+    assert!(matches!(foreign, VerifiedError::Key(KeyRefusal::Foreign { .. })), "{foreign}");
+    assert_eq!(verified.identity_of(node).await.unwrap(), node);
+}
+
+#[tokio::test]
 async fn several_replicas_are_kept_connected_but_no_more_than_three() {
     let ledger = grid();
     let fakes: Vec<Fake> = (1..=5).map(|seed| Fake::honest(seed, &ledger)).collect();

@@ -2,7 +2,7 @@
 //!
 //! With `console=tty0` the kernel prints on whatever console is in the foreground, over the picture. So its messages are
 //! sent to the second console, which Alt-F2 shows (TIOCLINUX(2const), `TIOCL_SETKMSGREDIRECT`), and back when the picture
-//! ends, so that the reason of a restart is seen. They stay on the serial line and in the ring buffer all the while.
+//! ends, so that the reason of a restart is seen. PID 1 does both. They stay on the serial line and in the ring buffer all the while.
 
 use croft_screen::Size;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,7 +26,7 @@ const PENDING_MAX_BYTES: usize = 2 << 20;
 pub(super) struct Console {
     terminal: OwnedFd,
     /// Kept open: a console that nobody holds is given up, and its messages with it.
-    kernel_log: Option<OwnedFd>,
+    _kernel_log: Option<OwnedFd>,
     pending: Vec<u8>,
 }
 
@@ -35,11 +35,7 @@ impl Console {
     pub(super) fn open() -> Option<Self> {
         let terminal = open(Path::new(PICTURE)).ok()?;
         let kernel_log = open(Path::new(KERNEL_LOG)).ok();
-        let console = Self::of(terminal, kernel_log)?;
-        if console.kernel_log.is_some() {
-            redirect(console.as_fd(), SECOND);
-        }
-        Some(console)
+        Self::of(terminal, kernel_log)
     }
 
     fn of(terminal: OwnedFd, kernel_log: Option<OwnedFd>) -> Option<Self> {
@@ -47,7 +43,7 @@ impl Console {
         let mut mode = tcgetattr(&terminal).ok()?;
         mode.make_raw();
         tcsetattr(&terminal, OptionalActions::Now, &mode).ok()?;
-        Some(Self { terminal, kernel_log, pending: Vec::new() })
+        Some(Self { terminal, _kernel_log: kernel_log, pending: Vec::new() })
     }
 
     pub(super) fn size(&self) -> Size {
@@ -104,6 +100,14 @@ impl AsFd for Console {
 fn open(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// The kernel prints on the second console from now on. By PID 1, since it takes a capability that the picture does not
+/// have. Nothing where there is no console.
+pub(super) fn give_to_picture() {
+    if let (Ok(terminal), Ok(_allocated)) = (open(Path::new(PICTURE)), open(Path::new(KERNEL_LOG))) {
+        redirect(terminal.as_fd(), SECOND);
+    }
 }
 
 /// The kernel prints on the console in the foreground again. For whoever ends the machine, too: the picture may be gone

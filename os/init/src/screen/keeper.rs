@@ -1,7 +1,10 @@
 //! PID 1's hold on the screen's process: started early, started again a few times, never waited for.
 
+use crate::child;
 use crate::log::{Level, Log};
+use crate::privileges;
 use crate::supervisor::{End, Time};
+use crate::syscalls;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -40,13 +43,10 @@ impl Keeper {
         let mut command = Command::new("/init");
         // Its own group: signals to node's are not for it.
         command.arg(FLAG).env_clear().current_dir("/").stdin(Stdio::null()).process_group(0);
-        #[allow(unsafe_code, reason = "the signal mask can only be lifted between fork and exec")]
-        // SAFETY: the closure makes one system call on a set on its own stack, which is safe after a fork.
-        unsafe {
-            command.pre_exec(|| {
-                nix::sys::signal::SigSet::empty().thread_set_mask().map_err(std::io::Error::from)
-            });
-        }
+        let capabilities = privileges::of(privileges::SCREEN);
+        // What node may not do, a picture need not either.
+        child::limit(&mut command, child::Limits { capabilities, filter: syscalls::not_for_node() });
+        super::console::give_to_picture();
         self.state = match command.spawn() {
             Ok(child) => State::Runs { pid: i32::try_from(child.id()).unwrap_or(0) },
             Err(error) => {

@@ -322,13 +322,16 @@ fn late_messages_of_a_node_that_stops_change_nothing() {
 }
 
 #[test]
-fn a_kernel_that_node_asks_for_is_loaded_first_and_then_the_machine_ends_in_order() {
+fn a_kernel_is_loaded_first_and_the_machine_ends_in_order_only_when_node_asks_again() {
     let (mut bench, pid) = Bench::running();
     let kernel: PathBuf = "/run/croft/kernel/release.efi".into();
-    let actions = bench.give(Input::Message(Message::Kexec(kernel.clone())));
+    let actions = bench.give(Input::Message(Message::Load(kernel.clone())));
     assert!(actions.contains(&Action::LoadKernel(kernel.clone())), "{actions:?}");
-    assert!(!actions.iter().any(|action| matches!(action, Action::SignalNode { .. })), "nothing ends yet");
-    let actions = bench.give(Input::Loaded { kernel, refused: None });
+    let ends = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::SignalNode { .. }));
+    assert!(!ends(&actions), "nothing ends yet");
+    let actions = bench.give(Input::Loaded { kernel: kernel.clone(), refused: None });
+    assert!(!ends(&actions), "node has to say what it does in between: {actions:?}");
+    let actions = bench.give(Input::Message(Message::Kexec(kernel)));
     assert!(actions.contains(&Action::SignalNode { pid, signal: Signal::Terminate }), "{actions:?}");
     bench.give(Input::Ended { pid, end: End::Exited(0) });
     bench.give(Input::NoProcessLeft);
@@ -341,13 +344,26 @@ fn a_kernel_that_node_asks_for_is_loaded_first_and_then_the_machine_ends_in_orde
 fn a_kernel_that_is_refused_ends_nothing() {
     let (mut bench, _) = Bench::running();
     let kernel: PathBuf = "/run/croft/kernel/release.efi".into();
-    bench.give(Input::Message(Message::Kexec(kernel.clone())));
-    let actions = bench.give(Input::Loaded { kernel, refused: Some("it is no bootable kernel".into()) });
-    let said = actions.iter().any(|action| {
-        matches!(action, Action::Log { level: Level::Error, text }
-            if text == "croft: /run/croft/kernel/release.efi can't be booted: it is no bootable kernel")
-    });
-    assert!(said, "{actions:?}");
-    assert!(bench.supervisor.healthy(bench.now));
-    assert!(!actions.iter().any(|action| matches!(action, Action::SignalNode { .. } | Action::Finish(_))));
+    bench.give(Input::Message(Message::Load(kernel.clone())));
+    let actions = bench
+        .give(Input::Loaded { kernel: kernel.clone(), refused: Some("it is no bootable kernel".into()) });
+    let said = |actions: &[Action], expected: &str| {
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::Log { level: Level::Error, text } if text == expected))
+    };
+    let refused = "croft: /run/croft/kernel/release.efi can't be booted: it is no bootable kernel";
+    assert!(said(&actions, refused), "{actions:?}");
+    // Nor does it help to ask for it all the same, or for another one than was loaded.
+    for loaded in [None, Some("/run/croft/kernel/other.efi")] {
+        if let Some(other) = loaded {
+            bench.give(Input::Loaded { kernel: other.into(), refused: None });
+        }
+        let actions = bench.give(Input::Message(Message::Kexec(kernel.clone())));
+        let other = "croft: /run/croft/kernel/release.efi is not the kernel that was loaded: nothing ends";
+        assert!(said(&actions, other), "{actions:?}");
+        assert!(bench.supervisor.healthy(bench.now));
+        let ends = |action: &Action| matches!(action, Action::SignalNode { .. } | Action::Finish(_));
+        assert!(!actions.iter().any(ends), "{actions:?}");
+    }
 }

@@ -55,7 +55,7 @@ fn boot_config() -> String {
     let owner = SecretKey::from_seed(&[7; 32]);
     let chain = ChainId(Hash([1; 32]));
     let join = Join { farm: FarmId(Hash([2; 32])), expires_ms: u64::MAX, nonce: [3; 16] };
-    let signature = owner.sign(Domain::JOIN, &chain, &join);
+    let signature = owner.sign_as_bot(Domain::JOIN, &chain, &join);
     let name = |text: &str| Name::new(text).unwrap();
     BootConfig {
         grid: GridPin {
@@ -167,4 +167,70 @@ async fn a_machine_without_a_cable_still_shows_who_it_is() {
     photograph(&machine, "5-no-cable.png").await;
     machine.set_link("lan", true).await.unwrap();
     machine.serial().wait_for("dhcp lease", LIMIT).await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Keys for a text; QEMU names those that are no letters or digits.
+fn keys(text: &str) -> Vec<String> {
+    let name = |character: char| match character {
+        '-' => "minus".to_owned(),
+        '.' => "dot".to_owned(),
+        other => other.to_string(),
+    };
+    text.chars().map(name).chain(["ret".to_owned()]).collect()
+}
+
+/// Presses keys one after the other, each once the monitor shows what came of the one before: a busy machine loses keys.
+async fn press_each<K: AsRef<str>>(machine: &Machine, keys: impl IntoIterator<Item = K>) {
+    for key in keys {
+        let before = machine.picture().await.unwrap();
+        machine.press(&[key.as_ref()]).await.unwrap();
+        until(machine, "what a key does", |picture| (picture != &before).then_some(())).await;
+    }
+}
+
+/// The magic of ext4, in its first superblock.
+fn has_ext4(disk: &Path) -> bool {
+    std::fs::read(disk).unwrap()[1080..1082] == [0x53, 0xef]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_menu_wipes_a_disk_only_after_its_serial_number_was_typed_and_gives_a_card_an_address() {
+    let (state, Some(image)) = (tempfile::tempdir().unwrap(), image()) else { return };
+    let profile = Profile::parse(PROFILE, Path::new("test")).unwrap();
+    let old = state.path().join("old.raw");
+    std::fs::File::create(&old).unwrap().set_len(64 << 20).unwrap();
+    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&old).status();
+    assert!(made.unwrap().success() && has_ext4(&old));
+    let boot = Boot::image(profile, &image, state.path()).boot_file(boot_config());
+    let mut machine = boot.start().await.unwrap_or_else(|error| panic!("{error}"));
+    machine.serial().wait_for("croft: stage 11/11 reconcile: ok", LIMIT).await.unwrap();
+
+    // The disk that the node uses can't be chosen; it is the second one.
+    press_each(&machine, ["f1", "2", "2"]).await;
+    photograph(&machine, "6-disk-in-use.png").await;
+    press_each(&machine, ["1"]).await;
+    press_each(&machine, keys("croft-sata-1")).await;
+    photograph(&machine, "7-wrong-serial.png").await;
+    assert!(has_ext4(&old), "the wrong serial number wipes nothing");
+    press_each(&machine, keys("croft-sata-0")).await;
+    let wiped = machine.serial().wait_for("wiped by a person at the machine", LIMIT).await;
+    assert!(wiped.unwrap_or_else(|error| panic!("{error}")).text.contains("sda"));
+    machine.serial().wait_for("order of a person at the machine", LIMIT).await.unwrap();
+    photograph(&machine, "8-wiped.png").await;
+    assert!(!has_ext4(&old), "it is empty now");
+
+    press_each(&machine, ["ret", "f1", "1", "1"]).await;
+    for line in ["10.0.2.77", "24", "10.0.2.2", "", ""] {
+        press_each(&machine, keys(line)).await;
+    }
+    photograph(&machine, "9-settings.png").await;
+    press_each(&machine, ["down", "ret"]).await;
+    let told = machine.serial().wait_for("order of a person at the machine", LIMIT).await;
+    let told = told.unwrap_or_else(|error| panic!("{error}")).text;
+    assert!(told.contains("eth0 has new settings until the machine restarts"), "{told}");
+    let set = machine.serial().wait_for("address set", LIMIT).await;
+    let set = set.unwrap_or_else(|error| panic!("{error}")).text;
+    assert!(set.contains("10.0.2.77/24"), "{set}");
+    photograph(&machine, "10-new-address.png").await;
+    machine.kill().await.unwrap();
 }

@@ -8,6 +8,7 @@
 //! everywhere. What a loader passes as command line is not heard: whoever can edit a boot entry must not be able to
 //! name another init. Must never hand out a file whose configuration does not hold what was asked for.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
 use super::build::{self, REVISION};
+use super::microcode::{self, Microcode};
 use super::{Flavor, Options, Recipe, kernel_cache, source};
 use crate::repo;
 
@@ -35,24 +37,50 @@ pub(crate) const COMMAND_LINE: [&str; 7] = [
 const COMMAND_LINE_BYTES: usize = 2_047;
 /// Name inside the objects: no path of this machine gets into the file.
 const INITRAMFS: &str = "croft.cpio.zst";
+/// Folder of the microcode inside the objects, and the same as seen from the source, which is how Kconfig wants it.
+const MICROCODE: &str = "croft-microcode";
+const MICROCODE_FROM_SOURCE: &str = "../node/croft-microcode";
+/// Where the distribution keeps firmware; `CROFT_FIRMWARE` names another.
+const FIRMWARE: &str = "/lib/firmware";
 
-/// Makes the boot file of an initramfs (zstd over cpio), or finds it where the same was made before.
+/// In the objects of a boot file that was linked: the key of their kernel.
+const LINKED: &str = ".croft-linked";
+
+/// Makes the boot file of an initramfs (zstd over cpio), or finds it where the same was made before. With `keep_work` the
+/// linked objects stay for the next one, which then takes a quarter of the time.
 ///
 /// # Errors
 /// When the kernel can't be linked, or would not hold what was asked for.
-pub(crate) fn make(initramfs: &Path, command_line: &[String]) -> Result<PathBuf> {
+pub(crate) fn make(
+    initramfs: &Path,
+    command_line: &[String],
+    microcode_kb: u32,
+    keep_work: bool,
+) -> Result<PathBuf> {
     let command_line = checked(command_line)?;
     let recipe = Recipe::read(Flavor::Node, &Options::default())?;
     let content = fs::read(initramfs).with_context(|| format!("can't read {}", initramfs.display()))?;
-    let file = repo::cache()?.join("boot").join(format!("{}.efi", key(&recipe, &content, &command_line)));
+    let folder = env::var_os("CROFT_FIRMWARE").map_or_else(|| FIRMWARE.into(), PathBuf::from);
+    let microcode = microcode::collect(&folder, u64::from(microcode_kb) * 1_000)?;
+    eprintln!("kernel node: {}", microcode.describe(&folder));
+    let key = key(&recipe, &content, &command_line, &microcode);
+    let file = repo::cache()?.join("boot").join(format!("{key}.efi"));
     if file.is_file() {
+        if !keep_work {
+            build::remove_work()?;
+        }
         return Ok(file);
     }
+    // Without the headers the relinked kernel would quietly lose what the plugins give.
+    build::require(&recipe)?;
     let lock = build::lock()?;
     let tree = source::unpack(&recipe.source)?;
     let objects = restore(&recipe, &tree)?;
     fs::write(objects.join(INITRAMFS), &content).context("can't write the initramfs beside the objects")?;
-    configure(&tree, &objects, &command_line)?;
+    let place = objects.join(MICROCODE);
+    build::remove_dir(&place)?;
+    microcode.write(&place).with_context(|| format!("can't write {}", place.display()))?;
+    configure(&tree, &objects, &command_line, &microcode)?;
     eprintln!("kernel node: linking the boot file (about a minute)");
     repo::capture(build::make(&tree, &objects).args(["-s", &format!("-j{}", build::jobs(None)), "bzImage"]))?;
     let parent = file.parent().unwrap_or(Path::new("."));
@@ -61,9 +89,13 @@ pub(crate) fn make(initramfs: &Path, command_line: &[String]) -> Result<PathBuf>
     fs::copy(objects.join("arch/x86/boot/bzImage"), &partial)
         .with_context(|| format!("can't write {}", partial.display()))?;
     fs::rename(&partial, &file).with_context(|| format!("can't rename {}", partial.display()))?;
+    forget_old(parent, &file)?;
+    if keep_work {
+        fs::write(objects.join(LINKED), recipe.key()).context("can't mark the linked objects")?;
+        return Ok(file);
+    }
     // What is left is configured for this one file: the archive has what the next one starts from.
     build::remove_dir(&objects)?;
-    forget_old(parent, &file)?;
     drop(lock);
     build::remove_work()?;
     Ok(file)
@@ -104,9 +136,12 @@ fn checked(arguments: &[String]) -> Result<String> {
     Ok(line)
 }
 
-fn key(recipe: &Recipe, initramfs: &[u8], command_line: &str) -> String {
+fn key(recipe: &Recipe, initramfs: &[u8], command_line: &str, microcode: &Microcode) -> String {
     let mut hash = Sha256::new();
-    for part in [REVISION.as_bytes(), recipe.key().as_bytes(), initramfs, command_line.as_bytes()] {
+    let key = recipe.key();
+    let parts = [REVISION.as_bytes(), key.as_bytes(), initramfs, command_line.as_bytes()];
+    let blobs = microcode.blobs.iter().flat_map(|blob| [blob.name.as_bytes(), &blob.bytes]);
+    for part in parts.into_iter().chain(blobs) {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -116,6 +151,12 @@ fn key(recipe: &Recipe, initramfs: &[u8], command_line: &str) -> String {
 /// The objects of the node's kernel at the one place where make believes them.
 fn restore(recipe: &Recipe, tree: &Path) -> Result<PathBuf> {
     let objects = build::objects(recipe)?;
+    let linked = objects.join(LINKED);
+    if fs::read_to_string(&linked).is_ok_and(|key| key == recipe.key()) {
+        // Whoever breaks off from here on leaves objects that nobody believes.
+        fs::remove_file(&linked).with_context(|| format!("can't remove {}", linked.display()))?;
+        return Ok(objects);
+    }
     let archive = archive(recipe)?;
     if !archive.is_file() {
         eprintln!("kernel node: its objects are not here: building them once");
@@ -152,15 +193,19 @@ fn archive(recipe: &Recipe) -> Result<PathBuf> {
 }
 
 /// Asks for initramfs and command line, and checks that they were granted.
-fn configure(tree: &Path, objects: &Path, command_line: &str) -> Result<()> {
+fn configure(tree: &Path, objects: &Path, command_line: &str, microcode: &Microcode) -> Result<()> {
     let path = objects.join(".config");
     let before = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-    let wanted = [
+    let mut wanted = vec![
         format!("CONFIG_INITRAMFS_SOURCE=\"{INITRAMFS}\""),
         "CONFIG_CMDLINE_BOOL=y".to_owned(),
         format!("CONFIG_CMDLINE=\"{command_line}\""),
         "CONFIG_CMDLINE_OVERRIDE=y".to_owned(),
+        format!("CONFIG_EXTRA_FIRMWARE=\"{}\"", microcode.setting()),
     ];
+    if !microcode.blobs.is_empty() {
+        wanted.push(format!("CONFIG_EXTRA_FIRMWARE_DIR=\"{MICROCODE_FROM_SOURCE}\""));
+    }
     fs::write(&path, replaced(&before, &wanted))
         .with_context(|| format!("can't write {}", path.display()))?;
     repo::capture(build::make(tree, objects).arg("-s").arg("olddefconfig"))?;

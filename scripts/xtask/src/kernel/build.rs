@@ -12,9 +12,10 @@ use std::thread::available_parallelism;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::fragment::{Configuration, Missing};
+use super::fragment::{Configuration, Missing, Value};
 use super::progress::{Progress, duration};
 use super::{FILES, Flavor, Kernel, Options, Recipe, boot_file, kernel_cache, source};
 use crate::repo;
@@ -38,6 +39,10 @@ const TOOLS: [(&str, &str); 13] = [
 
 /// objtool, which checks and patches every object, is built against it.
 const LIBELF_HEADER: (&str, &str) = ("/usr/include/gelf.h", "libelf-dev");
+
+/// Where gcc keeps the headers for plugins, and the package that has them (`V` for the version): the node's kernel wipes
+/// its stack and lays out its structures by plugins. Without them Kconfig drops the request, and says nothing of why.
+const PLUGIN_HEADER: (&str, &str) = ("include/plugin-version.h", "gcc-V-plugin-dev");
 
 /// Results of other fragments, sources and compilers that are kept for a change of mind.
 const KEPT_RESULTS: usize = 8;
@@ -75,9 +80,27 @@ pub(super) fn require_tools() -> Result<()> {
     bail!("the kernel build needs {}: apt-get install {}", names.join(", "), packages.join(" "))
 }
 
+/// Fails where gcc has no headers for plugins, with the package's name.
+fn require_plugins() -> Result<()> {
+    let answer = |argument: &str| -> Result<String> {
+        Ok(repo::capture(Command::new("gcc").arg(argument).env("LC_ALL", "C"))?.trim().to_owned())
+    };
+    let dir = PathBuf::from(answer("-print-file-name=plugin")?);
+    if dir.join(PLUGIN_HEADER.0).is_file() {
+        return Ok(());
+    }
+    let version = answer("-dumpversion")?;
+    let major = version.split('.').next().unwrap_or_default();
+    let package = PLUGIN_HEADER.1.replace('V', major);
+    bail!(
+        "the node's kernel is built with plugins of gcc, whose headers are missing: apt-get install {package}"
+    )
+}
+
 /// Configures in a place of its own and checks the result. Returns how many values were requested.
 pub(super) fn configure_only(recipe: &Recipe) -> Result<usize> {
     let _lock = lock()?;
+    require(recipe)?;
     let tree = source::unpack(&recipe.source)?;
     configure(recipe, &tree, &objects(recipe)?)?;
     Ok(recipe.requests.len())
@@ -93,6 +116,7 @@ pub(super) fn build(recipe: &Recipe, options: &Options) -> Result<Kernel> {
     if let Some(kernel) = recipe.result()? {
         return Ok(kernel);
     }
+    require(recipe)?;
     let tree = source::unpack(&recipe.source)?;
     let objects = objects(recipe)?;
     let whole = !objects.join(".config").exists();
@@ -107,6 +131,18 @@ pub(super) fn build(recipe: &Recipe, options: &Options) -> Result<Kernel> {
     }
     forget_old_results(&kernel_cache()?, kernel.dir())?;
     Ok(kernel)
+}
+
+/// What this recipe needs beyond what every kernel does.
+pub(super) fn require(recipe: &Recipe) -> Result<()> {
+    if recipe
+        .requests
+        .iter()
+        .any(|request| request.symbol == "CONFIG_GCC_PLUGINS" && request.value != Value::NotSet)
+    {
+        require_plugins()?;
+    }
+    Ok(())
 }
 
 /// One build at a time in one cache. Freed when the file is closed.
@@ -157,7 +193,38 @@ pub(super) fn configure(recipe: &Recipe, tree: &Path, objects: &Path) -> Result<
     if before.is_some_and(|before| before != text.as_bytes()) {
         eprintln!("kernel {}: the configuration changed; building what depends on it", recipe.flavor.name());
     }
+    if text.lines().any(|line| line == "CONFIG_RANDSTRUCT=y") {
+        seed_layout(recipe, tree, objects)?;
+    }
     Ok(())
+}
+
+/// Gives the layout of structures a seed that the source decides, in place of kbuild's random one: the same inputs have
+/// to give the same bytes. Everyone can know it; what it buys is that attacks made for other kernels miss.
+fn seed_layout(recipe: &Recipe, tree: &Path, objects: &Path) -> Result<()> {
+    // kbuild makes its own seed once, and then leaves alone what stands there.
+    repo::capture(make(tree, objects).args(["-s", "syncconfig"]))?;
+    repo::capture(make(tree, objects).args(["-s", "scripts_basic"]))?;
+    let (seed, header) = layout_seed(&recipe.source.sha256);
+    for (name, content) in [("scripts/basic/randstruct.seed", seed), (LAYOUT_HEADER, header)] {
+        let path = objects.join(name);
+        // A file that is written again makes everything be built again.
+        if fs::read_to_string(&path).is_ok_and(|there| there == content) {
+            continue;
+        }
+        fs::write(&path, content).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+const LAYOUT_HEADER: &str = "include/generated/randstruct_hash.h";
+
+/// Seed and header in the form of the kernel's `scripts/gen-randstruct-seed.sh`.
+fn layout_seed(source_sha256: &str) -> (String, String) {
+    let digest = |text: &str| hex::encode(Sha256::digest(text));
+    let seed = digest(&format!("croft: layout of structures: {source_sha256}"));
+    let header = format!("#define RANDSTRUCT_HASHED_SEED \"{}\"\n", digest(&seed));
+    (format!("{seed}\n"), header)
 }
 
 /// Compilers at a time.
@@ -307,6 +374,16 @@ mod tests {
         forget_old_results(cache.path(), newest).unwrap();
         assert_eq!(dirs.iter().filter(|dir| dir.exists()).count(), KEPT_RESULTS);
         assert!(newest.exists() && unrelated.exists());
+    }
+
+    #[test]
+    fn the_layout_of_structures_follows_the_source_and_nothing_else() {
+        let (seed, header) = layout_seed("aa");
+        assert_eq!((seed.clone(), header.clone()), layout_seed("aa"));
+        assert_ne!(seed, layout_seed("ab").0);
+        assert_eq!(seed.len(), 65, "the plugin reads 64 hexadecimal digits and a line's end");
+        let hash = hex::encode(Sha256::digest(seed.trim_end()));
+        assert_eq!(header, format!("#define RANDSTRUCT_HASHED_SEED \"{hash}\"\n"));
     }
 
     #[test]

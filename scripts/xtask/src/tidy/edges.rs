@@ -200,6 +200,11 @@ fn allowed(from: &str, to: &str) -> Result<(), &'static str> {
         "agents/light" | "agents/market" | "agents/attest" if !one_of(&["agents/protocol"]) => {
             Err("light, market and attest depend on protocol only")
         }
+        // Foreign code runs there: nothing that it could hold on to may be near.
+        "agents/skills" if !one_of(&["agents/protocol"]) => Err("skills depend on protocol only"),
+        _ if to == "agents/skills" && !["agents/bot", "tests/fuzz"].contains(&from) => {
+            Err("only a person's bot runs skills")
+        }
         // Trust classes are set inside the state transition, so quotes are weighed there: attest has no I/O either.
         "agents/ledger" if !one_of(&["agents/protocol", "agents/light", "agents/attest"]) => {
             Err("ledger depends on protocol, light and attest only")
@@ -263,10 +268,11 @@ mod tests {
             ),
             (
                 "agents/bot",
-                &["agents/market", "agents/replica", "agents/ledger", "image/builder"],
+                &["agents/market", "agents/replica", "agents/ledger", "agents/skills", "image/builder"],
                 &["tokio"],
             ),
             ("agents/replica", &["agents/ledger", "agents/transport"], &["tokio"]),
+            ("agents/skills", &["agents/protocol"], &[]),
             ("image/builder", &[], &[]),
             ("image/media", &["agents/protocol"], &[]),
             ("tests/it", &["agents/bot", "agents/node", "agents/ledger", "qemu/harness"], &["tokio"]),
@@ -291,6 +297,8 @@ mod tests {
             ("os/network", "agents/transport", "crates under os/ depend on each other and on protocol only"),
             ("os/storage", "image/builder", "crates under os/ depend on each other and on protocol only"),
             ("image/media", "agents/transport", "media depends on protocol only"),
+            ("agents/skills", "agents/transport", "skills depend on protocol only"),
+            ("agents/node", "agents/skills", "only a person's bot runs skills"),
             ("agents/bot", "qemu/harness", "what runs in the field knows nothing of chores and tests"),
         ];
         for (from, to, rule) in forbidden {

@@ -45,7 +45,9 @@ pub(super) fn member(file: &str, text: &str) -> Vec<Finding> {
     let takes_lints = match toml::from_str::<toml::Table>(text) {
         Ok(manifest) => {
             let lints = manifest.get("lints").and_then(|lints| lints.get("workspace"));
-            manifest.get("package").is_none() || lints.and_then(toml::Value::as_bool) == Some(true)
+            // A root of its own, built by other compilers for another machine, has nothing to inherit from.
+            let is_root = manifest.get("workspace").is_some();
+            manifest.get("package").is_none() || is_root || lints.and_then(toml::Value::as_bool) == Some(true)
         }
         Err(error) => return vec![Finding::new(file, 0, format!("is no TOML: {}", error.message()))],
     };

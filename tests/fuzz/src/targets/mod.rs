@@ -11,5 +11,7 @@ pub mod netboot;
 pub mod network;
 pub mod protocol;
 pub mod replica;
+pub mod reservation;
+pub mod skills;
 pub mod texts;
 pub mod transport;

@@ -11,6 +11,7 @@ use croft_protocol::attestation::{Credential, SignedVoucher, Voucher};
 use croft_protocol::command::SignedJoin;
 use croft_protocol::contract::KeptContract;
 use croft_protocol::faucet::FaucetClaims;
+use croft_protocol::identity::{BotSignature, KeyChange, KeysBody, Link};
 use croft_protocol::image::{Chunk, ImageManifest};
 use croft_protocol::market::{Demand, Message, Quote, Said, SignedMessage};
 use croft_protocol::message::{Message as Letter, MessageId, message_key};
@@ -107,9 +108,13 @@ pub const TARGETS: &[Target] = &[
         decodes: "a farm's permission to join",
         sent_by: "anybody",
         files: &[COMMAND],
-        seeds: || vec![encoded("join", &scene().scenario.join())],
+        seeds: || {
+            let join = scene().scenario.join();
+            let signature = BotSignature { links: vec![link()], signature: join.signature.signature };
+            vec![encoded("join", &join), encoded("later-key", &SignedJoin { signature, ..join })]
+        },
         rounds: 1_000,
-        run: |bytes| _ = canonical::<SignedJoin>("join permission", 1024, bytes),
+        run: |bytes| _ = canonical::<SignedJoin>("join permission", 2048, bytes),
     },
     Target {
         name: "request",
@@ -224,7 +229,9 @@ pub const TARGETS: &[Target] = &[
         sent_by: "another bot",
         files: &["agents/protocol/src/message.rs"],
         seeds: || {
-            let hello = croft_protocol::encode(&(letter("hello"), croft_protocol::Signature([1; 64])));
+            let signature =
+                BotSignature { links: vec![link()], signature: croft_protocol::Signature([1; 64]) };
+            let hello = croft_protocol::encode(&(letter("hello"), signature));
             vec![("hello".to_owned(), hello), ("sealed".to_owned(), vec![7; 400])]
         },
         rounds: 60,
@@ -490,7 +497,7 @@ fn letter(text: &str) -> Letter {
 fn sealed_message(bytes: &[u8]) {
     let (user, farmer) = (&scene().scenario.user, &scene().scenario.farmer);
     let (chain, key) = (scene().scenario.ledger.chain(), message_key(farmer));
-    let open = |sealed: &[u8]| Letter::open(sealed, &chain, &farmer.public(), &key);
+    let open = |sealed: &[u8]| Letter::open(sealed, &chain, &farmer.public(), &key).map(|(letter, _)| letter);
     let made_up = bounded("sealed message", bytes.len(), || open(bytes).is_ok());
     assert!(!made_up, "bytes that nobody sealed can be opened");
     if let Ok(sealed) = croft_protocol::message::seal_any(&key.public(), &chain, &farmer.public(), bytes) {
@@ -538,10 +545,17 @@ fn commands() -> Vec<Seed> {
         ("close", Command::Close { contract }),
         ("update-bot", Command::UpdateBot(profile())),
         ("claim-faucet", Command::ClaimFaucet),
+        ("rotate-key", Command::RotateKey(Box::new(link()))),
     ] {
         seeds.push(encoded(called, &signed(command)));
     }
     seeds
+}
+
+/// From the user's key to another one.
+fn link() -> Link {
+    let scenario = &scene().scenario;
+    Link::sign(&scenario.user, &croft_ledger::memory::key(9), &scenario.ledger.chain())
 }
 
 fn profile() -> Profile {
@@ -568,6 +582,9 @@ fn records() -> Vec<Seed> {
         time_ms: 2,
     };
     seeds.push(encoded("profile", &record));
+    let keys = KeysBody { changes: vec![KeyChange { link: link(), height: 9 }] };
+    let record = Record { id: RecordId::keys(&bot), body: Body::Keys(keys), ..record };
+    seeds.push(encoded("keys", &record));
     seeds
 }
 

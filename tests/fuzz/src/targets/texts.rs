@@ -226,7 +226,7 @@ fn addition() -> Vec<u8> {
     config.grid.replicas.truncate(1);
     let name = config.farm.name.clone();
     let join = Join { farm: FarmId::new(&owner().public(), &name), expires_ms: 1, nonce: [2; 16] };
-    let signature = owner().sign(Domain::JOIN, &config.grid.chain, &join);
+    let signature = owner().sign_as_bot(Domain::JOIN, &config.grid.chain, &join);
     config.farm = FarmJoin::new(name, &SignedJoin { join, signature });
     let addition = Addition::from_boot(&config, owner().public()).expect("everything in it has a place");
     addition.seal(&owner()).expect("its owner signs it")

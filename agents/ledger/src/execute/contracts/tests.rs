@@ -117,12 +117,12 @@ fn both_parties_must_have_signed_these_very_terms() {
     let user = scenario.user.clone();
     let good = scenario.sign(scenario.terms("web"));
     let mut by_one = good.clone();
-    by_one.farmer = by_one.user;
+    by_one.farmer = by_one.user.clone();
     let mut other_terms = good.clone();
     other_terms.terms.rate = Rate(1);
     let mut other_chain = good;
     let chain = croft_protocol::ChainId(Hash([1; 32]));
-    other_chain.user = user.sign(Domain::TERMS, &chain, &other_chain.terms);
+    other_chain.user = user.sign_as_bot(Domain::TERMS, &chain, &other_chain.terms);
     for (signed, party) in
         [(by_one, scenario.farmer.public()), (other_terms, user.public()), (other_chain, user.public())]
     {

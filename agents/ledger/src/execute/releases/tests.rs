@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use croft_protocol::command::{Join, SignedJoin};
-use croft_protocol::release::{BootFile, KeyChange, Measurement, Release, StopRule, Trials, Window};
-use croft_protocol::{Command, SecretKey};
+use croft_protocol::keys::Domain;
+use croft_protocol::release::{BootFile, KeyChange, Measurement, Release, StopRule, Trials, Tried, Window};
+use croft_protocol::{Command, PriceList, SecretKey};
 use proptest::prelude::*;
 
 use super::*;
@@ -14,6 +15,11 @@ use crate::memory::{Scenario, key, name};
 const KEYS: [u8; 3] = [61, 62, 63];
 
 struct World(Scenario);
+
+/// The farm of the bot `olga`, beside the scenario's own.
+fn second_farm(world: &World) -> FarmId {
+    FarmId::new(&world.0.other.public(), &name("blue"))
+}
 
 fn version(text: &str) -> ReleaseVersion {
     text.parse().unwrap()
@@ -53,6 +59,12 @@ impl World {
         world.set_keys(None, &keys(&KEYS, 2), &[101, 102, 103]).unwrap();
         let (farmer, farm) = (world.0.farmer.clone(), world.0.farm);
         world.submit(&farmer, Command::SetFarmPolicy { farm, policy: policy() }).unwrap();
+        let (other, farm) = (world.0.other.clone(), second_farm(&world));
+        let prices = PriceList { cpu: 10, memory_gib: 2, ssd_gib: 1, hdd_gib: 0 };
+        let create =
+            Command::CreateFarm { name: name("blue"), country: "be".to_owned(), region: None, prices };
+        world.submit(&other, create).unwrap();
+        world.submit(&other, Command::SetFarmPolicy { farm, policy: policy() }).unwrap();
         world
     }
 
@@ -98,12 +110,23 @@ impl World {
 
     /// A node of the farm, registered with a release.
     fn register(&mut self, node: u8, runs: &str) -> SecretKey {
+        let farmer = self.0.farmer.clone();
+        self.register_of(&farmer, self.0.farm, node, runs)
+    }
+
+    /// The same in the second farm.
+    fn register_elsewhere(&mut self, node: u8, runs: &str) -> SecretKey {
+        let other = self.0.other.clone();
+        self.register_of(&other, second_farm(self), node, runs)
+    }
+
+    fn register_of(&mut self, owner: &SecretKey, farm: FarmId, node: u8, runs: &str) -> SecretKey {
         let node_key = key(node);
         let mut body = self.0.node_body();
-        (body.name, body.release) = (name(&format!("n{node}")), runs.to_owned());
-        let nonce = [node; 16];
-        let join: SignedJoin =
-            self.0.join_of(Join { farm: self.0.farm, expires_ms: self.0.now_ms() + 1000, nonce });
+        (body.farm, body.name, body.release) = (farm, name(&format!("n{node}")), runs.to_owned());
+        let join = Join { farm, expires_ms: self.0.now_ms() + 1000, nonce: [node; 16] };
+        let signature = owner.sign_as_bot(Domain::JOIN, &self.0.ledger.chain(), &join);
+        let join = SignedJoin { join, signature };
         self.submit(&node_key, Command::RegisterNode { node: body, join: Some(join), attestation: None })
             .unwrap();
         node_key
@@ -244,12 +267,13 @@ fn a_release_from_which_too_many_return_halts_itself() {
     world.publish("1.0.1", Some("1.0.0"));
     let good = world.register(11, "1.0.1");
     world.tell(&good, "1.0.1", Outcome::Confirmed).unwrap();
-    let (one, two) = (world.register(12, "1.0.0"), world.register(13, "1.0.0"));
+    let (one, two) = (world.register(12, "1.0.0"), world.register_elsewhere(13, "1.0.0"));
     world.tell(&one, "1.0.1", returned()).unwrap();
     assert_eq!(world.state("1.0.1"), ReleaseState::Published, "half of them, but one is not two");
     assert_eq!(world.channel().offered, Some(version("1.0.1")));
     world.tell(&two, "1.0.1", returned()).unwrap();
-    let trials = Trials { confirmed: 1, returned: 2 };
+    let largest = Tried { confirmed: 1, returned: 1 };
+    let trials = Trials { confirmed: 1, returned: 2, counted: 2, largest };
     assert_eq!(world.trials("1.0.1"), trials);
     assert_eq!(world.state("1.0.1"), ReleaseState::Halted(Halt::Returns { trials }));
     assert_eq!(world.channel().offered, Some(version("1.0.0")));
@@ -257,6 +281,42 @@ fn a_release_from_which_too_many_return_halts_itself() {
     let late = world.register(14, "1.0.0");
     world.tell(&late, "1.0.1", returned()).unwrap();
     assert_eq!(world.trials("1.0.1").returned, 3);
+}
+
+#[test]
+fn the_returns_of_one_farmers_nodes_stop_nothing_until_another_farmers_node_bears_them_out() {
+    let mut world = World::new();
+    world.publish("1.0.0", None);
+    world.publish("1.0.1", Some("1.0.0"));
+    for node in 11..17 {
+        let node = world.register(node, "1.0.0");
+        world.tell(&node, "1.0.1", returned()).unwrap();
+    }
+    let largest = Tried { confirmed: 0, returned: 6 };
+    assert_eq!(world.trials("1.0.1"), Trials { confirmed: 0, returned: 6, counted: 1, largest });
+    assert_eq!(world.state("1.0.1"), ReleaseState::Published);
+    assert_eq!(world.channel().offered, Some(version("1.0.1")), "the others still get it");
+    let id = ReleaseId::new(&name("stable"), version("1.0.1"));
+    let (fred, olga) = (world.0.farmer.public(), world.0.other.public());
+    assert_eq!(world.0.ledger.farmer_trials(&id, &fred).unwrap(), largest);
+    assert_eq!(world.0.ledger.farmer_trials(&id, &olga).unwrap(), Tried::default());
+    // A second farm of the same farmer is no second voice.
+    let farmer = world.0.farmer.clone();
+    let prices = PriceList { cpu: 10, memory_gib: 2, ssd_gib: 1, hdd_gib: 0 };
+    let create = Command::CreateFarm { name: name("red"), country: "be".to_owned(), region: None, prices };
+    world.submit(&farmer, create).unwrap();
+    let red = FarmId::new(&fred, &name("red"));
+    world.submit(&farmer, Command::SetFarmPolicy { farm: red, policy: policy() }).unwrap();
+    let mine = world.register_of(&farmer, red, 17, "1.0.0");
+    world.tell(&mine, "1.0.1", returned()).unwrap();
+    assert_eq!(world.trials("1.0.1").counted, 1);
+    assert_eq!(world.state("1.0.1"), ReleaseState::Published);
+
+    let other = world.register_elsewhere(18, "1.0.0");
+    world.tell(&other, "1.0.1", returned()).unwrap();
+    let ReleaseState::Halted(halt) = world.state("1.0.1") else { panic!("two farmers say so") };
+    assert_eq!(halt.to_string(), "halted by itself: 8 nodes returned to the release before, 0 confirmed it");
+    assert_eq!(world.channel().offered, Some(version("1.0.0")));
 }
 
 #[test]
@@ -278,7 +338,8 @@ fn a_node_tells_once_and_only_what_its_registration_bears_out() {
     world.tell(&old, "1.0.0", returned()).unwrap();
     let again = "the node has said already what became of release 1.0.0 of channel 'stable'";
     assert_eq!(text(world.tell(&old, "1.0.0", returned())), again);
-    assert_eq!(world.trials("1.0.0"), Trials { confirmed: 0, returned: 1 });
+    let largest = Tried { confirmed: 0, returned: 1 };
+    assert_eq!(world.trials("1.0.0"), Trials { confirmed: 0, returned: 1, counted: 1, largest });
 }
 
 #[test]
@@ -367,6 +428,12 @@ fn a_farms_nodes_may_run_the_releases_of_its_channel_and_none_that_stopped() {
 struct Known {
     halted: bool,
     trials: Trials,
+    farmers: [Tried; 2],
+}
+
+/// Every other node is of the second farm.
+fn farmer_of(node: usize) -> usize {
+    node % 2
 }
 
 proptest! {
@@ -379,7 +446,11 @@ proptest! {
     ) {
         let mut world = World::new();
         let text = |at: usize| format!("1.{at}.0");
-        let nodes: Vec<SecretKey> = (11..15).map(|n| world.register(n, "0.1.0")).collect();
+        let register = |world: &mut World, who: usize, runs: &str| match farmer_of(who) {
+            0 => world.register(11 + who as u8, runs),
+            _ => world.register_elsewhere(11 + who as u8, runs),
+        };
+        let nodes: Vec<SecretKey> = (0..4).map(|who| register(&mut world, who, "0.1.0")).collect();
         let mut runs: Vec<Option<usize>> = vec![None; nodes.len()];
         let mut told = BTreeSet::new();
         let mut model: Vec<Known> = Vec::new();
@@ -401,18 +472,19 @@ proptest! {
                 }
                 2 => {
                     runs[who] = Some(at);
-                    world.register(11 + node, &text(at));
+                    register(&mut world, who, &text(at));
                     (true, Ok(()))
                 }
                 _ => {
                     let confirms = runs[who] == Some(at);
                     let expected = exists && told.insert((who, at));
-                    if expected {
-                        let known = &mut model[at];
-                        *(if confirms { &mut known.trials.confirmed } else { &mut known.trials.returned }) += 1;
-                        known.halted |= release("1.0.0", None).stop.stops(known.trials);
-                    }
                     let outcome = if confirms { Outcome::Confirmed } else { returned() };
+                    if expected {
+                        let (known, rule) = (&mut model[at], release("1.0.0", None).stop);
+                        let own = &mut known.farmers[farmer_of(who)];
+                        (known.trials, *own) = known.trials.count(*own, &outcome, rule).unwrap();
+                        known.halted |= rule.stops(known.trials);
+                    }
                     (expected, world.tell(&nodes[who], &text(at), outcome))
                 }
             };

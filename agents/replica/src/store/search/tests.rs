@@ -9,11 +9,12 @@ use croft_protocol::attestation::Attestation;
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::contract::{Approver, Quorum};
 use croft_protocol::keys::Domain;
+use croft_protocol::market::{NegotiationId, RESERVATION, Reservation, SignedReservation};
 use croft_protocol::record::{BotBody, ContractReport, ReportBody, WorkloadState};
 use croft_protocol::trust::{RecentHeader, RecentHeaders};
 use croft_protocol::{
-    Body, Capacity, Command, ContractId, Grains, Name, NodeId, PriceList, Profile, PublicKey, Record, Role,
-    SecretKey, SignedTerms, StateKey, limits,
+    Announcement, Body, Capacity, Command, ContractId, Grains, Name, NodeId, PriceList, Profile, PublicKey,
+    Record, Role, SecretKey, SignedTerms, StateKey, Terms, limits,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -35,6 +36,7 @@ enum Change {
     Prices { farm: u8, prices: [u64; 2] },
     Node { node: u8, cpus: u64, gib: u64, trust: u8 },
     Agree { node: u8, cpus: u64, seconds: u64, approved: bool },
+    Reserve { node: u8, cpus: u64, used: bool },
     Approve { contract: u8 },
     Close { contract: u8 },
     Report { contract: u8, running: bool },
@@ -54,6 +56,8 @@ fn changes() -> impl Strategy<Value = Change> {
             .prop_map(|(node, cpus, gib, trust)| Change::Node { node, cpus, gib, trust }),
         5 => (0..NODES, 1..4_u64, 1..60_u64, any::<bool>())
             .prop_map(|(node, cpus, seconds, approved)| Change::Agree { node, cpus, seconds, approved }),
+        2 => (0..NODES, 1..4_u64, any::<bool>())
+            .prop_map(|(node, cpus, used)| Change::Reserve { node, cpus, used }),
         1 => any::<u8>().prop_map(|contract| Change::Approve { contract }),
         2 => any::<u8>().prop_map(|contract| Change::Close { contract }),
         3 => (any::<u8>(), any::<bool>()).prop_map(|(contract, running)| Change::Report { contract, running }),
@@ -88,6 +92,9 @@ enum Wish {
         seconds: Option<u64>,
     },
     Transfers,
+    Reservations {
+        farmer: bool,
+    },
     Bots {
         text: Option<u8>,
         role: Option<u8>,
@@ -130,6 +137,7 @@ fn wishes() -> impl Strategy<Value = Wish> {
                 seconds
             }),
         1 => Just(Wish::Transfers),
+        1 => any::<bool>().prop_map(|farmer| Wish::Reservations { farmer }),
         1 => (option::of(0..4_u8), option::of(0..4_u8), option::of(0..2_u8))
             .prop_map(|(text, role, capability)| Wish::Bots { text, role, capability }),
     ]
@@ -197,7 +205,23 @@ impl World {
                 self.may(&owner(farm), Command::SetPrices { farm: farm_of(farm), prices });
             }
             Change::Node { node, cpus, gib, trust } => self.register(node, cpus, gib, trust),
-            Change::Agree { node, cpus, seconds, approved } => self.agree(node, cpus, seconds, approved),
+            Change::Agree { node, cpus, seconds, approved } => {
+                let mut terms = self.terms(node, cpus);
+                terms.duration_s = seconds;
+                if !approved {
+                    let approver = Approver { bot: self.grid.farmer.public(), weight: 1, required: false };
+                    terms.quorum = Quorum { threshold: 1, approvers: vec![approver] };
+                }
+                self.agree(node, terms);
+            }
+            Change::Reserve { node, cpus, used } => {
+                let terms = Terms { expires_ms: self.now_ms() + 30_000, ..self.terms(node, cpus) };
+                let announcement = self.announcement(node, terms.clone());
+                self.may(&owner(node % FARMS), Command::AnnounceReservation(Box::new(announcement)));
+                if used {
+                    self.agree(node, terms);
+                }
+            }
             Change::Approve { contract } => {
                 if let Some((contract, _)) = self.some_contract(contract) {
                     self.may(&self.grid.farmer, Command::Approve { contract, approve: true });
@@ -250,7 +274,7 @@ impl World {
         *session += 1;
         let farm = farm_of(node % FARMS);
         let join = Join { farm, expires_ms: START_MS * 2, nonce: [1; 16] };
-        let signature = owner(node % FARMS).sign(Domain::JOIN, &self.grid.chain(), &join);
+        let signature = owner(node % FARMS).sign_as_bot(Domain::JOIN, &self.grid.chain(), &join);
         let body = croft_protocol::record::NodeBody {
             farm,
             capacity: Capacity { cpu_millis: cpus * 1_000, memory_bytes: gib << 30, ..Capacity::default() },
@@ -276,24 +300,34 @@ impl World {
         Some(Box::new(SoftTpm::new(node).attest(bound, SoftTpm::booted(&[image]))))
     }
 
-    fn agree(&mut self, node: u8, cpus: u64, seconds: u64, approved: bool) {
-        let view = self.store.latest();
-        let known = view.capacity(&node_key(node).public()).unwrap();
-        let farmer = owner(node % FARMS);
-        let mut terms =
-            self.grid.terms(&format!("c{}", self.contracts.len()), known.map_or(0, |c| c.version));
-        terms.farmer = farmer.public();
+    fn terms(&self, node: u8, cpus: u64) -> Terms {
+        let known = self.store.latest().capacity(&node_key(node).public()).unwrap();
+        // Reservations that came to nothing take no name of a contract.
+        let called = format!("c{}-{}", self.contracts.len(), self.store.latest().tip().header.height);
+        let mut terms = self.grid.terms(&called, known.map_or(0, |c| c.version));
+        terms.farmer = owner(node % FARMS).public();
         terms.farm = farm_of(node % FARMS);
         terms.node = node_key(node).public();
-        terms.resources = Capacity { cpu_millis: cpus * 1_000, ..Capacity::default() };
-        terms.duration_s = seconds;
-        if !approved {
-            let approver = Approver { bot: self.grid.farmer.public(), weight: 1, required: false };
-            terms.quorum = Quorum { threshold: 1, approvers: vec![approver] };
-        }
-        let chain = self.grid.chain();
-        let user = self.grid.user.sign(Domain::TERMS, &chain, &terms);
-        let signature = farmer.sign(Domain::TERMS, &chain, &terms);
+        terms.resources = Capacity { cpu_millis: cpus * 1_000, memory_bytes: 1, ..Capacity::default() };
+        terms
+    }
+
+    fn announcement(&self, node: u8, terms: Terms) -> Announcement {
+        let (chain, farmer) = (self.grid.chain(), owner(node % FARMS));
+        let held = Reservation::of(NegotiationId(Hash::ZERO), &terms, Grains(3));
+        let reservation = SignedReservation {
+            user: self.grid.user.sign_as_bot(RESERVATION, &chain, &held),
+            farmer: farmer.sign_as_bot(RESERVATION, &chain, &held),
+            reservation: held,
+        };
+        let approval = farmer.sign_as_bot(Domain::TERMS, &chain, &terms);
+        Announcement { reservation, terms, approval }
+    }
+
+    fn agree(&mut self, node: u8, terms: Terms) {
+        let (chain, farmer) = (self.grid.chain(), owner(node % FARMS));
+        let user = self.grid.user.sign_as_bot(Domain::TERMS, &chain, &terms);
+        let signature = farmer.sign_as_bot(Domain::TERMS, &chain, &terms);
         let id = terms.id();
         self.may(&self.grid.user, Command::Agree(Box::new(SignedTerms { terms, user, farmer: signature })));
         if self.store.latest().contract(&id).unwrap().is_some() {
@@ -353,6 +387,10 @@ impl World {
                 })
             }
             Wish::Transfers => Query::Transfers { of: self.grid.user.public() },
+            Wish::Reservations { farmer } => {
+                let of = if farmer { owner(0).public() } else { self.grid.user.public() };
+                Query::Reservations { of }
+            }
             Wish::Bots { text, role, capability } => Query::Bots(BotQuery {
                 text: text.map(|n| ["fast", "NODES", "owner1", "gp north"][usize::from(n)].to_owned()),
                 role: role.map(|n| Role::ALL[usize::from(n)]),
@@ -379,6 +417,10 @@ impl World {
             (Query::Contracts(query), Body::Contract(contract)) => query.matches(contract),
             (Query::Bots(query), Body::Profile(profile)) => query.matches_profile(profile),
             (Query::Transfers { of }, Body::Transfer(transfer)) => transfer.from == *of || transfer.to == *of,
+            (Query::Reservations { of }, Body::Reservation(body)) => {
+                let held = &body.signed.reservation;
+                held.user == *of || held.farmer == *of
+            }
             _ => false,
         };
         newest.values().filter(matches).map(|record| record.id).collect()

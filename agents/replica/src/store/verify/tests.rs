@@ -216,7 +216,7 @@ fn changed_values_are_found_by_their_sums_or_by_the_root() {
     let richer = said(|grid, t| edit(grid, t, |account| account.balance.0 += 1));
     assert_eq!(
         richer,
-        "block 5 is wrong: the supply is 2 000 000 grains, but accounts have 1999981 and escrows hold 20"
+        "block 5 is wrong: the supply is 2 000 000 grains, but accounts have 1999981, escrows hold 20 and reservations 0"
     );
     let younger = said(|grid, t| edit(grid, t, |account| account.next_sequence = 0));
     assert_eq!(younger, "block 5 is wrong: its state root is not that of the records and values in the file");

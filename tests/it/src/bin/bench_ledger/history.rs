@@ -296,7 +296,7 @@ impl History {
     fn node(&self, number: usize) -> SignedCommand {
         let farm = FarmId::new(&self.farmer.public(), &farm_name(number % FARMS));
         let join = Join { farm, expires_ms: self.start_ms * 2, nonce: [1; 16] };
-        let signature = self.farmer.key().sign(Domain::JOIN, &self.chain, &join);
+        let signature = self.farmer.key().sign_as_bot(Domain::JOIN, &self.chain, &join);
         // Sizes in steps, so that many are alike, as machines are.
         let capacity = Capacity {
             cpu_millis: 4_000 * (1 + (number / FARMS) as u64 % 16),

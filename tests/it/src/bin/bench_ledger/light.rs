@@ -46,7 +46,7 @@ async fn agree(grid: &Grid) -> Result<(NodeId, ContractId)> {
     let create = Command::CreateFarm { name: name("light"), country: "be".to_owned(), region: None, prices };
     grid.submit(farmer.sign(create)).await?;
     let join = Join { farm, expires_ms: now_ms() + 3_600_000, nonce: [1; 16] };
-    let signature = farmer.key().sign(Domain::JOIN, &grid.chain(), &join);
+    let signature = farmer.key().sign_as_bot(Domain::JOIN, &grid.chain(), &join);
     let capacity = Capacity { cpu_millis: 8_000, memory_bytes: 16 << 30, ..Capacity::default() };
     let body = node_body(farm, "n1", capacity, TrustClass::Plain);
     let register =
@@ -71,7 +71,7 @@ async fn agree(grid: &Grid) -> Result<(NodeId, ContractId)> {
         nonce: Hash::of_bytes(b"web").0[..16].try_into().context("a hash has 16 bytes")?,
     };
     let contract = terms.id();
-    let sign = |who: &Author| who.key().sign(Domain::TERMS, &grid.chain(), &terms);
+    let sign = |who: &Author| who.key().sign_as_bot(Domain::TERMS, &grid.chain(), &terms);
     let (by_user, by_farmer) = (sign(&user), sign(&farmer));
     let signed = SignedTerms { terms, user: by_user, farmer: by_farmer };
     grid.submit(user.sign(Command::Agree(Box::new(signed)))).await?;

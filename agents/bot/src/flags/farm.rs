@@ -1,0 +1,28 @@
+//! `croft farm drain` as people type it.
+
+use clap::Args;
+
+use super::parse_seconds;
+
+pub const DRAIN_HELP: &str = "\
+Example:
+  croft farm drain attic/n1 --until 2d --bot bob
+  croft farm drain attic/n1 --undo --bot bob
+
+The farm's bot takes nothing new on the node, searches leave it out and say why, and everybody with a contract there
+gets a message. Bots that keep standing orders ('croft keep') order a replacement within their limits, and then end
+the old contract; what is not used is refunded. A contract whose owner does not answer stays until its term ends.
+JSON: {farm, node, id, draining, since_ms?, until_ms?, contracts: [{name, contract, user, told?, problem?}]}
+      told: \"directly\" | \"mailbox\"";
+
+#[derive(Debug, Args)]
+pub struct DrainFlags {
+    /// Which, as FARM/NODE
+    pub node: String,
+    /// When you want to work on it, from now
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds, conflicts_with = "undo")]
+    pub until: Option<u64>,
+    /// Take new contracts there again
+    #[arg(long)]
+    pub undo: bool,
+}
