@@ -39,7 +39,7 @@ const COMMAND_LINE_BYTES: usize = 2_047;
 const INITRAMFS: &str = "croft.cpio.zst";
 /// Folder of the microcode inside the objects, and the same as seen from the source, which is how Kconfig wants it.
 const MICROCODE: &str = "croft-microcode";
-const MICROCODE_FROM_SOURCE: &str = "../node/croft-microcode";
+const MICROCODE_FROM_SOURCE: &str = "croft-node/croft-microcode";
 /// Where the distribution keeps firmware; `CROFT_FIRMWARE` names another.
 const FIRMWARE: &str = "/lib/firmware";
 

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
 use std::time::SystemTime;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -158,8 +158,13 @@ pub(super) fn lock() -> Result<File> {
     Ok(file)
 }
 
+/// Where the objects of this kernel come to lie: directly below the unpacked source, for there alone kbuild's commands
+/// name the source as `..`; everywhere else they hold its absolute path, and objects that another cache made are made anew.
 pub(super) fn objects(recipe: &Recipe) -> Result<PathBuf> {
-    let dir = source::work_dir(&recipe.source)?.join(recipe.flavor.name());
+    let tree = source::tree(&recipe.source)?;
+    // An empty folder would pass for the source.
+    ensure!(tree.is_dir(), "{} is not unpacked yet", tree.display());
+    let dir = tree.join(format!("croft-{}", recipe.flavor.name()));
     fs::create_dir_all(&dir).with_context(|| format!("can't create {}", dir.display()))?;
     Ok(dir)
 }

@@ -93,14 +93,19 @@ fn hash_file(path: &Path) -> io::Result<String> {
 }
 
 /// The directory of everything made from this tarball that is not a result.
-pub(super) fn work_dir(tarball: &Tarball) -> Result<PathBuf> {
+fn work_dir(tarball: &Tarball) -> Result<PathBuf> {
     Ok(kernel_cache()?.join("work").join(&tarball.sha256[..16]))
+}
+
+/// Where the unpacked tree lies, once it is there.
+pub(super) fn tree(tarball: &Tarball) -> Result<PathBuf> {
+    Ok(work_dir(tarball)?.join("source"))
 }
 
 /// The unpacked tree. The caller holds the lock of the cache.
 pub(super) fn unpack(tarball: &Tarball) -> Result<PathBuf> {
     let work = work_dir(tarball)?;
-    let tree = work.join("source");
+    let tree = tree(tarball)?;
     if tree.is_dir() {
         return Ok(tree);
     }
