@@ -13,6 +13,7 @@ use croft_protocol::{Capacity, FarmId, Grains, Hash, Name, PriceList, SecretKey}
 
 use crate::actors::{Bot, Buyer, Farm, Seller};
 use crate::random::Random;
+use crate::world::funds::PREPAID_S;
 use crate::world::{DURATION_S, START_MS};
 
 pub(crate) fn name(text: &str) -> Name {
@@ -54,8 +55,9 @@ pub(crate) fn bot(seed: u64, index: usize, all: usize, random: &mut Random) -> B
         resources,
         ports: Vec::new(),
         duration_s: DURATION_S,
-        grace_s: 60,
-        prepaid_s: None,
+        grace_s: 600,
+        // Every third pays as it goes on.
+        prepaid_s: index.is_multiple_of(3).then_some(PREPAID_S),
         quorum: Quorum::default(),
         place: croft_market::order::Place::default(),
         window_ms: croft_market::order::WINDOW_MS,

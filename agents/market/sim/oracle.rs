@@ -5,7 +5,7 @@ use croft_ledger::StateReadExt;
 use croft_market::Outcome;
 use croft_protocol::{Capacity, ContractId, Grains, PublicKey, Rejection, ReservationState, StateKey};
 
-use crate::actors::Buyer;
+use crate::actors::{Bot, Buyer, Farm, Seller};
 use crate::world::{World, explains};
 
 impl World {
@@ -139,10 +139,25 @@ impl World {
         Ok(held)
     }
 
+    /// Whether there is nothing for a bot: it has no contract, and no honest farm that it could ask has the room for what it
+    /// wants at its price.
+    pub(crate) fn is_rightly_without(&self, bot: &Bot) -> bool {
+        let wish = &bot.wish;
+        let fits = |farm: &Farm| {
+            let Some(books) = self.ledger.capacity(&farm.node.public()).ok().flatten() else { return false };
+            let Some(needed) = books.used.checked_add(&wish.resources) else { return false };
+            let price = farm.prices.rate(&wish.resources).and_then(|rate| rate.for_seconds(wish.duration_s));
+            let is_asked = farm.kind == Seller::Honest && !bot.avoid.contains(&farm.node.public());
+            is_asked && books.total.covers(&needed) && price.is_some_and(|price| price <= wish.max_price)
+        };
+        bot.placed.is_none() && !self.farms.iter().any(fits)
+    }
+
     pub(crate) fn who_is_not_served(&self) -> String {
-        let late: Vec<usize> = (0..self.bots.len())
-            .filter(|bot| self.bots[*bot].kind == Buyer::Honest && !self.is_served(&self.bots[*bot]))
-            .collect();
+        let is_late = |bot: &Bot| {
+            bot.kind == Buyer::Honest && !self.is_served(bot) && !self.is_rightly_without(bot)
+        };
+        let late: Vec<usize> = (0..self.bots.len()).filter(|bot| is_late(&self.bots[*bot])).collect();
         format!("honest bots {late:?} have not got what they ordered")
     }
 

@@ -37,6 +37,22 @@ fn the_fixed_seeds_hold() {
 }
 
 #[test]
+fn what_is_paid_as_it_goes_on_stands_still_without_money_and_goes_on_with_it() {
+    // A long one.
+    let summary = holds(8);
+    assert!(summary.funded > 0 && summary.paused > 0, "{summary:?}");
+}
+
+#[test]
+fn in_a_market_that_is_too_small_nobody_is_kept_waiting_where_there_is_room() {
+    for seed in 101..104 {
+        let options = Options { bots: 24, farms: 6, mutation: None };
+        let summary = run(seed, options).unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(summary.without > 0 && summary.placed > 0, "there is not room for all: {summary:?}");
+    }
+}
+
+#[test]
 fn fresh_seeds_hold() {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let start = since.as_millis() as u64;

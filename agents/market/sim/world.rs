@@ -6,6 +6,7 @@
 //! ```
 //! Outputs are carried out as a real bot would: what is written survives, everything else is gone after a crash.
 
+pub(crate) mod funds;
 mod reservations;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,6 +20,7 @@ use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::header::Allocation;
 use croft_protocol::keys::Domain;
 use croft_protocol::market::{NOTICE_MS, Said, SignedMessage};
+use croft_protocol::contract::{ContractState, EndReason};
 use croft_protocol::record::{ContractReport, ReportBody, TrustClass, WorkloadState};
 use croft_protocol::{
     Announcement, Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, TrustPolicy,
@@ -44,6 +46,9 @@ const PATIENCE_MS: u64 = 120_000;
 const LIMIT_MS: u64 = 3 * 3_600_000;
 /// How long everything must stay well.
 const CALM_MS: u64 = 600_000;
+/// One seed in four lasts at least this long, so that what was prepaid is used up.
+const LONG_MS: u64 = 2 * 3_600_000;
+const LONG_EVERY: u64 = 4;
 pub(crate) const DURATION_S: u64 = 4 * 3_600;
 const TRACE: usize = 60;
 
@@ -72,6 +77,10 @@ pub(crate) struct Summary {
     pub(crate) announced: u64,
     pub(crate) fees_paid: u64,
     pub(crate) claims_refused: u64,
+    pub(crate) funded: u64,
+    pub(crate) paused: u64,
+    /// Honest bots for which the market had no room in the end.
+    pub(crate) without: u64,
     pub(crate) blocks: u64,
     pub(crate) virtual_s: u64,
 }
@@ -100,6 +109,8 @@ enum What {
 
 pub(crate) struct World {
     pub(crate) options: Options,
+    /// It goes on until then at least.
+    least_ms: u64,
     random: Random,
     pub(crate) now_ms: u64,
     pub(crate) ledger: Ledger,
@@ -115,6 +126,8 @@ pub(crate) struct World {
     pub(crate) announced: BTreeSet<ContractId>,
     /// What each bot paid for reservations that it did not use.
     pub(crate) fees: BTreeMap<PublicKey, u64>,
+    /// Contracts whose funds ran out, and what they had paid by then.
+    pub(crate) paused: BTreeMap<ContractId, u64>,
     /// Every contract that ever was, by its user's name for it.
     pub(crate) agreed: BTreeMap<(PublicKey, Name), BTreeSet<ContractId>>,
     overheard: VecDeque<(PublicKey, PublicKey, SignedMessage)>,
@@ -148,8 +161,10 @@ impl World {
         let mut who = BTreeMap::new();
         who.extend(bots.iter().enumerate().map(|(i, bot)| (bot.key.public(), (true, i))));
         who.extend(farms.iter().enumerate().map(|(i, farm)| (farm.key.public(), (false, i))));
+        let least_ms = START_MS + if seed.is_multiple_of(LONG_EVERY) { LONG_MS } else { 0 };
         let mut world = Self {
             options,
+            least_ms,
             random,
             now_ms: START_MS,
             ledger,
@@ -162,6 +177,7 @@ impl World {
             brought: BTreeMap::new(),
             announced: BTreeSet::new(),
             fees: BTreeMap::new(),
+            paused: BTreeMap::new(),
             agreed: BTreeMap::new(),
             overheard: VecDeque::new(),
             summary: Summary::default(),
@@ -229,7 +245,7 @@ impl World {
             }
             match (self.everybody_is_served(), well_since) {
                 (true, None) => well_since = Some(self.now_ms),
-                (true, Some(since)) if self.now_ms - since > CALM_MS => break,
+                (true, Some(since)) if self.now_ms > self.least_ms.max(since + CALM_MS) => break,
                 (true, Some(_)) => {}
                 (false, _) => well_since = None,
             }
@@ -237,6 +253,8 @@ impl World {
                 return Err(self.who_is_not_served());
             }
         }
+        self.summary.without =
+            self.bots.iter().filter(|bot| bot.kind == Buyer::Honest && !self.is_served(bot)).count() as u64;
         self.settle_up()?;
         self.summary.virtual_s = (self.now_ms - START_MS) / 1000;
         Ok(self.summary.clone())
@@ -453,6 +471,9 @@ impl World {
                 body.ok_or_else(|| format!("bot {bot} has contract {contract}, which is not on the ledger"))?;
             let node = body.signed.terms.node;
             if body.ended_ms == 0 {
+                if self.look_after_funds(bot, contract, &body)? {
+                    return Ok(());
+                }
                 let patient = self.now_ms < body.agreed_ms + PATIENCE_MS;
                 if patient || self.runs(node, &contract) {
                     return Ok(());
@@ -461,7 +482,9 @@ impl World {
                 self.ledger.submit(&self.bots[bot].key.clone(), Command::Close { contract });
                 self.summary.replaced += 1;
             }
-            self.bots[bot].avoid.insert(node);
+            if body.state != ContractState::Ended(EndReason::OutOfFunds) {
+                self.bots[bot].avoid.insert(node);
+            }
             self.bots[bot].placed = None;
         }
         self.order(bot)
@@ -687,8 +710,17 @@ impl World {
     fn run_contracts(&mut self, farm: usize) -> Result<(), String> {
         let node = self.farms[farm].node.public();
         let addressed = self.ledger.node_contracts(&node).map_err(|e| e.to_string())?.contracts;
-        self.farms[farm].running.retain(|contract, _| addressed.binary_search(contract).is_ok());
+        let mut may_run = BTreeSet::new();
         for contract in addressed {
+            let body = self.ledger.contract(&contract).map_err(|e| e.to_string())?;
+            let body = body.ok_or_else(|| format!("contract {contract} is addressed and not there"))?;
+            self.check_pause(contract, body.state)?;
+            if body.state.may_run() {
+                may_run.insert(contract);
+            }
+        }
+        self.farms[farm].running.retain(|contract, _| may_run.contains(contract));
+        for contract in may_run {
             if !self.farms[farm].running.contains_key(&contract) && self.farms[farm].takes_up() {
                 self.farms[farm].running.insert(contract, self.now_ms);
             }
@@ -721,7 +753,7 @@ impl World {
     }
 
     pub(crate) fn everybody_is_served(&self) -> bool {
-        self.bots.iter().filter(|bot| bot.kind == Buyer::Honest).all(|bot| self.is_served(bot))
+        self.bots.iter().filter(|bot| bot.kind == Buyer::Honest).all(|bot| self.is_served(bot) || self.is_rightly_without(bot))
     }
 
     pub(crate) fn is_served(&self, bot: &Bot) -> bool {

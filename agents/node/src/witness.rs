@@ -14,6 +14,7 @@ pub mod measured;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use croft_attest::assess::secure_boot_digest;
 use croft_attest::{MeasuredBoot, PcrSelection};
@@ -23,7 +24,7 @@ use croft_protocol::record::NodeBody;
 use croft_protocol::trust::{self, Endorsement, RecentHeader, RecentHeaders, TrustPolicy};
 use croft_protocol::{Body, Hash, NodeId, Record, RecordId, StateKey, limits};
 use croft_tpm::{
-    FdTransport, Moment, NvState, SealPolicy, Tpm, TpmError, TransportError, boot_log, transport,
+    FdTransport, Moment, NvState, SealPolicy, Tpm, TpmError, TransportError, boot_log, driver, transport,
 };
 
 use crate::ledger::{Ledger, LedgerError, chain_of};
@@ -36,11 +37,19 @@ const PCR_SECURE_BOOT: u8 = 7;
 pub struct Places<'a> {
     pub device: &'a Path,
     pub event_log: &'a Path,
+    pub sysfs: &'a Path,
+    /// Waits between two tries.
+    pub pause: fn(Duration),
 }
 
 impl Default for Places<'_> {
     fn default() -> Self {
-        Self { device: Path::new(transport::DEVICE), event_log: Path::new(boot_log::PATH) }
+        Self {
+            device: Path::new(transport::DEVICE),
+            event_log: Path::new(boot_log::PATH),
+            sysfs: Path::new(driver::SYSFS),
+            pause: std::thread::sleep,
+        }
     }
 }
 
@@ -92,7 +101,7 @@ pub fn identify(places: Places<'_>, dir: &Path) -> Result<Identified, KeyError> 
     let boot = boot_log::read(places.event_log)
         .map(|log| log.measured(PcrSelection::QUOTED))
         .map_err(|error| chain_of(&error));
-    let (mut tpm, why) = usable(places.device, dir)?;
+    let (mut tpm, why) = usable(places, dir)?;
     let boot = match &mut tpm {
         Some(tpm) => measured::explained(tpm, boot, dir),
         None => boot,
@@ -123,9 +132,9 @@ fn seal_policy(boot: &Result<MeasuredBoot, String>) -> SealPolicy {
 }
 
 /// The TPM, if it can keep a key; else why not. A TPM that has a key is used, whether it gives it or not.
-fn usable(device: &Path, dir: &Path) -> Result<(Option<Tpm<FdTransport>>, Option<String>), KeyError> {
+fn usable(places: Places<'_>, dir: &Path) -> Result<(Option<Tpm<FdTransport>>, Option<String>), KeyError> {
     let without = |why: String| Ok((None, Some(why)));
-    let mut tpm = match FdTransport::open(device) {
+    let mut tpm = match open(places) {
         Ok(transport) => Tpm::new(transport),
         Err(error @ TransportError::Missing { .. }) => return without(error.to_string()),
         Err(error) => return unless_it_may_have_a_key(dir, error.into()),
@@ -139,6 +148,22 @@ fn usable(device: &Path, dir: &Path) -> Result<(Option<Tpm<FdTransport>>, Option
         Ok(_) => Ok((Some(tpm), None)),
         Err(error) => without(format!("the TPM keeps no key ({})", chain_of(&error))),
     }
+}
+
+/// The TPM, if need be by another try of the kernel's.
+fn open(places: Places<'_>) -> Result<FdTransport, TransportError> {
+    let missing = match FdTransport::open(places.device) {
+        Err(error @ TransportError::Missing { .. }) => error,
+        other => return other,
+    };
+    if !driver::announced(places.sysfs) {
+        return Err(missing);
+    }
+    if driver::start(places.sysfs, places.device, places.pause) {
+        tracing::warn!("the kernel did not start the TPM at boot, but did when it was asked again");
+        return FdTransport::open(places.device);
+    }
+    Err(TransportError::NotStarted { path: places.device.to_owned() })
 }
 
 /// A TPM that can't even be asked may hold this node's key. Only a key on the disk shows that it does not.

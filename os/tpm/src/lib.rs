@@ -16,6 +16,7 @@
 pub mod boot_log;
 mod client;
 pub mod code;
+pub mod driver;
 mod keys;
 mod nv;
 mod quote;

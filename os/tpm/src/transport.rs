@@ -27,6 +27,11 @@ pub enum TransportError {
         "there is no TPM 2.0 at {path}: turn it on in the firmware setup (fTPM, PTT), if the machine has one"
     )]
     Missing { path: PathBuf },
+    #[error(
+        "the firmware announces a TPM 2.0, but the kernel can't start it, so there is no {path}: power-cycle the machine; if \
+         it happens again, turn the TPM off in the firmware setup, which makes the machine another node"
+    )]
+    NotStarted { path: PathBuf },
     #[error("can't open the TPM {path}")]
     Open { path: PathBuf, source: io::Error },
     #[error("can't {action} the TPM")]

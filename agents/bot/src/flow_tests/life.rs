@@ -108,6 +108,13 @@ fn what_is_paid_by_the_hour_can_be_funded_by_anyone_up_to_its_price() {
     assert!(others.contains("'web' of alice got 5 000 grains: 294 800 grains in all"), "{others}");
     let text = world.text("explain web --bot alice");
     assert!(text.contains("its funds are used up, if it always runs"), "{text}");
+    for (bot, amount) in [("alice", -63_000), ("bob", -5_000)] {
+        let statement = world.json(&format!("wallet statement --bot {bot}"));
+        assert_eq!(statement["unexplained"], 0, "{statement}");
+        let lines = statement["lines"].as_array().unwrap();
+        let line = lines.iter().find(|line| line["what"] == "funding").unwrap();
+        assert_eq!((&line["amount"], line["with"].as_str().unwrap().contains("web")), (&amount.into(), true), "{line}");
+    }
 
     let much = world.run("fund web 500000 --bot alice");
     assert_eq!(much.code, 3, "{}", much.err);

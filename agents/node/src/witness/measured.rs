@@ -276,7 +276,8 @@ mod tests {
     fn a_machine_whose_tpm_quotes_nothing_boots_on_and_one_that_may_quote_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let at = |device: &str| {
-            let places = Places { device: Path::new(device), event_log: Path::new("/nowhere/log") };
+            let event_log = Path::new("/nowhere/log");
+            let places = Places { device: Path::new(device), event_log, ..Places::default() };
             Teller::new(places, dir.path()).about_to_run(FIRST)
         };
         let Told::Nobody(why) = at("/nowhere/tpmrm0").unwrap() else { panic!("a TPM from nowhere") };

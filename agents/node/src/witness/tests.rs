@@ -6,7 +6,8 @@ use croft_protocol::record::TrustClass;
 /// A machine whose TPM is at `device`.
 fn identify_at(device: &str, dir: &Path) -> Result<Identified, KeyError> {
     let nowhere = dir.join("no-event-log");
-    identify(Places { device: Path::new(device), event_log: &nowhere }, dir)
+    let sysfs = dir.join("sys");
+    identify(Places { device: Path::new(device), event_log: &nowhere, sysfs: &sysfs, pause: |_| {} }, dir)
 }
 
 #[test]
@@ -42,6 +43,24 @@ fn a_tpm_that_can_not_even_be_asked_makes_no_second_identity() {
     let found = identify_at("/dev/null", dir.path()).unwrap();
     assert!(!found.identity.is_new());
     assert!(found.place.starts_with("key on the disk: "), "{}", found.place);
+}
+
+#[test]
+fn a_tpm_that_the_kernel_does_not_start_makes_no_second_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let sys = dir.path().join("sys");
+    for (file, content) in
+        [("firmware/acpi/tables/TPM2", ""), ("bus/acpi/devices/MSFT0101:00/status", "15\n")]
+    {
+        std::fs::create_dir_all(sys.join(file).parent().unwrap()).unwrap();
+        std::fs::write(sys.join(file), content).unwrap();
+    }
+    let Err(error) = identify_at("/nowhere/tpmrm0", dir.path()) else { panic!("a second identity") };
+    assert!(chain_of(&error).contains("turn the TPM off in the firmware setup"), "{error}");
+    assert!(!dir.path().join("node.key").exists(), "nothing was made");
+    DiskKeyStore::new(dir.path()).create(&[7; 32]).unwrap();
+    let place = identify_at("/nowhere/tpmrm0", dir.path()).unwrap().place;
+    assert!(place.starts_with("key on the disk: the firmware announces a TPM 2.0"), "{place}");
 }
 
 #[test]

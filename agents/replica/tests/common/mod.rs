@@ -21,7 +21,7 @@ use croft_transport::Client;
 
 pub const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// How long an event may take on a machine that is busy with other things.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 pub const ALLOWANCE: u64 = 1_000_000;
 
 pub fn key(seed: u8) -> SecretKey {

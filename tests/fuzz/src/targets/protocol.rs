@@ -538,6 +538,7 @@ fn commands() -> Vec<Seed> {
     let prices = PriceList { cpu: 1, memory_gib: 2, ssd_gib: 3, hdd_gib: 4 };
     let (farm, contract) = (scene.scenario.farm, scene.contract);
     let (country, region) = ("be".to_owned(), Some(name("flanders")));
+    let node = croft_ledger::memory::key(9).public();
     for (called, command) in [
         ("create-bot", Command::CreateBot(croft_protocol::record::BotBody { name: name("bob") })),
         ("create-farm", Command::CreateFarm { name: name("blue"), country, region, prices }),
@@ -545,6 +546,8 @@ fn commands() -> Vec<Seed> {
         ("close", Command::Close { contract }),
         ("update-bot", Command::UpdateBot(profile())),
         ("claim-faucet", Command::ClaimFaucet),
+        ("drain-node", Command::DrainNode { node, until_ms: Some(7) }),
+        ("reopen-node", Command::ReopenNode { node }),
         ("rotate-key", Command::RotateKey(Box::new(link()))),
     ] {
         seeds.push(encoded(called, &signed(command)));
