@@ -83,11 +83,14 @@ impl Full {
     /// The kernels with their objects, as hard links: the same key means the same inputs.
     fn lend_kernels(&self, cache: &Path) -> Result<()> {
         let (from, to) = (self.cache.join("kernel"), cache.join("kernel"));
-        fs::create_dir_all(cache).with_context(|| format!("can't create {}", cache.display()))?;
-        if from.is_dir() {
-            repo::capture(Command::new("cp").args(["-a", "--link"]).arg(&from).arg(&to))?;
-            // A lock that two caches share would make the builds wait for each other.
-            let _ = fs::remove_file(to.join("lock"));
+        fs::create_dir_all(&to).with_context(|| format!("can't create {}", to.display()))?;
+        let Ok(entries) = fs::read_dir(&from) else { return Ok(()) };
+        for entry in entries {
+            let path = entry.with_context(|| format!("can't read {}", from.display()))?.path();
+            // Whatever is worked on would be worked on in both; a shared lock would make the builds wait for each other.
+            if !["work", "lock"].iter().any(|name| path.ends_with(name)) {
+                repo::capture(Command::new("cp").args(["-a", "--link"]).arg(&path).arg(&to))?;
+            }
         }
         Ok(())
     }
