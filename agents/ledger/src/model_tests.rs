@@ -452,6 +452,7 @@ impl World {
         let open = model.reserved.values().filter(|one| one.holds).count();
         let expected = in_time
             && cpu > 0
+            && !model.running.contains_key(&slot)
             && open < limits::RESERVATIONS_PER_USER as usize
             && model.used() + cpu <= model.cpu
             && !model.is_taken(port)

@@ -154,9 +154,8 @@ impl World {
     }
 
     pub(crate) fn who_is_not_served(&self) -> String {
-        let is_late = |bot: &Bot| {
-            bot.kind == Buyer::Honest && !self.is_served(bot) && !self.is_rightly_without(bot)
-        };
+        let is_late =
+            |bot: &Bot| bot.kind == Buyer::Honest && !self.is_served(bot) && !self.is_rightly_without(bot);
         let late: Vec<usize> = (0..self.bots.len()).filter(|bot| is_late(&self.bots[*bot])).collect();
         format!("honest bots {late:?} have not got what they ordered")
     }

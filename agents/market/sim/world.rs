@@ -17,10 +17,10 @@ use croft_market::journal::{Journal, MemoryJournal};
 use croft_market::order::{Offered, OrderFailure};
 use croft_market::{Candidate, Desk, DeskEvent, DeskOutput, Order, OrderEvent, OrderOutput, Outcome};
 use croft_protocol::command::{Join, SignedJoin};
+use croft_protocol::contract::{ContractState, EndReason};
 use croft_protocol::header::Allocation;
 use croft_protocol::keys::Domain;
 use croft_protocol::market::{NOTICE_MS, Said, SignedMessage};
-use croft_protocol::contract::{ContractState, EndReason};
 use croft_protocol::record::{ContractReport, ReportBody, TrustClass, WorkloadState};
 use croft_protocol::{
     Announcement, Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, TrustPolicy,
@@ -753,7 +753,10 @@ impl World {
     }
 
     pub(crate) fn everybody_is_served(&self) -> bool {
-        self.bots.iter().filter(|bot| bot.kind == Buyer::Honest).all(|bot| self.is_served(bot) || self.is_rightly_without(bot))
+        self.bots
+            .iter()
+            .filter(|bot| bot.kind == Buyer::Honest)
+            .all(|bot| self.is_served(bot) || self.is_rightly_without(bot))
     }
 
     pub(crate) fn is_served(&self, bot: &Bot) -> bool {

@@ -46,6 +46,8 @@ const STRIKE_MS: u64 = 3_600_000;
 const QUOTE_MS: u64 = 60_000;
 /// An announcement without an answer is made again after this.
 const ANNOUNCE_AGAIN_MS: u64 = 5_000;
+/// What is held for less can't be announced in time, were the ledger asked twice.
+pub const HOLD_LEAST_MS: u64 = NOTICE_MS + 2 * ANNOUNCE_AGAIN_MS;
 /// A claim without an answer is made again after this: a day is long enough for many.
 const CLAIM_AGAIN_MS: u64 = 60_000;
 /// Clocks of buyers may be ahead by this much, and blocks come this late.
@@ -508,7 +510,9 @@ impl Desk {
         }
         let held = || self.held_beside(node, books);
         let taken = |port: &&PublishedPort| {
-            books.taken_ports.contains(port) || held().any(|held| held.terms().ports.contains(port))
+            // All that is held, in the books or not: those have only the ports that were asked for when they were read.
+            let ours = |held: &Held| held.terms().node == node && held.terms().ports.contains(port);
+            books.taken_ports.contains(port) || self.held.values().any(ours)
         };
         if let Some(port) = ports.iter().find(taken) {
             return Err(Reason::PortTaken { port: *port });
@@ -533,7 +537,10 @@ impl Desk {
         {
             return Err((true, Reason::Malformed));
         }
-        if terms.expires_ms < now_ms || terms.expires_ms - now_ms > self.policy.hold_ms() + SLACK_MS {
+        // Sooner than that it could not be announced, and would be held for nothing.
+        let expiries = now_ms.saturating_add(HOLD_LEAST_MS)
+            ..=now_ms.saturating_add(self.policy.hold_ms()).saturating_add(SLACK_MS);
+        if !expiries.contains(&terms.expires_ms) {
             return Err((false, Reason::NotAsQuoted));
         }
         let needed =
@@ -598,7 +605,8 @@ impl Desk {
         };
         let Some((terms, ..)) = transcript.proposal() else { return };
         let contract = reservation.reservation.contract;
-        let at_ms = now_ms + terms.expires_ms.saturating_sub(now_ms) / 2;
+        let left_ms = terms.expires_ms.saturating_sub(now_ms);
+        let at_ms = now_ms + (left_ms / 2).min(left_ms.saturating_sub(NOTICE_MS + ANNOUNCE_AGAIN_MS));
         let announcement = Announcement { reservation, terms: terms.clone(), approval: approval.clone() };
         self.held.insert(contract, Held { announcement, notice: Notice::Due { at_ms } });
     }
@@ -657,6 +665,8 @@ impl Desk {
     fn claim_again(&mut self, now_ms: u64, out: &mut Vec<DeskOutput>) {
         self.owed.retain(|contract, owed| {
             if now_ms > owed.reservation.reservation.expires_ms.saturating_add(CLAIM_MS) {
+                // It is the user's again, once somebody says so.
+                out.push(DeskOutput::Claim(Box::new(owed.reservation.clone())));
                 out.push(DeskOutput::Write(Box::new(DeskEntry::Settled(*contract))));
                 return false;
             }
@@ -685,6 +695,17 @@ impl Desk {
                 held.notice = Notice::Done;
             }
             Err(Rejection::Duplicate { .. }) => self.agreed(contract, out),
+            // Others of this user's, or his empty wallet: both may change before it is too late.
+            Err(
+                Rejection::Funds { .. }
+                | Rejection::Reservation {
+                    reason:
+                        ReservationRefusal::TooManyOfUser { .. }
+                        | ReservationRefusal::TooManyOfFarmer { .. }
+                        | ReservationRefusal::TooManyAtOnce { .. },
+                    ..
+                },
+            ) => {}
             Err(rejection) if may_pass(rejection) => {}
             Err(_) => held.notice = Notice::Refused,
         }

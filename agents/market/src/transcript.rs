@@ -106,11 +106,28 @@ impl Transcript {
             return Err(MessageRefusal::Chain { step: message.step });
         }
         self.check_order(&message.said)?;
+        // Whose key this is was asked when the message came in; what is signed inside it must be by the same one, or the
+        // ledger would take none of it.
+        let signer = next.signature.key(&message.author);
         match &message.said {
             Said::Propose { terms, fee, user } => {
                 self.check_proposal(chain, message, terms, *fee, user)?;
+                if user.key(&message.author) != signer {
+                    let (contract, party) = (terms.id(), message.author);
+                    return Err(MessageRefusal::Reservation { contract, party });
+                }
             }
-            Said::Approve { terms, reservation } => self.check_approval(chain, terms, reservation)?,
+            Said::Approve { terms, reservation } => {
+                self.check_approval(chain, terms, reservation)?;
+                let contract = self.proposal().map(|(terms, ..)| terms.id());
+                let party = message.author;
+                if let Some(contract) = contract.filter(|_| terms.key(&party) != signer) {
+                    return Err(MessageRefusal::Terms { contract, party });
+                }
+                if let Some(contract) = contract.filter(|_| reservation.key(&party) != signer) {
+                    return Err(MessageRefusal::Reservation { contract, party });
+                }
+            }
             Said::Commit { contract } => {
                 let expected = self.proposal().map_or(*contract, |(terms, ..)| terms.id());
                 if *contract != expected {

@@ -609,7 +609,14 @@ fn guest_files(vmm: &str) -> GuestFiles {
 /// What an earlier boot left to do about releases. Returns where this boot goes on; a node whose journal is of no use
 /// takes no releases.
 async fn upgrades(data: &Data, notifier: Option<Arc<Notifier>>) -> Option<Upgrades> {
-    match Upgrades::open(data, &release(), notifier) {
+    // A TPM may take minutes, in which the node must still say that it lives.
+    let data = data.clone();
+    let opened = tokio::task::spawn_blocking(move || Upgrades::open(&data, &release(), notifier)).await;
+    let Ok(opened) = opened else {
+        tracing::error!("what is known of releases could not be looked at: this node takes none");
+        return None;
+    };
+    match opened {
         Ok(Some((mut upgrades, start))) => {
             upgrades.begin(start).await;
             Some(upgrades)

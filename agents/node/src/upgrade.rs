@@ -102,9 +102,10 @@ impl Upgrades {
         let folder = data.folder("upgrade");
         let documents = Documents::open(&folder.join("journal"))?;
         let places = Places::default();
-        let floor =
-            floor::read(places.device, read(&documents)?.confirmed.map(|confirmed| confirmed.version));
-        let teller = Teller::new(places, &data.folder("identity"));
+        let identity = data.folder("identity");
+        let confirmed = read(&documents)?.confirmed.map(|confirmed| confirmed.version);
+        let floor = floor::read(places, &identity, confirmed);
+        let teller = Teller::new(places, &identity);
         Self::open_on(documents, &folder.join("files"), release, (notifier, teller), floor).map(Some)
     }
 
@@ -160,7 +161,12 @@ impl Upgrades {
         let (teller, authenticode) = (self.teller.clone(), of.boot_file.authenticode);
         let told = match tokio::task::spawn_blocking(move || teller.about_to_run(authenticode)).await {
             Ok(Ok(told)) => told,
-            Ok(Err(error)) => return error.into(),
+            Ok(Err(error)) => {
+                if matches!(error, TellError::Unsure(_)) {
+                    self.go_back("the TPM may have been told of a release that does not run").await;
+                }
+                return error.into();
+            }
             Err(_) => return UpgradeError::Ended,
         };
         match &told {

@@ -151,7 +151,7 @@ fn usable(places: Places<'_>, dir: &Path) -> Result<(Option<Tpm<FdTransport>>, O
 }
 
 /// The TPM, if need be by another try of the kernel's.
-fn open(places: Places<'_>) -> Result<FdTransport, TransportError> {
+pub(crate) fn open(places: Places<'_>) -> Result<FdTransport, TransportError> {
     let missing = match FdTransport::open(places.device) {
         Err(error @ TransportError::Missing { .. }) => error,
         other => return other,

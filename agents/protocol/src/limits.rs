@@ -113,8 +113,8 @@ pub const KNOWN_DIGESTS: usize = 64;
 pub const TRUST_REASONS: usize = 8;
 /// The text of one message between bots. A mailbox holds some hundred of the longest.
 pub const MESSAGE_BYTES: usize = 32 * 1024;
-/// The same signed, padded and sealed.
-pub const SEALED_MESSAGE_BYTES: usize = MESSAGE_BYTES + 1024;
+/// The same signed, padded and sealed; a link of a key that was replaced has 160 bytes.
+pub const SEALED_MESSAGE_BYTES: usize = MESSAGE_BYTES + 1024 + KEY_CHANGES * 160;
 /// Messages that one question to a mailbox may be about.
 pub const MAIL_PER_REQUEST: usize = 256;
 /// What a bot says of itself for people.

@@ -254,7 +254,15 @@ mod tests {
     #[test]
     fn lengths_tell_little_and_have_a_limit() {
         assert_eq!(sealed(&message("a")).len(), sealed(&message(&"a".repeat(60))).len());
-        let longest = sealed(&message(&"x".repeat(limits::MESSAGE_BYTES)));
+        // By a bot whose key was replaced as often as it can be.
+        let mut writer = key(1);
+        for n in 0..limits::KEY_CHANGES {
+            let next = key(100 + u8::try_from(n).unwrap());
+            let links = [writer.links(), &[crate::identity::Link::sign(&writer, &next, &CHAIN)]].concat();
+            writer = next.of_bot(key(1).public(), links, &CHAIN).unwrap();
+        }
+        let longest = message(&"x".repeat(limits::MESSAGE_BYTES));
+        let longest = longest.seal(&writer, &CHAIN, &message_key(&key(2)).public()).unwrap();
         assert!(longest.len() <= limits::SEALED_MESSAGE_BYTES, "{}", longest.len());
         let long = message(&"x".repeat(limits::MESSAGE_BYTES + 1));
         let error = long.seal(&key(1), &CHAIN, &message_key(&key(2)).public()).unwrap_err();

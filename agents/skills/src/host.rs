@@ -14,7 +14,7 @@ use wasmtime::{Config, Engine, OptLevel, ResourceLimiter, Store, StoreContextMut
 
 use crate::file::{Hook, Manifest, SignedSkill};
 use crate::hooks::{Decision, Demand, Message, Offer, Price, Reaction, Request};
-use crate::limits;
+use crate::{limits, shape};
 
 /// The only thing that a skill may import.
 const LOG: &str = "log";
@@ -52,6 +52,8 @@ pub enum Fault {
     Memory { wanted_bytes: usize, limit_bytes: usize },
     #[error("it used up its stack: {limit_bytes} bytes")]
     Stack { limit_bytes: usize },
+    #[error("it handed over more than {limit_bytes} bytes")]
+    Copies { limit_bytes: usize },
     #[error("it broke off: {trap}")]
     Trap { trap: String },
     #[error("its answer makes no sense: {reason}")]
@@ -74,14 +76,22 @@ pub struct Answer<T> {
 #[derive(Default)]
 struct Guest {
     log: Vec<String>,
+    /// What it logged so far, kept or not, with what each call costs.
+    logged_bytes: usize,
     limits: Limits,
 }
 
 impl Guest {
-    fn write(&mut self, line: &str) {
+    /// The engine bounds each call, and we all of them: a call costs a skill next to no instructions.
+    fn write(&mut self, line: &str) -> wasmtime::Result<()> {
+        self.logged_bytes = self.logged_bytes.saturating_add(line.len() + limits::CALL_BYTES);
+        if self.logged_bytes > limits::COPIED_BYTES {
+            return Err(wasmtime::format_err!("it logged too much"));
+        }
         if self.log.len() < limits::LOG_LINES {
             self.log.push(cut(line, limits::LOG_CHARS));
         }
+        Ok(())
     }
 }
 
@@ -131,10 +141,7 @@ impl Host {
         let failed = |error: wasmtime::Error| HostError { reason: reason(&error) };
         let engine = Engine::new(&config()).map_err(failed)?;
         let mut linker = Linker::new(&engine);
-        let log = |mut store: StoreContextMut<'_, Guest>, (line,): (String,)| {
-            store.data_mut().write(&line);
-            Ok(())
-        };
+        let log = |mut store: StoreContextMut<'_, Guest>, (line,): (String,)| store.data_mut().write(&line);
         linker.root().func_wrap(LOG, log).map_err(failed)?;
         Ok(Self { engine, linker })
     }
@@ -147,6 +154,10 @@ impl Host {
         let manifest = skill.manifest().clone();
         let name = || manifest.name.to_string();
         let broken = |error: wasmtime::Error| LoadError::Component { name: name(), reason: reason(&error) };
+        shape::check(skill.component()).map_err(|reason| LoadError::Component {
+            name: name(),
+            reason: cut(&reason, limits::REASON_CHARS),
+        })?;
         let component = Component::from_binary(&self.engine, skill.component()).map_err(broken)?;
         let ty = component.component_type();
         let strange: Vec<String> = ty
@@ -343,6 +354,9 @@ fn fault(error: &wasmtime::Error, guest: &Guest) -> Fault {
         && let Some(wanted_bytes) = guest.limits.denied_bytes
     {
         return Fault::Memory { wanted_bytes, limit_bytes: limits::MEMORY_BYTES };
+    }
+    if guest.logged_bytes > limits::COPIED_BYTES {
+        return Fault::Copies { limit_bytes: limits::COPIED_BYTES };
     }
     match trap {
         Some(Trap::OutOfFuel) => Fault::Time { fuel: limits::FUEL },

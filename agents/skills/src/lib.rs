@@ -17,6 +17,7 @@ pub mod hooks;
 pub mod host;
 pub mod limits;
 pub mod pack;
+mod shape;
 
 pub use file::{Hook, Manifest, SignedSkill, SkillFileError};
 pub use host::{Answer, Fault, Host, LoadError, Skill};

@@ -14,8 +14,13 @@ pub const STACK_BYTES: usize = 256 << 10;
 pub const TABLE_ELEMENTS: usize = 10_000;
 /// Instances inside one component: the module, and the glue that its packer put in.
 pub const INSTANCES: usize = 16;
-/// What one answer may copy between a skill and the bot.
+/// What one answer may copy between a skill and the bot, by one call and by all that log.
 pub const COPIED_BYTES: usize = 1 << 20;
+/// What a call counts for beside the bytes that it copies.
+pub const CALL_BYTES: usize = 64;
+/// Components nested in a component, and instances of them: more could stand for billions, which an engine writes out.
+pub const NESTED_COMPONENTS: usize = 16;
+pub const NESTED_INSTANCES: usize = 24;
 /// Lines of the log that are kept of one answer, and characters of each.
 pub const LOG_LINES: usize = 16;
 pub const LOG_CHARS: usize = 200;

@@ -13,7 +13,7 @@ use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
 use crate::file::Hook;
-use crate::{WIT, limits};
+use crate::{WIT, limits, shape};
 
 /// The section into which binding generators put an interface; their names go on behind it.
 const TYPES_SECTION: &[u8] = b"component-type";
@@ -41,6 +41,7 @@ pub fn component(bytes: &[u8]) -> Result<(Vec<u8>, Vec<Hook>), PackError> {
     }
     let engine = Engine::new(&Config::new()).map_err(|error| not_wasm(&error))?;
     if is_component(bytes) {
+        shape::check(bytes).map_err(|reason| PackError::NotWasm { reason: short(&reason) })?;
         let component = Component::from_binary(&engine, bytes).map_err(|error| not_wasm(&error))?;
         let ty = component.component_type();
         let exports: Vec<&str> = ty.exports(&engine).map(|(name, _)| name).collect();

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod tpm;
 
-pub use tpm::{NodeKeyStore, TpmKeyStore, choose};
+pub use tpm::{NodeKeyStore, TpmKeyStore, choose, is_disk_of};
 
 /// Where a seed is kept.
 pub trait KeyStore {

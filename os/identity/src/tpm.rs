@@ -134,6 +134,13 @@ impl<T: Transport> KeyStore for TpmKeyStore<T> {
     }
 }
 
+/// Whether a directory is on the disk of the node whose key this is, as the TPM keeps it.
+#[must_use]
+pub fn is_disk_of(dir: &Path, blob: &[u8]) -> bool {
+    fs::read_to_string(dir.join("tpm.key"))
+        .is_ok_and(|marker| marker.trim() == Hash::of_bytes(blob).to_string())
+}
+
 /// Decides where a node's seed is: where it has been, else in the TPM, else on the disk.
 ///
 /// A node that began on a disk stays there, `plain`: its seed has been readable, and a TPM can't undo that. It becomes

@@ -366,13 +366,16 @@ impl Machine for Linux {
     fn begin_load(&mut self, kernel: PathBuf) {
         self.beside(|| {
             let refused = kexec::load(&kernel).err().map(|error| chain(&error));
-            // Node waits for one of these files, and gives up by itself where even this fails.
-            let _ = match &refused {
-                Some(reason) => fs::write(notify::refusal_of(&kernel), reason),
-                None => fs::write(notify::loaded_of(&kernel), ""),
-            };
+            if let Some(reason) = &refused {
+                // Node waits for this file or the other, and gives up by itself where even this fails.
+                let _ = fs::write(notify::refusal_of(&kernel), reason);
+            }
             Input::Loaded { kernel, refused }
         });
+    }
+
+    fn tell_loaded(&mut self, kernel: &Path) {
+        let _ = fs::write(notify::loaded_of(kernel), "");
     }
 
     fn begin_sync(&mut self) {

@@ -5,7 +5,7 @@
 
 use crate::log::Level;
 use crate::supervisor::{Action, Ending, Input, Signal, Supervisor, Time};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The system calls that the loop needs. Linux implements it for real, tests in virtual time.
 pub trait Machine {
@@ -21,6 +21,7 @@ pub trait Machine {
     fn feed_watchdog(&mut self);
     /// Begins to load a kernel; `wait` reports the end.
     fn begin_load(&mut self, kernel: PathBuf);
+    fn tell_loaded(&mut self, kernel: &Path);
     /// Begins to flush all filesystems; `wait` reports the end.
     fn begin_sync(&mut self);
     /// Begins to unmount everything that is on a disk; `wait` reports the end.
@@ -58,6 +59,7 @@ fn give(supervisor: &mut Supervisor, machine: &mut impl Machine, input: Input) {
                 Action::SignalEveryone(signal) => machine.signal_everyone(signal),
                 Action::FeedWatchdog => machine.feed_watchdog(),
                 Action::LoadKernel(kernel) => machine.begin_load(kernel),
+                Action::TellLoaded(kernel) => machine.tell_loaded(&kernel),
                 Action::Sync => machine.begin_sync(),
                 Action::Unmount => machine.begin_unmount(),
                 Action::Log { level, text } => machine.log(level, &text),
@@ -121,6 +123,8 @@ mod tests {
             self.next.entry(self.now).or_default().push(Input::NoProcessLeft);
         }
         fn feed_watchdog(&mut self) {}
+        fn tell_loaded(&mut self, _: &Path) {}
+
         fn begin_load(&mut self, kernel: PathBuf) {
             self.diary.push(format!("load {}", kernel.display()));
         }

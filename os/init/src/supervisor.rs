@@ -176,6 +176,8 @@ pub enum Action {
     FeedWatchdog,
     /// Start loading a kernel; `Input::Loaded` answers. A refusal is left where node finds it.
     LoadKernel(PathBuf),
+    /// Tell node that this kernel is loaded: from now on it can be asked for.
+    TellLoaded(PathBuf),
     /// Start flushing all filesystems; `Input::Synced` answers.
     Sync,
     /// Start unmounting; `Input::Unmounted` answers.
@@ -345,6 +347,7 @@ impl Supervisor {
             Input::Asked { ending, by } => self.end(now, ending, &by, false),
             Input::Loaded { kernel, refused: None } => {
                 self.log(Level::Notice, format!("{} is loaded", kernel.display()));
+                self.actions.push(Action::TellLoaded(kernel.clone()));
                 self.loaded = Some(kernel);
             }
             Input::Loaded { kernel, refused: Some(reason) } => {

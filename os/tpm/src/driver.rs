@@ -109,7 +109,8 @@ mod tests {
     #[test]
     fn a_tpm_is_announced_by_table_and_status() {
         let dir = sysfs(false);
-        let (table, device) = (dir.path().join(ANNOUNCEMENT), dir.path().join("bus/acpi/devices/MSFT0101:00"));
+        let (table, device) =
+            (dir.path().join(ANNOUNCEMENT), dir.path().join("bus/acpi/devices/MSFT0101:00"));
         fs::create_dir_all(&device).unwrap();
         fs::write(device.join("status"), "15\n").unwrap();
         assert!(!announced(dir.path()), "a TPM 1.2 has no such table");

@@ -41,7 +41,7 @@ const STATE: u32 = WRITE_LOCKED | WRITTEN | 1 << 28;
 /// a password that it doesn't have, so it stands apart from the lockout.
 const IDENTITY_ATTRIBUTES: u32 = OWNER_WRITE | WRITE_DEFINE | OWNER_READ | AUTH_READ | NO_DA;
 const COUNTER_ATTRIBUTES: u32 = OWNER_WRITE | TYPE_COUNTER | OWNER_READ | AUTH_READ | NO_DA;
-/// The floor: whoever takes the node over later in a boot finds it locked.
+/// The floor: written at most once in a boot. Only the owner, root on a node, can remove it.
 const FLOOR_ATTRIBUTES: u32 = OWNER_WRITE | WRITE_STCLEAR | OWNER_READ | AUTH_READ | NO_DA;
 const FLOOR_BYTES: usize = 8;
 /// Certificates have some 1 KiB.
@@ -184,8 +184,8 @@ impl<T: Transport> Tpm<T> {
         Ok(Some(Reader::new("the TPM's floor", &bytes).u64("value")?))
     }
 
-    /// Raises the floor to at least this, and locks it until the machine restarts, so that nobody lowers it who comes
-    /// after. Gives back what it is then: more than asked for where it was higher. A power cut leaves the old floor or the
+    /// Raises the floor to at least this, and locks it until the machine restarts, so that no old disk raises or
+    /// lowers it after that. Root can remove the index and define it anew: this holds against disks, not against him. Gives back what it is then: more than asked for where it was higher. A power cut leaves the old floor or the
     /// new one.
     ///
     /// # Errors

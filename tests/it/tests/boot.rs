@@ -304,6 +304,8 @@ impl Bench {
                     (self.dir.path().join("expired.toml"), self.dir.path().join("expired.img"));
                 self.grid.boot_config_of("alpha", &config, &["--valid", "10s"]).await?;
                 self.grid.image_of(("alpha", &config), &self.boot_file, "usb", &out).await?;
+                // However fast the machine is, it comes too late.
+                tokio::time::sleep(Duration::from_secs(10)).await;
                 out
             }
             From::Stick(_) | From::SecureStick(Signed::No) => {

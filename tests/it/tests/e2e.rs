@@ -371,7 +371,8 @@ async fn a_node_keeps_a_good_release_and_returns_from_a_broken_one_which_then_st
     croft_it::http::wait_for_ok(web, "/", limit).await.unwrap();
     let gap = watch.longest_gap();
     eprintln!("the workload did not answer for {:.1} s during the upgrade", gap.as_secs_f64());
-    assert!(gap > Duration::ZERO, "it was another machine that started anew");
+    // Far more than what lies between two questions, and less than any kernel starts in.
+    assert!(gap > Duration::from_secs(2), "it was another machine that started anew");
 
     releases::publish(&grid, &key, &broken, "0.3.0").await.unwrap();
     node.serial().wait_for("booting a release on trial", limit).await.unwrap();

@@ -125,7 +125,7 @@ async fn treasury(
         return Err(Failure::failed(error));
     }
     for bot in c.home.bots()? {
-        let id = c.home.key_file(&bot)?.id();
+        let id = c.home.bot_id(grid.name(), &bot)?;
         if genesis.allocations.iter().any(|a| a.bot == id) {
             let key = c.present_key_of(&bot)?;
             return Ok((bot, key));
@@ -159,15 +159,15 @@ struct ShownBot {
 pub(super) async fn show(c: &mut Context<'_>, name: Option<Name>) -> Result<(), Failure> {
     let grid = c.reading_grid()?;
     let (name, own) = if let Some(name) = name {
-        let own = match c.home.key_file(&name) {
-            Ok(file) => Some(file.id()),
+        let own = match c.home.bot_id(grid.name(), &name) {
+            Ok(id) => Some(id),
             Err(HomeError::NoBot { .. }) => None,
             Err(error) => return Err(error.into()),
         };
         (name, own)
     } else {
         let name = c.home.acting_name(c.bot.as_ref())?;
-        let own = c.home.key_file(&name)?.id();
+        let own = c.home.bot_id(grid.name(), &name)?;
         (name, Some(own))
     };
     let registered = grid.bot_named(&name).await?;

@@ -189,15 +189,16 @@ pub(super) fn passphrase(
     if matches!((change, &file), (PassphraseChange::Remove, KeyFile::Open(_))) {
         return Err(Failure::failed(KeysError::NotLocked { bot: name }));
     }
+    let numbers: Vec<usize> = c.home.numbered_keys(&name)?.into_iter().map(|(number, _)| number).collect();
     let keys = c.all_keys(&name)?;
     let passphrase = match change {
         PassphraseChange::Set(from) => Some(c.new_passphrase(&name, from.as_deref())?),
         PassphraseChange::Remove => None,
     };
     // One after the other: whatever happens in between, each is there, behind the old one or the new one.
-    for (number, key) in keys.iter().enumerate() {
+    for (number, key) in numbers.iter().zip(&keys) {
         let text = text_for(&name, key, passphrase.as_ref())?;
-        c.home.rewrite_key(&name, number, &text)?;
+        c.home.rewrite_key(&name, *number, &text)?;
     }
     let locked = passphrase.is_some();
     c.terminal.result(&Kept { bot: name, id: file.id(), locked }, |kept| {
@@ -309,7 +310,7 @@ pub(super) fn import(
         if here.iter().any(|file| file.id() == id) {
             return Err(HomeError::KeyKnown { name, home: c.home.root().to_owned() }.into());
         }
-        c.home.add_key(&name, here.len(), &text)?;
+        c.home.add_key(&name, &text)?;
     } else {
         c.home.import_bot(&name, &text)?;
     }

@@ -387,9 +387,12 @@ async fn inbox(c: &mut Context<'_>, skill: Option<&Name>) -> Result<(Name, Secre
     }
     match grid.profile(key.id()).await?.and_then(|profile| profile.encryption_key) {
         None => return Err(Failure::not_found(MessageProblem::NoKey { bot: name })),
-        Some(published) if published != sealing[0].public() => c.note(
+        Some(published) if !sealing.iter().any(|ours| ours.public() == published) => c.note(
             "the published key for messages is not this bot's: nothing that is sealed to it can be read here; 'croft bot update' publishes ours",
         ),
+        Some(published) if published != sealing[0].public() => {
+            c.note("the published key for messages is that of a key that was replaced: 'croft bot update' publishes the present one's");
+        }
         Some(_) => {}
     }
     let inbox =
@@ -499,7 +502,16 @@ async fn follow_on(c: &mut Context<'_>, name: Name, key: SecretKey, mut inbox: I
                 trouble(c, &inbox);
             }
             Some((sealed, answer)) = called.recv() => {
-                let batch = inbox.judge(&[sealed]).await?;
+                let batch = match inbox.judge(&[sealed]).await {
+                    Ok(batch) => batch,
+                    // Whoever called leaves it in the mailbox.
+                    Err(failure) if failure.exit == crate::exit::Exit::Unreachable => {
+                        let reason = "its grid can't be asked just now: leave it in the mailbox".to_owned();
+                        let _ = answer.send(BotResponse::Refused { reason });
+                        continue;
+                    }
+                    Err(failure) => return Err(failure),
+                };
                 show_all(c.terminal, &batch.news)?;
                 inbox.remember(&batch)?;
                 trouble(c, &inbox);

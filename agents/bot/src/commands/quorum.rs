@@ -157,31 +157,45 @@ pub(super) async fn approve_by_skill(
         }
     }
     let mut decisions = Vec::new();
+    let mut broken = None;
     let mut names = BotNames::default();
     for contract in waiting {
         let terms = &contract.body.signed.terms;
         let owner = names.name(&acting.grid, terms.user).await?;
-        let (answer, log) = match request(&acting, &contract, owner.clone()).await? {
-            Some(request) => skill.decide(request),
-            None => continue,
-        };
-        let (decision, reason) = match answer {
-            Ok(Decision::Approve) => ("approved", None),
-            Ok(Decision::Refuse) => ("refused", None),
-            Ok(Decision::Abstain) => ("open", Some("the skill leaves it to a person".to_owned())),
-            Err(fault) => ("open", Some(format!("the skill had no answer: {fault}"))),
+        let (mut decision, mut reason, log) = match request(&acting, &contract, owner.clone()).await? {
+            None => ("open", Some("its node or farm is not on the ledger any more".to_owned()), Vec::new()),
+            Some(request) => {
+                let (answer, log) = skill.decide(request);
+                match answer {
+                    Ok(Decision::Approve) => ("approved", None, log),
+                    Ok(Decision::Refuse) => ("refused", None, log),
+                    Ok(Decision::Abstain) => {
+                        ("open", Some("the skill leaves it to a person".to_owned()), log)
+                    }
+                    Err(fault) => ("open", Some(format!("the skill had no answer: {fault}")), log),
+                }
+            }
         };
         if reason.is_none() {
             let approve = decision == "approved";
             let command = Command::Approve { contract: contract.id, approve };
-            acting.grid.submit(&acting.key, &command).await?;
+            // What the ledger refuses, because somebody was faster, keeps nobody from the others.
+            if let Err(error) = acting.grid.submit(&acting.key, &command).await {
+                let Some(rejection) = error.rejection() else {
+                    broken = Some(error);
+                    break;
+                };
+                (decision, reason) = ("open", Some(format!("the ledger refused: {rejection}")));
+            }
         }
         let name = terms.name.clone();
         decisions.push(SkillDecision { name, contract: contract.id, owner, decision, reason, log });
     }
     acting.grid.close().await;
     let decided = SkillDecisions { skill: skill.name().clone(), version: skill.version(), decisions };
-    c.terminal.result(&decided, skill_text)
+    c.terminal.result(&decided, skill_text)?;
+    // What was decided before is said first.
+    broken.map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn skill_text(d: &SkillDecisions) -> String {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   ledger asked: which key holds? ──another one than was known──> taken up, nothing is replaced
-//!        └─the known one──> new key written, marked as next ──> RotateKey ──> known here ──> its key for messages published
+//!        └─the known one──> new key written, marked as next ──> RotateKey ──> its key for messages published ──> known here
 //! ```
 //! The new key is in the home before the ledger hears of it, and a run that was interrupted goes on with it: whatever
 //! happened, the next run asks the ledger. It must never tell the ledger of a second key while one waits, nor show one.
@@ -28,6 +28,8 @@ enum RotateError {
         "another machine replaced the key of bot '{bot}' at the same time: 'croft bot rotate {bot} --resume' says by which one"
     )]
     Overtaken { bot: Name },
+    #[error("another 'croft bot rotate' of bot '{bot}' is under way in this home: wait for it")]
+    UnderWay { bot: Name },
 }
 
 #[derive(Serialize)]
@@ -46,6 +48,9 @@ struct Rotated {
 pub(super) async fn rotate(c: &mut Context<'_>, name: Option<Name>, resume: bool) -> Result<(), Failure> {
     let name = c.home.acting_name(name.as_ref().or(c.bot.as_ref()))?;
     let pin = c.pin()?;
+    let Some(_alone) = c.home.lock_keys(&name)? else {
+        return Err(Failure::failed(RotateError::UnderWay { bot: name }));
+    };
     let opened = c.opened(&name)?;
     // Asked by whoever there is: the key that holds is what we ask about.
     let stranger = SecretKey::generate().map_err(HomeError::Randomness)?;
@@ -76,7 +81,7 @@ pub(super) async fn rotate(c: &mut Context<'_>, name: Option<Name>, resume: bool
         waiting.clone()
     } else {
         let new = SecretKey::generate().map_err(HomeError::Randomness)?;
-        c.home.add_key(&name, opened.len(), &text_for(&name, &new, passphrase.as_deref())?)?;
+        c.home.add_key(&name, &text_for(&name, &new, passphrase.as_deref())?)?;
         let next = Some(new.public());
         c.home.keep_successor(&pin.name, &name, &Successor { bot, links: held.links().to_vec(), next })?;
         new
@@ -106,18 +111,20 @@ async fn take_up(
     acting: &SecretKey,
 ) -> Result<(), Failure> {
     let (bot, links) = (acting.id(), acting.links().to_vec());
+    // First what the ledger is told, then what is known here: a run that was interrupted between the two sees news again.
+    let grid = Grid::open(&c.home, pin.clone(), acting)?;
+    let ours = message_key(acting).public();
+    if let Some(mut profile) = grid.profile(bot).await?
+        && profile.encryption_key.is_some_and(|published| published != ours)
+    {
+        profile.encryption_key = Some(ours);
+        let _: croft_protocol::Record = directory::publish(&grid, acting, &profile).await?;
+    }
+    grid.close().await;
     let next = c.home.successor(&pin.name, name)?.and_then(|known| known.next);
     // A key that waits goes on waiting, until it holds.
     let next = next.filter(|next| *next != acting.public());
     c.home.keep_successor(&pin.name, name, &Successor { bot, links, next })?;
-    let grid = Grid::open(&c.home, pin.clone(), acting)?;
-    if let Some(mut profile) = grid.profile(bot).await?
-        && profile.encryption_key.is_some()
-    {
-        profile.encryption_key = Some(message_key(acting).public());
-        let _: croft_protocol::Record = directory::publish(&grid, acting, &profile).await?;
-    }
-    grid.close().await;
     Ok(())
 }
 

@@ -266,6 +266,9 @@ fn pack(
     let (component, hooks) = croft_skills::component(&bytes)
         .map_err(|source| Failure::usage(SkillProblem::Pack { path: module.to_owned(), source }))?;
     let (_, key) = c.acting_key()?;
+    if !key.links().is_empty() {
+        c.note("this bot's key was replaced: whoever has a version by the former key removes it first, 'croft skill remove'");
+    }
     let skill = SignedSkill::sign(&key, name.clone(), version, hooks, component)
         .map_err(|source| Failure::usage(SkillProblem::Sign { name: name.clone(), source }))?;
     load(&skill)?;

@@ -111,7 +111,7 @@ Examples:
 
 Id, name, wallet, farms and contracts stay. The new key has a recovery phrase of its own: write it down, 'croft bot
 phrase'; the old phrase is worth nothing on this grid any more. What runs with the old key ('croft farm serve') has to be
-started anew. A key can be replaced eight times.
+started anew. Release keys and skills that it signed hold by themselves: change those too. A key can be replaced eight times.
 JSON: {bot, id, grid, key, changes, height, changed}")]
     Rotate {
         /// Which [default: the acting bot]

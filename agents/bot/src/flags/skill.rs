@@ -27,7 +27,7 @@ pub enum SkillCommand {
     #[command(after_help = "\
 Example:
   croft skill add night-discount.skill
-  croft skill add night-discount.skill --author 5f0c…e1     # only if this bot signed it
+  croft skill add night-discount.skill --author 5f0c…e1     # only if this key signed it
 
 Checks its signature, that it asks for nothing but its log, and that it starts. An older version, or somebody else's skill
 of the same name, is refused. Nothing uses it until 'farm serve', 'deploy', 'approve' or 'message read' is told so.
@@ -36,7 +36,7 @@ JSON: {skill: {name, version, hooks, component, author, bytes}, replaced?}")]
         /// What 'croft skill pack' made
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Whose skill it has to be: a bot's id
+        /// Which key has to have signed it: a bot's id, or the key that replaced its first one
         #[arg(long, value_name = "KEY")]
         author: Option<croft_protocol::PublicKey>,
     },
@@ -84,6 +84,8 @@ Example:
   croft skill pack target/wasm32-unknown-unknown/release/night_discount.wasm --name night-discount --version 1 --bot bob
 
 Takes a core module or a component. Its hooks are found in it. 'agents/skills/README.md' tells how to write one.
+The bot's present key signs it. Whoever has a version by a key that was replaced removes that one before he takes the next:
+a skill is its author's key's, and no ledger is asked.
 JSON: {out, skill: {name, version, hooks, component, author, bytes}}")]
     Pack {
         /// What the compiler made

@@ -113,7 +113,11 @@ fn what_is_paid_by_the_hour_can_be_funded_by_anyone_up_to_its_price() {
         assert_eq!(statement["unexplained"], 0, "{statement}");
         let lines = statement["lines"].as_array().unwrap();
         let line = lines.iter().find(|line| line["what"] == "funding").unwrap();
-        assert_eq!((&line["amount"], line["with"].as_str().unwrap().contains("web")), (&amount.into(), true), "{line}");
+        assert_eq!(
+            (&line["amount"], line["with"].as_str().unwrap().contains("web")),
+            (&amount.into(), true),
+            "{line}"
+        );
     }
 
     let much = world.run("fund web 500000 --bot alice");

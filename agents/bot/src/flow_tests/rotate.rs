@@ -130,11 +130,11 @@ fn nothing_is_lost_wherever_a_rotation_is_interrupted() {
 
     // After the key was written and before anything else: nothing was promised to it, and it is not used.
     let unused = SecretKey::from_seed(&[91; 32]);
-    home.add_key(&alice, 1, &open_text(&unused)).unwrap();
+    home.add_key(&alice, &open_text(&unused)).unwrap();
     world.json("wallet send bob 5 --bot alice");
     // After it was marked, before the ledger heard of it: the first key acts, and the next run goes on with this one.
     let waiting = SecretKey::from_seed(&[92; 32]);
-    home.add_key(&alice, 2, &open_text(&waiting)).unwrap();
+    home.add_key(&alice, &open_text(&waiting)).unwrap();
     let marked = Successor { bot, links: Vec::new(), next: Some(waiting.public()) };
     home.keep_successor(&demo, &alice, &marked).unwrap();
     world.json("wallet send bob 5 --bot alice");

@@ -17,6 +17,7 @@ use croft_protocol::identity::Link;
 use croft_protocol::{BotId, Name, PublicKey};
 
 use super::{Home, HomeError, read, read_key_file, write, write_new};
+use crate::files;
 use crate::keyfile::KeyFile;
 
 /// A few hundred bytes for each link.
@@ -37,33 +38,51 @@ pub struct Successor {
 impl Home {
     /// Every key of a bot, the first one first.
     pub fn key_files(&self, name: &Name) -> Result<Vec<KeyFile>, HomeError> {
-        let mut files = vec![self.key_file(name)?];
+        Ok(self.numbered_keys(name)?.into_iter().map(|(_, file)| file).collect())
+    }
+
+    /// The same with their numbers, in which somebody may have left gaps.
+    pub fn numbered_keys(&self, name: &Name) -> Result<Vec<(usize, KeyFile)>, HomeError> {
+        let mut files = vec![(0, self.key_file(name)?)];
         for number in 1..=LATER_KEYS {
             let path = self.later_key_path(name, number);
             match fs::metadata(&path) {
                 Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(HomeError::Read { path, source }),
             }
             match read_key_file(&path)? {
                 KeyFile::Locked(locked) if locked.name != *name => {
                     return Err(HomeError::OtherBot { path, found: locked.name, name: name.clone() });
                 }
-                file => files.push(file),
+                file => files.push((number, file)),
             }
         }
         Ok(files)
     }
 
-    /// Keeps a key that is to follow those that are here, `number` of them.
-    pub fn add_key(&self, name: &Name, number: usize, text: &str) -> Result<(), HomeError> {
-        if number > LATER_KEYS {
-            // One more would never be found again.
-            let home = self.root().to_owned();
-            return Err(HomeError::TooManyKeys { name: name.clone(), home, limit: LATER_KEYS });
+    /// Keeps a key that is to follow those that are here.
+    pub fn add_key(&self, name: &Name, text: &str) -> Result<(), HomeError> {
+        for number in 1..=LATER_KEYS {
+            if write_new(&self.later_key_path(name, number), text.as_bytes())? {
+                return Ok(());
+            }
         }
-        let path = self.later_key_path(name, number);
-        if write_new(&path, text.as_bytes())? { Ok(()) } else { Err(HomeError::KeyExists { path }) }
+        // One more would never be found again.
+        let home = self.root().to_owned();
+        Err(HomeError::TooManyKeys { name: name.clone(), home, limit: LATER_KEYS })
+    }
+
+    /// Held while a bot's keys are changed; `None` when another process does. Freed when the file is closed.
+    pub fn lock_keys(&self, name: &Name) -> Result<Option<fs::File>, HomeError> {
+        let path = self.root().join("bots").join(format!("{name}.keys"));
+        files::try_lock(&path).map_err(|source| HomeError::Write { path, source })
+    }
+
+    /// The bot whose key with this name is here, on a grid where its keys are known; else the one of its first key here.
+    pub fn bot_id(&self, grid: &Name, name: &Name) -> Result<BotId, HomeError> {
+        let first = self.key_file(name)?.id();
+        Ok(self.successor(grid, name)?.map_or(first, |known| known.bot))
     }
 
     /// Puts another form of the same key in place of the present one; there is always one of the two. 0 is the first.
@@ -112,19 +131,23 @@ mod tests {
         let name = Name::new("alice").unwrap();
         home.import_bot(&name, &text(0)).unwrap();
         for number in 1..=LATER_KEYS {
-            home.add_key(&name, number, &text(u8::try_from(number).unwrap())).unwrap();
+            home.add_key(&name, &text(u8::try_from(number).unwrap())).unwrap();
         }
         let ids: Vec<_> = home.key_files(&name).unwrap().iter().map(KeyFile::id).collect();
         let all = (0..=LATER_KEYS).map(|n| SecretKey::from_seed(&[u8::try_from(n).unwrap(); 32]).public());
         assert_eq!(ids, all.collect::<Vec<_>>());
-        let taken = home.add_key(&name, 3, &text(99)).unwrap_err().to_string();
-        assert!(
-            taken.contains("alice.keys/3.key was written by another 'croft' at the same time"),
-            "{taken}"
-        );
-        let full = home.add_key(&name, LATER_KEYS + 1, &text(99)).unwrap_err().to_string();
+        let full = home.add_key(&name, &text(99)).unwrap_err().to_string();
         assert!(full.contains("bot 'alice' has 64 later keys in"), "{full}");
-        assert_eq!(home.bots().unwrap(), [name], "later keys are no bots");
+        assert_eq!(home.bots().unwrap(), [name.clone()], "later keys are no bots");
+        // As the message says: one is moved away, the others stay what they are.
+        fs::remove_file(home.later_key_path(&name, 5)).unwrap();
+        let numbers: Vec<_> = home.numbered_keys(&name).unwrap().iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, (0..=LATER_KEYS).filter(|number| *number != 5).collect::<Vec<_>>());
+        home.rewrite_key(&name, LATER_KEYS, &text(98)).unwrap();
+        home.add_key(&name, &text(99)).unwrap();
+        let ids: Vec<_> = home.key_files(&name).unwrap().iter().map(KeyFile::id).collect();
+        assert_eq!(ids[5], SecretKey::from_seed(&[99; 32]).public());
+        assert_eq!(ids[LATER_KEYS], SecretKey::from_seed(&[98; 32]).public());
     }
 
     #[test]

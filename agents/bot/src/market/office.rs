@@ -181,13 +181,16 @@ impl Office {
             Err(error) => Err(error.rejection().cloned().ok_or(error)?),
         };
         let mut news = Vec::new();
-        let (event, done) = match &todo {
-            Todo::Announce(_) => ("announced", format!("its buyer is silent: {} are held", held.fee)),
-            Todo::Claim(_) => {
+        let (event, reason) = match (&todo, &result) {
+            (Todo::Announce(_), Ok(())) => {
+                ("announced", format!("its buyer is silent: {} are held", held.fee))
+            }
+            (Todo::Claim(_), Ok(())) => {
                 ("unused", format!("the reservation was not used: its fee of {} is paid", held.fee))
             }
+            (Todo::Announce(_), Err(rejection)) => ("failed", format!("it can't be announced: {rejection}")),
+            (Todo::Claim(_), Err(rejection)) => ("failed", format!("its fee is not due: {rejection}")),
         };
-        let reason = result.as_ref().map_or_else(ToString::to_string, |()| done);
         news.push(News::Reservation { event, held, reason });
         let event = match todo {
             Todo::Announce(_) => DeskEvent::Announced { contract, result },
@@ -227,7 +230,7 @@ impl Office {
             let mut inner = self.lock()?;
             // Where others are always faster, the newer books that the desk has do.
             if inner.take(seen)? || looks >= LOOKS {
-                return inner.tell(DeskEvent::Message { from: caller, funds, message }, caller);
+                return inner.told(DeskEvent::Message { from: caller, funds, message }, caller);
             }
         }
     }
@@ -243,10 +246,16 @@ impl Office {
             inner.desk.transcript(&negotiation).map(|t| (t.demand().node, asked_ports(&t.demand().ports)))
         };
         let Some((node, ports)) = about else { return Ok(Vec::new()) };
-        let seen = self.look(node, &ports).await?;
-        let mut inner = self.lock()?;
-        inner.take(seen)?;
-        inner.tell(DeskEvent::Decided { negotiation, approved }, self.me).map(|(_, news)| news)
+        let mut looks = 0;
+        loop {
+            let seen = self.look(node, &ports).await?;
+            looks += 1;
+            let mut inner = self.lock()?;
+            if inner.take(seen)? || looks >= LOOKS {
+                let decided = DeskEvent::Decided { negotiation, approved };
+                return inner.told(decided, self.me).map(|(_, news)| news);
+            }
+        }
     }
 
     /// What time has made due: reservations that were not used are free again.
@@ -266,7 +275,7 @@ impl Office {
         for contract in agreed {
             news.extend(inner.tell(DeskEvent::Agreed { contract: contract.id }, self.me)?.1);
         }
-        news.extend(inner.tell(DeskEvent::Tick, self.me)?.1);
+        news.extend(inner.told(DeskEvent::Tick, self.me)?.1);
         inner.rewrite_journal()?;
         Ok(news)
     }
@@ -398,6 +407,12 @@ impl Inner {
                 }
             }
         }
+        Ok((response, news))
+    }
+
+    /// As [`Self::tell`], for what is passed on to a person: with what went wrong in the skill since the last time.
+    fn told(&mut self, event: DeskEvent, caller: BotId) -> Result<(FarmResponse, Vec<News>), OfficeError> {
+        let (response, mut news) = self.tell(event, caller)?;
         let trouble = self.skill.as_ref().and_then(OwnSkill::take_trouble);
         news.extend(trouble.map(|reason| News::Skill { reason }));
         Ok((response, news))

@@ -31,18 +31,15 @@ pub(super) fn agree(work: &mut Work<'_>, author: PublicKey, signed: &SignedTerms
     }
     check_terms(work, terms)?;
     check_parties(work, terms)?;
-    signed.verify(&work.ctx().chain).map_err(|bad| Rejection::Unsigned { party: bad.key })?;
+    // Before the signatures, of which links of a key's own making would make many.
     super::present_signer(work, &terms.user, &signed.user)?;
     // What was announced was looked at then: its user pays for it, so it stays good.
     if work.reservation(&id)?.is_none_or(|announced| announced.approval != signed.farmer) {
         super::present_signer(work, &terms.farmer, &signed.farmer)?;
     }
+    signed.verify(&work.ctx().chain).map_err(|bad| Rejection::Unsigned { party: bad.key })?;
 
-    let name_key = StateKey::ContractName(terms.user, terms.name.clone());
-    if work.get(&name_key)?.is_some() {
-        let what = "contract name".to_owned();
-        return Err(Rejection::NameTaken { what, name: terms.name.clone() }.into());
-    }
+    let name_key = free_name(work, terms)?;
     terms.price().ok_or(Rejection::Overflow)?;
     let deposit = terms.deposit().ok_or(Rejection::Overflow)?;
     let reserved = reservations::use_up(work, id)?;
@@ -65,6 +62,16 @@ pub(super) fn agree(work: &mut Work<'_>, author: PublicKey, signed: &SignedTerms
     let state = if approved { ContractState::Approved } else { ContractState::Agreed };
     change_state(work, author, id, body, state, None)?;
     reservations::used(work, author, reserved)
+}
+
+/// The key of a contract's name, which its user has not given to another one that runs.
+pub(super) fn free_name(work: &Work<'_>, terms: &Terms) -> Step<StateKey> {
+    let name_key = StateKey::ContractName(terms.user, terms.name.clone());
+    if work.get(&name_key)?.is_some() {
+        let what = "contract name".to_owned();
+        return Err(Rejection::NameTaken { what, name: terms.name.clone() }.into());
+    }
+    Ok(name_key)
 }
 
 pub(super) fn check_terms(work: &Work<'_>, terms: &Terms) -> Step {

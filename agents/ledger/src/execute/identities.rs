@@ -116,10 +116,11 @@ fn check_join(work: &Work<'_>, farm: &FarmBody, node: &NodeBody, join: Option<&S
     if join.expires_ms < work.now_ms() {
         return no_good(format!("it expired at {} ms, it is {} ms", join.expires_ms, work.now_ms()));
     }
+    present_signer(work, &farm.owner, signature)?;
     if farm.owner.verify(Domain::JOIN, &work.ctx().chain, join, signature).is_err() {
         return no_good(format!("it is not signed by the owner of farm '{}'", farm.name));
     }
-    present_signer(work, &farm.owner, signature)
+    Ok(())
 }
 
 /// Later it changes itself, as long as it is the same machine in the same farm.

@@ -2,7 +2,8 @@
 //!
 //! The command is signed by the key that holds, the link by it and by the new one. What it writes is what everybody asks
 //! before a signature is believed: which keys followed a bot's first one and since when, and whose key a key is. It must
-//! never give a bot a key that was anybody's before, its own former ones neither.
+//! never give a bot a key that ever acted on this grid, its own former ones neither, or that is a validator's or release key
+//! now.
 
 use croft_protocol::identity::{KeyChange, Link, RefusedChange};
 use croft_protocol::{Body, PublicKey, RecordId, Rejection, StateKey, limits};
@@ -38,7 +39,7 @@ pub(super) fn rotate(work: &mut Work<'_>, author: PublicKey, link: &Link) -> Ste
     work.append(RecordId::keys(&author), Body::Keys(keys), author)
 }
 
-/// Whether a key is, or ever was, an identity of this grid.
+/// Whether a key ever acted on this grid, or may sign for it.
 fn is_in_use(work: &Work<'_>, key: &PublicKey) -> Result<bool, StateError> {
     if work.validators()?.set.power_of(key) > 0 || work.release_keys()?.is_some_and(|k| k.contains(key)) {
         return Ok(true);

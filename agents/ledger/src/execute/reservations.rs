@@ -18,7 +18,7 @@ use croft_protocol::{
     Body, BotId, ContractId, Grains, NodeId, PublicKey, RecordId, Rejection, StateKey, limits,
 };
 
-use super::contracts::{check_parties, check_terms, free_room, take_room};
+use super::contracts::{check_parties, check_terms, free_name, free_room, take_room};
 use super::{known_bot, present_signer};
 use crate::block::Event;
 use crate::state::{StateError, StateReadExt};
@@ -49,18 +49,21 @@ pub(super) fn announce(work: &mut Work<'_>, author: PublicKey, announcement: &An
     }
     check_terms(work, terms)?;
     check_parties(work, terms)?;
+    terms.price().ok_or(Rejection::Overflow)?;
     terms.deposit().ok_or(Rejection::Overflow)?;
-    announcement.verify(&work.ctx().chain).map_err(|bad| match bad {
-        BadAnnouncement::OtherTerms => refused(id, ReservationRefusal::OtherTerms),
-        BadAnnouncement::Signature(bad) => Rejection::Unsigned { party: bad.key }.into(),
-    })?;
+    announcement.check_time(work.now_ms()).map_err(|reason| refused(id, reason))?;
+    free_name(work, terms)?;
+    // Links of a key's own making would cost many checks each: first whether it is the one that holds.
     let SignedReservation { user, farmer, .. } = &announcement.reservation;
     for (party, signature) in
         [(&terms.user, user), (&terms.farmer, farmer), (&terms.farmer, &announcement.approval)]
     {
         present_signer(work, party, signature)?;
     }
-    announcement.check_time(work.now_ms()).map_err(|reason| refused(id, reason))?;
+    announcement.verify(&work.ctx().chain).map_err(|bad| match bad {
+        BadAnnouncement::OtherTerms => refused(id, ReservationRefusal::OtherTerms),
+        BadAnnouncement::Signature(bad) => Rejection::Unsigned { party: bad.key }.into(),
+    })?;
 
     count_in(work, id, &terms.user, &terms.farmer)?;
     take_room(work, terms, id)?;

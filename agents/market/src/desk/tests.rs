@@ -138,6 +138,80 @@ fn capacity_and_ports_are_promised_once() {
     assert_eq!(reason(&large.hear(&large.first(&mut desk))), (true, Reason::NoRoom));
 }
 
+/// Another key of a bot, of which no ledger was told.
+fn later(key: &croft_protocol::SecretKey) -> croft_protocol::SecretKey {
+    let new = party(99).key;
+    let link = croft_protocol::identity::Link::sign(key, &new, &CHAIN);
+    new.of_bot(key.id(), vec![link], &CHAIN).unwrap()
+}
+
+#[test]
+fn a_port_is_promised_once_whatever_the_books_say_of_it() {
+    let mut desk = desk(2, policy());
+    let port = PublishedPort { transport: Transport::Tcp, port: 80 };
+    let mut hands: Vec<Hand> = [10, 11]
+        .map(|n| Hand::new(n, |demand| (demand.resources, demand.ports) = (cpus(1), vec![port])))
+        .into();
+    for hand in &mut hands {
+        hand.hear(&hand.first(&mut desk));
+    }
+    let propose = hands[0].proposal("web");
+    let out = hands[0].say(&mut desk, propose);
+    assert!(matches!(hands[0].hear(&out), Said::Approve { .. }));
+    // Its reservation is on the ledger, as books say that were read for another port.
+    let contract = desk.reservations()[0].reservation.contract;
+    let known = croft_protocol::NodeCapacity { used: cpus(1), ..books(&party(2), cpus(4)).capacity };
+    let seen = Books { capacity: known, reserved: [contract].into(), ..books(&party(2), cpus(4)) };
+    let _ = desk.handle(DeskEvent::Books { node: node(2), books: Some(Box::new(seen)) }, NOW);
+    let propose = hands[1].proposal("web");
+    let out = hands[1].say(&mut desk, propose);
+    assert_eq!(reason(&hands[1].hear(&out)), (false, Reason::PortTaken { port }));
+}
+
+#[test]
+fn nothing_is_held_that_is_over_before_it_can_be_announced() {
+    for (left_ms, is_held) in [(HOLD_LEAST_MS - 1, false), (HOLD_LEAST_MS, true)] {
+        let mut desk = desk(2, policy());
+        let mut hand = Hand::new(1, |_| {});
+        hand.hear(&hand.first(&mut desk));
+        let Said::Propose { mut terms, fee, .. } = hand.proposal("web") else { panic!() };
+        terms.expires_ms = NOW + left_ms;
+        let user = hand.party.key.sign_as_bot(
+            RESERVATION,
+            &CHAIN,
+            &Reservation::of(hand.talk.transcript().id(), &terms, fee),
+        );
+        let message = hand.talk.say(&hand.party, Said::Propose { terms, fee, user }, NOW + 20_000).unwrap();
+        let out = tell(&mut desk, &message, NOW);
+        let said = hand.hear(&out);
+        if !is_held {
+            assert_eq!(reason(&said), (false, Reason::NotAsQuoted));
+            continue;
+        }
+        assert!(matches!(said, Said::Approve { .. }), "{said:?}");
+        // Whoever wakes late, by a try's time, still finds the time for it.
+        let wake_ms = desk.next_wake_ms().unwrap();
+        let late = desk.handle(DeskEvent::Tick, wake_ms + ANNOUNCE_AGAIN_MS);
+        assert_eq!(steps(&late), ["announcing", "announce"]);
+    }
+}
+
+#[test]
+fn what_a_users_other_reservations_keep_out_is_announced_again() {
+    let (mut desk, contract, _) = approved();
+    let user = party(1).id();
+    let crowded = [
+        refused(contract, ReservationRefusal::TooManyOfUser { user, limit: 16 }),
+        Err(Rejection::Funds { bot: user, have: Grains(0), need: Grains(1) }),
+    ];
+    for (n, result) in crowded.into_iter().enumerate() {
+        let now_ms = NOW + 30_000 + 5_000 * n as u64;
+        assert!(steps(&desk.handle(DeskEvent::Tick, now_ms)).ends_with(&["announce"]));
+        assert!(desk.handle(DeskEvent::Announced { contract, result }, now_ms).is_empty());
+    }
+    assert_eq!(steps(&desk.handle(DeskEvent::Tick, NOW + 40_000)), ["announce"]);
+}
+
 #[test]
 fn what_was_promised_stays_promised_over_a_restart() {
     let mut first = desk(2, policy());
@@ -438,6 +512,13 @@ fn a_proposal_that_is_not_the_quote_is_refused_with_what_differs() {
     );
     let refused = hand.talk.say(&hand.party, Said::Propose { terms, fee, user }, NOW + 50_000).unwrap_err();
     assert!(refused.to_string().ends_with("it was tampered with"), "{refused}");
+    // A key that nobody but its owner knows of: the ledger would take no announcement of what it signed.
+    let Said::Propose { terms, fee, .. } = hand.proposal("web") else { panic!() };
+    let other = later(&hand.party.key);
+    let user =
+        other.sign_as_bot(RESERVATION, &CHAIN, &Reservation::of(hand.talk.transcript().id(), &terms, fee));
+    let refused = hand.talk.say(&hand.party, Said::Propose { terms, fee, user }, NOW + 50_000).unwrap_err();
+    assert!(refused.to_string().contains(&format!("is not signed by {}", hand.party.id())), "{refused}");
     assert_eq!(farm(&party(2)), hand.talk.transcript().demand().farm);
 }
 

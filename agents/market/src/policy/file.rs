@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{Approval, Policy};
+use crate::desk::HOLD_LEAST_MS;
 use crate::strategy::{Customers, Discounts, Regions, Term};
 
 /// A policy file is written by hand: what is larger, is another file.
@@ -307,6 +308,13 @@ impl Raw {
         let hold_ms = self.hold.time.map_or(default.hold_ms, |time| time.0.saturating_mul(1000));
         if hold_ms > RESERVATION_MS {
             let reason = format!("capacity is held for at most {} s: write less", RESERVATION_MS / 1000);
+            return Err(value("[hold] time", reason));
+        }
+        if hold_ms < HOLD_LEAST_MS {
+            let reason = format!(
+                "capacity that is held for less than {} s could not be announced, so nobody would pay for it: write more",
+                HOLD_LEAST_MS / 1000
+            );
             return Err(value("[hold] time", reason));
         }
         let policy = Policy {

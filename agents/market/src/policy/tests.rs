@@ -38,6 +38,10 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
         ("[prices]\ncpu = -1", "line 2: "),
         ("rounds = 9", "line 1: 9 rounds are not possible: write 1 to 8"),
         ("[terms]\nmin = \"2h\"\nmax = \"1h\"", "[terms] min: 7200 s is more than max, 3600 s"),
+        (
+            "[hold]\ntime = \"20s\"",
+            "[hold] time: capacity that is held for less than 25 s could not be announced, so nobody would pay for it: write more",
+        ),
         ("[hold]\ntime = \"11m\"", "[hold] time: capacity is held for at most 600 s: write less"),
         (
             "[customers]\nallow = [\"bob\"]\ndeny = [\"bob\"]",

@@ -11,6 +11,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use croft_media::pe::{Pe, PeError};
 use croft_protocol::release::{BootFile, BootManifest, InvalidBootManifest};
 use croft_protocol::{Hash, limits};
 use futures_util::{StreamExt as _, stream};
@@ -33,6 +34,12 @@ pub enum BootFileError {
     Chunk { file: Hash, index: u64 },
     #[error("the chunks of boot file {file} are not the file that was signed: it is fetched anew")]
     Whole { file: Hash },
+    #[error(
+        "boot file {file} has the Authenticode hash {found}, its release says {wanted}: it is not started"
+    )]
+    OtherProgram { file: Hash, found: Hash, wanted: Hash },
+    #[error("boot file {file} is no boot file: it is not started")]
+    NoProgram { file: Hash, source: PeError },
     #[error("boot file {file} is not on the data disk any more")]
     Missing { file: Hash },
     #[error("can't {action} {path}: check the data disk")]
@@ -135,6 +142,13 @@ impl BootFiles {
             }
             Err(source) => return Err(io_error("read", &path)(source)),
         };
+        // By this hash the TPM is told what runs. The journal, which names both, is nobody's word: a disk can be written
+        // to elsewhere.
+        let no_program = |source| BootFileError::NoProgram { file: file.sha256, source };
+        let found = Hash(Pe::parse(&bytes).map_err(no_program)?.hash());
+        if found != file.authenticode {
+            return Err(BootFileError::OtherProgram { file: file.sha256, found, wanted: file.authenticode });
+        }
         fs::create_dir_all(kernels).map_err(io_error("make", kernels))?;
         let staged = kernels.join(format!("{}.efi", file.sha256));
         fs::write(&staged, bytes).map_err(io_error("write", &staged))?;

@@ -6,8 +6,9 @@
 //!     └───── otherwise ──────────────────────────────────lock──────────▶ read only
 //! ```
 //! The journal on the disk has the same, but a disk can be emptied, or be a copy from before. The TPM is written at the
-//! start alone, so that nobody who takes the node over later can; what is confirmed in this boot follows at the next one.
-//! Only where the TPM has the node's key: nothing is put into a TPM that is not used.
+//! start alone, and locked then (root could still remove the index: this is against disks); what is confirmed in this boot follows at the next one.
+//! Only where the TPM has the node's key, and the disk is that node's: nothing is put into a TPM that is not used, and
+//! nothing of another node's disk.
 //!
 //! It must never lower the floor, and never keep a machine from running because its TPM does not answer: the floor on
 //! the disk still holds then.
@@ -15,9 +16,10 @@
 use std::path::Path;
 
 use croft_protocol::ReleaseVersion;
-use croft_tpm::{FdTransport, NvState, Tpm, TpmError, Transport, TransportError};
+use croft_tpm::{NvState, Tpm, TpmError, Transport, TransportError};
 
 use crate::ledger::chain_of;
+use crate::witness::{self, Places};
 
 /// Versions in their order.
 fn number(version: ReleaseVersion) -> u64 {
@@ -30,8 +32,12 @@ fn version(number: u64) -> ReleaseVersion {
 
 /// What the machine's TPM says, after it heard what the disk says. `None` where no TPM keeps one.
 #[must_use]
-pub fn read(device: &Path, confirmed: Option<ReleaseVersion>) -> Option<ReleaseVersion> {
-    let mut tpm = match FdTransport::open(device) {
+pub fn read(
+    places: Places<'_>,
+    identity: &Path,
+    confirmed: Option<ReleaseVersion>,
+) -> Option<ReleaseVersion> {
+    let mut tpm = match witness::open(places) {
         Ok(transport) => Tpm::new(transport),
         Err(TransportError::Missing { .. }) => return None,
         Err(error) => {
@@ -39,7 +45,7 @@ pub fn read(device: &Path, confirmed: Option<ReleaseVersion>) -> Option<ReleaseV
             return None;
         }
     };
-    match kept(&mut tpm, confirmed) {
+    match kept(&mut tpm, identity, confirmed) {
         Ok(floor) => floor,
         Err(error) => {
             tracing::warn!(error = %chain_of(&error), "the TPM keeps no floor against old releases");
@@ -50,12 +56,13 @@ pub fn read(device: &Path, confirmed: Option<ReleaseVersion>) -> Option<ReleaseV
 
 fn kept<T: Transport>(
     tpm: &mut Tpm<T>,
+    identity: &Path,
     confirmed: Option<ReleaseVersion>,
 ) -> Result<Option<ReleaseVersion>, TpmError> {
-    if !matches!(tpm.identity_state()?, NvState::Locked(_)) {
-        return Ok(None);
-    }
+    let NvState::Locked(key) = tpm.identity_state()? else { return Ok(None) };
     let before = tpm.floor()?;
+    // What another node's disk says is not for ever.
+    let confirmed = confirmed.filter(|_| croft_identity::is_disk_of(identity, &key));
     // Where nothing was confirmed ever, there is nothing to keep, and an index less.
     let Some(wanted) = confirmed.map(number).max(before) else { return Ok(None) };
     match tpm.raise_floor(wanted) {
@@ -89,9 +96,17 @@ mod tests {
     #[test]
     fn the_floor_outlives_the_disk_and_never_falls() {
         let swtpm = Swtpm::new();
+        let (disk, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (disk, key) in [(&disk, 1), (&others, 2)] {
+            let marker = croft_protocol::Hash::of_bytes(&[key; 64]).to_string();
+            std::fs::write(disk.path().join("tpm.key"), marker).unwrap();
+        }
+        let kept = |tpm: &mut _, confirmed| kept(tpm, disk.path(), confirmed);
         let mut machine = swtpm.power_on();
         assert_eq!(kept(&mut machine.tpm, Some(v(3))).unwrap(), None, "the node's key is elsewhere");
         machine.tpm.identity_write(&[1; 64]).unwrap();
+        let swapped = super::kept(&mut machine.tpm, others.path(), Some(v(9)));
+        assert_eq!(swapped.unwrap(), None, "what another node's disk says raises nothing");
         assert_eq!(kept(&mut machine.tpm, None).unwrap(), None, "nothing was confirmed ever");
         assert_eq!(kept(&mut machine.tpm, Some(v(3))).unwrap(), Some(v(3)));
         // Confirmed in this boot, and the agent starts again, or after a kexec: the next start of the machine keeps it.
@@ -108,9 +123,14 @@ mod tests {
         }
     }
 
+    fn at(device: &str) -> Places<'_> {
+        let nowhere = Path::new("/nowhere");
+        Places { device: Path::new(device), event_log: nowhere, sysfs: nowhere, pause: |_| {} }
+    }
+
     #[test]
     fn a_machine_without_a_tpm_or_with_a_deaf_one_goes_on() {
-        assert_eq!(read(Path::new("/nowhere/tpmrm0"), Some(v(1))), None);
-        assert_eq!(read(Path::new("/dev/null"), Some(v(1))), None);
+        assert_eq!(read(at("/nowhere/tpmrm0"), Path::new("/nowhere"), Some(v(1))), None);
+        assert_eq!(read(at("/dev/null"), Path::new("/nowhere"), Some(v(1))), None);
     }
 }

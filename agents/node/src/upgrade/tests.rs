@@ -477,8 +477,33 @@ impl BlobSource for Blobs {
     }
 }
 
+/// Right in every header, with one section to its end.
+fn efi_program(len: usize) -> Vec<u8> {
+    const HEADERS: u32 = 0x200;
+    let mut bytes: Vec<u8> = (0..len).map(|i| (i / 3 + i / 1_000_003) as u8).collect();
+    bytes[..HEADERS as usize].fill(0);
+    let section = 0x80 + 24 + 0xa0;
+    let fields: [(usize, &[u8]); 11] = [
+        (0, b"MZ"),
+        (0x3c, &0x80_u32.to_le_bytes()),
+        (0x80, b"PE\0\0"),
+        (0x84, &0x8664_u16.to_le_bytes()),
+        (0x86, &1_u16.to_le_bytes()),
+        (0x80 + 20, &0xa0_u16.to_le_bytes()),
+        (0x80 + 24, &0x20b_u16.to_le_bytes()),
+        (0x80 + 24 + 60, &HEADERS.to_le_bytes()),
+        (0x80 + 24 + 108, &6_u32.to_le_bytes()),
+        (section + 16, &(u32::try_from(len).unwrap() - HEADERS).to_le_bytes()),
+        (section + 20, &HEADERS.to_le_bytes()),
+    ];
+    for (at, field) in fields {
+        bytes[at..at + field.len()].copy_from_slice(field);
+    }
+    bytes
+}
+
 fn boot_file(len: usize) -> (BootFile, Vec<u8>, Blobs) {
-    let bytes: Vec<u8> = (0..len).map(|i| (i / 3 + i / 1_000_003) as u8).collect();
+    let bytes = efi_program(len);
     let mut blobs = BTreeMap::new();
     let mut chunks = Vec::new();
     for chunk in bytes.chunks(limits::CHUNK_BYTES) {
@@ -491,7 +516,7 @@ fn boot_file(len: usize) -> (BootFile, Vec<u8>, Blobs) {
     let file = BootFile {
         sha256: Hash::of_bytes(&bytes),
         size_bytes: len as u64,
-        authenticode: Hash::ZERO,
+        authenticode: Hash(croft_media::pe::Pe::parse(&bytes).unwrap().hash()),
         manifest: manifest.hash(),
     };
     (file, bytes, Blobs { blobs, asked: Mutex::default() })
@@ -520,6 +545,11 @@ async fn a_boot_file_is_fetched_once_and_goes_on_where_a_power_cut_left_it() {
     assert!(files.has(&file));
     let staged = files.stage(&file, &dir.path().join("kernels")).unwrap();
     assert_eq!(std::fs::read(staged).unwrap(), bytes);
+    // A disk that was written to elsewhere: its journal says that another program runs, or any file's name.
+    let lies = BootFile { authenticode: Hash([7; 32]), ..file.clone() };
+    let error = files.stage(&lies, &dir.path().join("others")).unwrap_err().to_string();
+    assert!(error.contains(&format!("its release says {}: it is not started", lies.authenticode)), "{error}");
+    assert!(!dir.path().join("others").exists());
     source.asked.lock().unwrap().clear();
     files.fetch(&file, &source).await.unwrap();
     assert!(source.asked.lock().unwrap().is_empty());

@@ -11,6 +11,7 @@
 //! It must never let a kernel start untold where quotes of this TPM would then speak of the one before.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use croft_attest::event_log::kind;
@@ -20,9 +21,9 @@ use croft_identity::{DiskKeyStore, KeyError};
 use croft_protocol::Hash;
 use croft_protocol::attestation::MeasuredEvent;
 use croft_storage::documents::{Documents, OpenDocumentsError, PutDocumentError};
-use croft_tpm::{FdTransport, NvState, Tpm, TpmError, Transport, TransportError, boot_log};
+use croft_tpm::{NvState, Tpm, TpmError, Transport, TransportError, boot_log};
 
-use super::Places;
+use super::{self as witness, Places};
 use crate::ledger::chain_of;
 
 /// Beside what else tells where the node's key is.
@@ -52,6 +53,9 @@ pub enum Told {
 pub enum TellError {
     #[error("the TPM was not told what is to run, and its quotes would speak of the release before")]
     Tpm(#[from] TpmError),
+    /// It may have been done, so this boot can't be quoted any more.
+    #[error("it is not known whether the TPM was told what is to run")]
+    Unsure(#[source] TpmError),
     #[error("it is not known whether the TPM quotes for this node")]
     Key(#[from] KeyError),
     #[error("the log for the TPM's register 11 can't be opened")]
@@ -65,6 +69,8 @@ pub enum TellError {
 pub struct Teller {
     device: PathBuf,
     event_log: PathBuf,
+    sysfs: PathBuf,
+    pause: fn(Duration),
     /// The folder of the node's identity.
     identity: PathBuf,
 }
@@ -75,6 +81,8 @@ impl Teller {
         Self {
             device: places.device.to_owned(),
             event_log: places.event_log.to_owned(),
+            sysfs: places.sysfs.to_owned(),
+            pause: places.pause,
             identity: identity.to_owned(),
         }
     }
@@ -84,19 +92,18 @@ impl Teller {
     /// # Errors
     /// [`TellError`]: then it must not be started.
     pub fn about_to_run(&self, authenticode: Hash) -> Result<Told, TellError> {
-        let mut tpm = match FdTransport::open(&self.device) {
+        let (device, event_log, sysfs) = (&*self.device, &*self.event_log, &*self.sysfs);
+        let mut tpm = match witness::open(Places { device, event_log, sysfs, pause: self.pause }) {
             Ok(transport) => Tpm::new(transport),
             Err(error @ TransportError::Missing { .. }) => return Ok(Told::Nobody(error.to_string())),
             Err(error) => return self.unless_the_key_is_on_the_disk(error.into()),
         };
-        match tpm.identity_state() {
-            Ok(NvState::Locked(_)) => {}
-            Ok(_) => return Ok(Told::Nobody("the node's key is not in the TPM".to_owned())),
+        let state = match tpm.identity_state() {
+            Ok(state) => state,
             Err(error) => return self.unless_the_key_is_on_the_disk(error),
-        }
+        };
         let firmware = boot_log::read(&self.event_log).ok().map(|log| log.measured(PcrSelection::QUOTED));
-        tell(&mut tpm, firmware.as_ref(), &self.identity, authenticode)?;
-        Ok(Told::Register)
+        tell_whoever(&mut tpm, &state, firmware.as_ref(), (&self.identity, authenticode))
     }
 
     /// A node whose key is on the disk never quotes, whatever its TPM does.
@@ -105,6 +112,20 @@ impl Teller {
             return Ok(Told::Nobody(chain_of(&error)));
         }
         Err(error.into())
+    }
+}
+
+/// Tells a TPM whatever it holds: the next kernel may make its key in it, and would quote a boot without this one.
+fn tell_whoever<T: Transport>(
+    tpm: &mut Tpm<T>,
+    state: &NvState,
+    firmware: Option<&MeasuredBoot>,
+    (identity, authenticode): (&Path, Hash),
+) -> Result<Told, TellError> {
+    match (tell(tpm, firmware, identity, authenticode), state) {
+        (Ok(()), _) => Ok(Told::Register),
+        (Err(error @ TellError::Unsure(_)), _) | (Err(error), NvState::Locked(_)) => Err(error),
+        (Err(error), _) => Ok(Told::Nobody(chain_of(&error))),
     }
 }
 
@@ -125,8 +146,7 @@ fn tell<T: Transport>(
         // Nobody can quote this boot, and nobody will be able to quote the next one: no log is true, and none is kept.
         tracing::warn!("no log explains the TPM's registers: the next release can't be attested");
     }
-    tpm.pcr_extend(PCR_KEXEC, &authenticode)?;
-    Ok(())
+    tpm.pcr_extend(PCR_KEXEC, &authenticode).map_err(TellError::Unsure)
 }
 
 /// The log that explains the registers: the firmware's, if no kept one does.
@@ -221,6 +241,19 @@ mod tests {
     }
 
     #[test]
+    fn a_tpm_without_a_key_is_told_too_since_the_next_kernel_may_make_one() {
+        let (swtpm, dir) = (Swtpm::new(), tempfile::tempdir().unwrap());
+        let (mut machine, firmware) = power_on(&swtpm);
+        let state = machine.tpm.identity_state().unwrap();
+        assert_eq!(state, NvState::Absent);
+        let told = tell_whoever(&mut machine.tpm, &state, Some(&firmware), (dir.path(), FIRST)).unwrap();
+        assert_eq!(told, Told::Register);
+        let log = explained(&mut machine.tpm, Err("it is gone".to_owned()), dir.path());
+        assert_eq!(kexecs(&log), [FIRST]);
+        assert!(replays(&mut machine, &log));
+    }
+
+    #[test]
     fn after_a_power_cut_only_the_firmwares_log_counts() {
         let (swtpm, dir) = (Swtpm::new(), tempfile::tempdir().unwrap());
         let (mut machine, firmware) = power_on(&swtpm);
@@ -276,8 +309,9 @@ mod tests {
     fn a_machine_whose_tpm_quotes_nothing_boots_on_and_one_that_may_quote_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let at = |device: &str| {
-            let event_log = Path::new("/nowhere/log");
-            let places = Places { device: Path::new(device), event_log, ..Places::default() };
+            let nowhere = Path::new("/nowhere");
+            let places =
+                Places { device: Path::new(device), event_log: nowhere, sysfs: nowhere, pause: |_| {} };
             Teller::new(places, dir.path()).about_to_run(FIRST)
         };
         let Told::Nobody(why) = at("/nowhere/tpmrm0").unwrap() else { panic!("a TPM from nowhere") };

@@ -331,6 +331,8 @@ fn a_kernel_is_loaded_first_and_the_machine_ends_in_order_only_when_node_asks_ag
     assert!(!ends(&actions), "nothing ends yet");
     let actions = bench.give(Input::Loaded { kernel: kernel.clone(), refused: None });
     assert!(!ends(&actions), "node has to say what it does in between: {actions:?}");
+    let told = actions.contains(&Action::TellLoaded(kernel.clone()));
+    assert!(told, "node hears of it when it can ask for it, not before: {actions:?}");
     let actions = bench.give(Input::Message(Message::Kexec(kernel)));
     assert!(actions.contains(&Action::SignalNode { pid, signal: Signal::Terminate }), "{actions:?}");
     bench.give(Input::Ended { pid, end: End::Exited(0) });
@@ -354,6 +356,7 @@ fn a_kernel_that_is_refused_ends_nothing() {
     };
     let refused = "croft: /run/croft/kernel/release.efi can't be booted: it is no bootable kernel";
     assert!(said(&actions, refused), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::TellLoaded(_))), "{actions:?}");
     // Nor does it help to ask for it all the same, or for another one than was loaded.
     for loaded in [None, Some("/run/croft/kernel/other.efi")] {
         if let Some(other) = loaded {
