@@ -23,8 +23,7 @@ use croft_protocol::keys::Domain;
 use croft_protocol::market::{NOTICE_MS, Said, SignedMessage};
 use croft_protocol::record::{ContractReport, ReportBody, TrustClass, WorkloadState};
 use croft_protocol::{
-    Announcement, Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, Rejection, TrustPolicy,
-    ValidatorSet, limits,
+    Announcement, Command, ContractId, Genesis, Grains, Name, NodeId, PublicKey, TrustPolicy, ValidatorSet,
 };
 
 use self::reservations::Brought;
@@ -763,36 +762,6 @@ impl World {
         let Some(contract) = bot.placed else { return false };
         let body = self.ledger.contract(&contract).ok().flatten();
         body.is_some_and(|body| body.ended_ms == 0 && self.runs(body.signed.terms.node, &contract))
-    }
-
-    /// Everybody ends what he has, so that all the money must be where it belongs.
-    fn settle_up(&mut self) -> Result<(), String> {
-        for bot in 0..self.bots.len() {
-            let Some(contract) = self.bots[bot].placed else { continue };
-            self.ledger.submit(&self.bots[bot].key.clone(), Command::Close { contract });
-        }
-        for (_, result) in self.ledger.commit(self.now_ms + BLOCK_MS) {
-            if let Err(rejection) = result
-                && !matches!(rejection, Rejection::Ended { .. } | Rejection::Report { .. })
-            {
-                check_words(&rejection.to_string())?;
-            }
-        }
-        // Nobody's node reports any more: what was held for that goes back, whoever asks.
-        let ended: Vec<ContractId> = self.agreed.values().flatten().copied().collect();
-        if let Some(anybody) = self.bots.first().map(|bot| bot.key.clone()) {
-            for contract in ended {
-                self.ledger.submit(&anybody, Command::Settle { contract });
-            }
-        }
-        for (_, result) in self.ledger.commit(self.ledger.time_ms + limits::FINAL_REPORT_MS) {
-            if let Err(rejection) = result
-                && !matches!(rejection, Rejection::Ended { .. })
-            {
-                check_words(&rejection.to_string())?;
-            }
-        }
-        self.check_end()
     }
 }
 

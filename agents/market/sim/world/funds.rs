@@ -2,12 +2,13 @@
 
 use croft_ledger::StateReadExt;
 use croft_protocol::contract::{ContractBody, ContractState};
-use croft_protocol::{Command, ContractId};
+use croft_protocol::{Command, ContractId, Rejection, limits};
 
 use super::{START_MS, World};
+use crate::oracle::check_words;
 
 /// What they prepay and add each time: the least that the ledger takes.
-pub(crate) const PREPAID_S: u64 = croft_protocol::limits::PREPAID_S;
+pub(crate) const PREPAID_S: u64 = limits::PREPAID_S;
 /// When they begin to think of it.
 const AHEAD_MS: u64 = 600_000;
 /// From then on everybody thinks of it, so that a run can end well.
@@ -69,5 +70,35 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// Everybody ends what he has, so that all the money must be where it belongs.
+    pub(super) fn settle_up(&mut self) -> Result<(), String> {
+        for bot in 0..self.bots.len() {
+            let Some(contract) = self.bots[bot].placed else { continue };
+            self.ledger.submit(&self.bots[bot].key.clone(), Command::Close { contract });
+        }
+        for (_, result) in self.ledger.commit(self.now_ms + super::BLOCK_MS) {
+            if let Err(rejection) = result
+                && !matches!(rejection, Rejection::Ended { .. } | Rejection::Report { .. })
+            {
+                check_words(&rejection.to_string())?;
+            }
+        }
+        // Nobody's node reports any more: what was held for that goes back, whoever asks.
+        let ended: Vec<ContractId> = self.agreed.values().flatten().copied().collect();
+        if let Some(anybody) = self.bots.first().map(|bot| bot.key.clone()) {
+            for contract in ended {
+                self.ledger.submit(&anybody, Command::Settle { contract });
+            }
+        }
+        for (_, result) in self.ledger.commit(self.ledger.time_ms + limits::FINAL_REPORT_MS) {
+            if let Err(rejection) = result
+                && !matches!(rejection, Rejection::Ended { .. })
+            {
+                check_words(&rejection.to_string())?;
+            }
+        }
+        self.check_end()
     }
 }
