@@ -23,6 +23,7 @@ mod policy;
 mod ps;
 mod quorum;
 mod recipe;
+mod reclaim;
 pub(crate) mod release;
 mod rotate;
 mod serve;
@@ -223,6 +224,7 @@ pub async fn run(
         Action::MessageRead { follow, skill } => message::read(c, follow, skill.as_ref()).await,
         Action::WalletStatement { since_ms } => statement::statement(c, since_ms).await,
         Action::WalletFaucet => wallet::faucet(c).await,
+        Action::WalletReclaim => reclaim::reclaim(c).await,
         Action::WalletShow => wallet::show(c).await,
         Action::WalletSend { to, amount, memo } => wallet::send(c, &to, amount, memo).await,
         Action::FarmNew(farm) => farm::new(c, farm).await,

@@ -292,6 +292,14 @@ Example:
 
 JSON: {bot, amount, balance, height}")]
     Faucet,
+    /// Take back fees of reservations that were not used and that their farmers did not claim within a day
+    #[command(after_help = "\
+Example:
+  croft wallet reclaim --bot alice
+
+JSON: {bot, back: [{contract, farmer, amount, claimable_until_ms}], waiting: [{contract, farmer, amount,
+       claimable_until_ms}], balance}")]
+    Reclaim,
 }
 
 /// A faucet is for grids on which things are tried out.

@@ -2,7 +2,7 @@
 
 use super::WEB;
 use super::fake_node::{Behaviour, FakeNode};
-use super::world::World;
+use super::world::{World, fields_are_documented};
 
 const APPROVAL: &str = "[approval]\nthreshold = 2\napprovers = [{ bot = \"olga\", weight = 2, required = true }, { bot = \"otto\" }]\n";
 
@@ -14,13 +14,6 @@ fn with_approvers() -> (World, FakeNode, String) {
     let node = FakeNode::start(&world, Behaviour::default());
     let file = world.file("web.toml", &format!("{WEB}{APPROVAL}"));
     (world, node, file)
-}
-
-fn fields_are_documented(command: &str, json: &serde_json::Value) {
-    let help = World::help(command);
-    for field in json.as_object().unwrap().keys() {
-        assert!(help.contains(field.as_str()), "{command}: '{field}' is not documented in: {help}");
-    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::fake_node::{Behaviour, FakeNode};
-use super::world::World;
+use super::world::{World, fields_are_documented};
 
 const SHOP: &str = r#"
 [recipe]
@@ -33,13 +33,6 @@ secrets = { DB_PASSWORD = "${password}" }
 [terms]
 duration = "1h"
 "#;
-
-fn fields_are_documented(command: &str, json: &serde_json::Value) {
-    let help = World::help(command);
-    for field in json.as_object().unwrap().keys() {
-        assert!(help.contains(field.as_str()), "{command}: '{field}' is not documented in: {help}");
-    }
-}
 
 /// As if it were another person's home: no images in it.
 fn forget_images(world: &World) {

@@ -2,14 +2,7 @@
 
 use serde_json::json;
 
-use super::world::World;
-
-fn fields_are_documented(command: &str, json: &serde_json::Value) {
-    let help = World::help(command);
-    for field in json.as_object().unwrap().keys() {
-        assert!(help.contains(field.as_str()), "{command}: '{field}' is not documented in: {help}");
-    }
-}
+use super::world::{World, fields_are_documented};
 
 /// An EFI program, right in its headers and useless in its code; several chunks long.
 fn efi_program(fill: u8) -> Vec<u8> {

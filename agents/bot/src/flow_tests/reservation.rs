@@ -9,7 +9,7 @@ use croft_protocol::{
 
 use super::fake_node::{Behaviour, FakeNode};
 use super::market::{Someone, block_on, demand};
-use super::world::World;
+use super::world::{World, fields_are_documented};
 use crate::grid::now_ms;
 
 const FEE: u64 = 777;
@@ -82,6 +82,15 @@ fn what_is_reserved_is_held_and_stands_in_the_statement_until_it_is_used_at_no_c
     });
     assert_eq!(lines(&world, "alice"), [("reservation".to_owned(), -fee)]);
     assert!(lines(&world, "bob").is_empty());
+    // It is the farmer's to claim, and can still be used.
+    let reclaimed = world.json("wallet reclaim --bot alice");
+    fields_are_documented("wallet reclaim", &reclaimed);
+    assert_eq!(
+        (&reclaimed["back"], &reclaimed["waiting"][0]["amount"]),
+        (&serde_json::json!([]), &FEE.into())
+    );
+    let text = world.text("wallet reclaim --bot alice");
+    assert!(text.starts_with("777 grains wait: bob may claim them until "), "{text}");
     block_on(async {
         let alice = Someone::new(&world, "alice");
         let node = signed.terms.node;

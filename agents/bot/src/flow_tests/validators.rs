@@ -3,17 +3,10 @@
 
 use croft_protocol::SecretKey;
 
-use super::world::World;
+use super::world::{World, fields_are_documented};
 
 fn validator(world: &World) -> String {
     world.json("grid validators show")["validators"][0]["key"].as_str().unwrap().to_owned()
-}
-
-fn fields_are_documented(command: &str, json: &serde_json::Value) {
-    let help = World::help(command);
-    for field in json.as_object().unwrap().keys() {
-        assert!(help.contains(field.as_str()), "{command}: '{field}' is not documented in: {help}");
-    }
 }
 
 #[test]

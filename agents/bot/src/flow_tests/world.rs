@@ -363,3 +363,11 @@ fn copy_dir(from: &Path, to: &Path) {
         }
     }
 }
+
+/// Every field of a command's JSON is in its help.
+pub(super) fn fields_are_documented(command: &str, json: &serde_json::Value) {
+    let help = World::help(command);
+    for field in json.as_object().unwrap().keys() {
+        assert!(help.contains(field.as_str()), "{command}: '{field}' is not documented in: {help}");
+    }
+}

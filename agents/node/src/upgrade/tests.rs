@@ -452,10 +452,8 @@ async fn without_init_a_release_is_given_up_and_the_reason_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (mut upgrades, _) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
     upgrades.kernels = dir.path().join("kernels");
-    let bytes = vec![7_u8; 100];
-    let mut of = installed(2);
-    of.boot_file.sha256 = Hash::of_bytes(&bytes);
-    of.boot_file.size_bytes = 100;
+    let (boot_file, bytes, _) = boot_file(1_000);
+    let of = Installed { boot_file, ..installed(2) };
     std::fs::write(dir.path().join(format!("files/{}.efi", of.boot_file.sha256)), &bytes).unwrap();
     let error = upgrades.try_out(of.clone()).await.unwrap_err();
     assert!(matches!(error, UpgradeError::NoInit), "{error:?}");
