@@ -496,7 +496,7 @@ mod tests {
         let post = Post::new();
         let long = "x".repeat(limits::SEALED_MESSAGE_BYTES + 1);
         let error = post.left(ANNA, BEN, &long).unwrap_err();
-        assert!(error.contains("asks for 33793 bytes of a sealed message, at most 33792"), "{error}");
+        assert!(error.contains("asks for 35073 bytes of a sealed message, at most 35072"), "{error}");
         assert!(post.left(ANNA, BEN, "").unwrap_err().contains("there is no message"));
         post.left(ANNA, BEN, "1").unwrap();
         post.left(ANNA, BEN, "2").unwrap();

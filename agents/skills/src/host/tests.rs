@@ -155,12 +155,12 @@ fn a_log_is_kept_up_to_its_bound() {
 fn what_a_skill_copies_out_is_bounded() {
     // Few long lines, and many empty ones: neither is worth many instructions.
     for bytes in [1_000_000, 0] {
-        let line = format!("(call $log (i32.const 0) (i32.const {bytes}))");
+        let line = format!("(call $log (i32.const 65536) (i32.const {bytes}))");
         let answer = ask(&module_with("", "20", &format!("(loop {line} (br 0)) unreachable")));
         assert_eq!(answer.result, Err(Fault::Copies { limit_bytes: limits::COPIED_BYTES }));
         assert!(answer.fuel < limits::FUEL, "{} instructions", answer.fuel);
     }
-    let line = "(call $log (i32.const 0) (i32.const 1200000))";
+    let line = "(call $log (i32.const 65536) (i32.const 1200000)) unreachable";
     let text = says(&module_with("", "20", line));
     assert!(text.starts_with("its answer makes no sense: ") && text.len() < 400, "{text}");
 }
