@@ -388,6 +388,8 @@ impl Order {
             match self.state {
                 State::Proposing { id: of, .. } if of == id => self.answered(id, now_ms, out),
                 State::Collecting { .. } if self.everybody_answered() => self.end_round(now_ms, out),
+                // It came too late, and its author must not wait until it expires.
+                State::Done => self.reject_others(None, now_ms, out),
                 _ => {}
             }
         }

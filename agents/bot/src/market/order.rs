@@ -478,7 +478,16 @@ impl Run<'_> {
             while let Some(output) = self.queue.pop_front() {
                 if let Some(outcome) = self.carry_out(output, agrees, progress)? {
                     // Whoever does not hear it sees his offer expire.
-                    let farewell = async { while self.work.next().await.is_some() {} };
+                    let farewell = async {
+                        while let Some(happened) = self.work.next().await {
+                            let Happened::Event(event) = happened else { continue };
+                            for output in self.order.handle(event, now_ms()) {
+                                if let OrderOutput::Send { to, message } = output {
+                                    self.work.push(Box::pin(send(self.buyer, to, message)));
+                                }
+                            }
+                        }
+                    };
                     let _ = tokio::time::timeout(Duration::from_millis(FAREWELL_MS), farewell).await;
                     return Ok((outcome, self.journal));
                 }

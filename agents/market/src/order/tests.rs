@@ -146,6 +146,45 @@ proptest! {
 }
 
 #[test]
+fn who_answers_when_all_is_over_is_told_so_and_waits_for_nobody() {
+    let mut scene = Scene::new(&[100, 60, 80], wish());
+    let mut late = Vec::new();
+    // The third farm's answers are on their way until the end.
+    let mut now = NOW;
+    for _ in 0..ROUNDS {
+        let third = party(4).id();
+        for reply in std::mem::take(&mut scene.replies) {
+            if reply.message.author == third {
+                late.push(reply);
+                continue;
+            }
+            let outputs = hear(&mut scene.order, &reply, now + 1);
+            scene.take(outputs, now + 1);
+        }
+        now += WINDOW_MS / u64::from(ROUNDS);
+        let outputs = scene.order.handle(OrderEvent::Tick, now);
+        scene.take(outputs, now);
+    }
+    scene.propose(now);
+    scene.hear_all(now);
+    scene.submitted_as(Ok(()), now);
+    assert!(scene.done.is_some());
+    let outputs = hear(&mut scene.order, &late[0], now + 1);
+    let told = sent(&outputs);
+    let [(to, message)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(*to, party(4).id());
+    assert!(
+        matches!(&message.message.said, Said::Reject { last: true, reason: Reason::ChoseAnother }),
+        "{message:?}"
+    );
+    assert!(
+        hear(&mut scene.order, &late[0], now + 2)
+            .iter()
+            .all(|output| matches!(output, OrderOutput::Send { .. }))
+    );
+}
+
+#[test]
 fn a_note_decides_nothing() {
     // A buyer that takes the list price says nothing in between.
     let content = || Wish { opening_percent: 100, ..wish() };
