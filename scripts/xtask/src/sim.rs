@@ -52,7 +52,7 @@ struct Market {
     /// The first of them; by default one from the clock.
     #[arg(long)]
     start: Option<u64>,
-    /// Buyers, one in eight of them a hoarder; thousands want --release.
+    /// Buyers, one in eight of them a hoarder; hundreds want --release and a minute for each seed.
     #[arg(long, default_value_t = 16)]
     bots: u64,
     /// Farms, half of them attackers.

@@ -6,8 +6,8 @@
 //!     └───── otherwise ──────────────────────────────────lock──────────▶ read only
 //! ```
 //! The journal on the disk has the same, but a disk can be emptied, or be a copy from before. The TPM is written at the
-//! start alone, and locked then (root could still remove the index: this is against disks); what is confirmed in this boot follows at the next one.
-//! Only where the TPM has the node's key, and the disk is that node's: nothing is put into a TPM that is not used, and
+//! start alone, and locked then (root could still remove the index: this is against disks); what is confirmed in this boot
+//! follows at the next one. Where nothing was ever confirmed there is no floor, and nothing to lock. Only where the TPM has the node's key, and the disk is that node's: nothing is put into a TPM that is not used, and
 //! nothing of another node's disk.
 //!
 //! It must never lower the floor, and never keep a machine from running because its TPM does not answer: the floor on
