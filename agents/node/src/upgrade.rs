@@ -45,6 +45,9 @@ const TRIAL_LOOK: Duration = Duration::from_secs(2);
 /// For init to load a kernel and begin to end this process.
 const KEXEC_WAIT: Duration = Duration::from_secs(60);
 const DOCUMENT: &str = "journal";
+/// Among the kernels, in memory: the release of which the TPM is told. The kernel that it tells of never sees it; an agent
+/// that does knows that quotes of this boot speak of what does not run.
+const TOLD: &str = "told";
 /// The journal is small; a damaged one is not worth more memory.
 const JOURNAL_BYTES: usize = 64 * 1024;
 
@@ -68,6 +71,8 @@ pub enum UpgradeError {
     Refused(String),
     #[error(transparent)]
     Tell(#[from] TellError),
+    #[error("{mark:?} can't be written, which tells the agent's next start what the TPM knows")]
+    Mark { mark: PathBuf, source: std::io::Error },
     #[error("the TPM's thread ended before it answered")]
     Ended,
 }
@@ -106,12 +111,13 @@ impl Upgrades {
         let confirmed = read(&documents)?.confirmed.map(|confirmed| confirmed.version);
         let floor = floor::read(places, &identity, confirmed);
         let teller = Teller::new(places, &identity);
-        Self::open_on(documents, &folder.join("files"), release, (notifier, teller), floor).map(Some)
+        let folders = (&*folder.join("files"), Path::new(KERNEL_FOLDER));
+        Self::open_on(documents, folders, release, (notifier, teller), floor).map(Some)
     }
 
     fn open_on(
         documents: Documents,
-        files: &Path,
+        (files, kernels): (&Path, &Path),
         release: &str,
         (notifier, teller): (Option<Arc<Notifier>>, Teller),
         floor: Option<ReleaseVersion>,
@@ -126,11 +132,17 @@ impl Upgrades {
             tracing::error!(release = %of.version, %floor, "the disk is a copy from before: its release is not booted");
             start = Start::Normal;
         }
+        let told = kernels.join(TOLD);
+        if let Ok(release) = std::fs::read_to_string(&told) {
+            let reason =
+                format!("the TPM was told of release {release}, and the agent ended before it started");
+            start = Start::GoBack { reason };
+        }
         if let Some(floor) = floor.filter(|floor| running.is_some_and(|running| running < *floor)) {
             tracing::warn!(%floor, "the medium's release is older than one that was confirmed here: make a new medium");
         }
         let files = BootFiles::open(files)?;
-        let (kernels, started) = (PathBuf::from(KERNEL_FOLDER), Instant::now());
+        let (kernels, started) = (kernels.to_owned(), Instant::now());
         let mut upgrades =
             Self { documents, journal: before, files, running, notifier, kernels, teller, started, floor };
         upgrades.set(journal)?;
@@ -159,11 +171,17 @@ impl Upgrades {
             Err(error) => return error,
         };
         let (teller, authenticode) = (self.teller.clone(), of.boot_file.authenticode);
+        let mark = self.kernels.join(TOLD);
+        if let Err(source) = std::fs::write(&mark, of.version.to_string()) {
+            return UpgradeError::Mark { mark, source };
+        }
         let told = match tokio::task::spawn_blocking(move || teller.about_to_run(authenticode)).await {
             Ok(Ok(told)) => told,
             Ok(Err(error)) => {
                 if matches!(error, TellError::Unsure(_)) {
                     self.go_back("the TPM may have been told of a release that does not run").await;
+                } else {
+                    let _ = std::fs::remove_file(mark);
                 }
                 return error.into();
             }
@@ -171,7 +189,10 @@ impl Upgrades {
         };
         match &told {
             Told::Register => tracing::info!(release = %of.version, "the TPM knows what runs next"),
-            Told::Nobody(why) => tracing::debug!(why, "no TPM has to know what runs next"),
+            Told::Nobody(why) => {
+                let _ = std::fs::remove_file(mark);
+                tracing::debug!(why, "no TPM has to know what runs next");
+            }
         }
         let asked = self.tell_init(&Message::Kexec(kernel));
         // Init ends this process.
@@ -219,6 +240,11 @@ impl Upgrades {
                 "this release is on trial: it is confirmed when the node is registered and well"
             ),
             Start::GoBack { reason } => self.go_back(&reason).await,
+            Start::NoWayBack { reason } => tracing::error!(
+                release = %shown(self.running),
+                reason,
+                "the release on trial failed, and the medium has the same one: it goes on; make a medium of another release"
+            ),
             Start::Resume(of) => {
                 tracing::info!(release = %of.version, "going on with the release that was confirmed here");
                 let error = self.kexec(&of).await;
@@ -229,8 +255,8 @@ impl Upgrades {
 
     /// Restarts the machine, which boots what its medium has.
     async fn go_back(&self, reason: &str) {
-        tracing::error!(reason, "the release on trial failed: back to the one before");
-        if let Err(error) = self.tell_init(&Message::Reboot(format!("the release on trial failed: {reason}")))
+        tracing::error!(reason, "back to the release before, by a restart");
+        if let Err(error) = self.tell_init(&Message::Reboot(format!("back to the release before: {reason}")))
         {
             tracing::error!(error = %chain_of(&error), "init was not told");
         }

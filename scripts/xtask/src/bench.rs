@@ -25,6 +25,21 @@ enum What {
     /// What a rack of fifty takes that boots from one netboot server at once. Needs 'cargo xtask image --boot-file' and
     /// root. Builds in release. Only when asked for.
     Rack,
+    /// How long a workload is silent when its machine takes a release, beside a restart through firmware. Needs boot
+    /// files of two versions ('scripts/test' makes them). Some minutes. Only when asked for.
+    Upgrade,
+}
+
+impl What {
+    /// The program that measures it, where it is a program of its own that takes no arguments.
+    fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Media => Some("bench_media"),
+            Self::Rack => Some("bench_rack"),
+            Self::Upgrade => Some("bench_upgrade"),
+            Self::Boot | Self::Deploy | Self::Ledger | Self::Market => None,
+        }
+    }
 }
 
 /// Prints a table with budget and verdict, writes JSON under target/bench/, exits 1 when a budget is missed or
@@ -95,13 +110,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(option) = of_ledger.first() {
         bail!("{option} is of the ledger: say 'cargo xtask bench ledger {option}'");
     }
-    if let Some(program @ (What::Media | What::Rack)) = arguments.what {
+    if let Some(program) = arguments.what.and_then(What::program) {
         if arguments.vmm.is_some() {
-            bail!("--vmm is of the image: leave it out for media, or name the boot file in CROFT_BOOT_FILE");
+            bail!("--vmm is of the image: leave it out here, or name the boot file in CROFT_BOOT_FILE");
         }
-        let croft = ["-p", "croft-bot", "--bin", "croft"];
-        let program = if program == What::Rack { "bench_rack" } else { "bench_media" };
-        return in_release(program, &croft, &[]);
+        return in_release(program, &["-p", "croft-bot", "--bin", "croft"], &[]);
     }
     let built = cargo()
         .args(["build", "--quiet", "-p", "croft-bot", "-p", "croft-it", "--bin", "croft", "--bin", "bench"])
@@ -115,7 +128,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match arguments.what {
         Some(What::Boot) => drop(command.arg("boot")),
         Some(What::Deploy) => drop(command.arg("deploy")),
-        Some(What::Ledger | What::Market | What::Media | What::Rack) | None => {}
+        Some(_) | None => {}
     }
     if let Some(vmm) = &arguments.vmm {
         command.args(["--vmm", vmm]);

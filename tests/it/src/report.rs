@@ -1,13 +1,16 @@
 //! What was measured, against budgets: a table for people, JSON for machines.
 //!
-//! What could not be measured is a row too, and fails the run as loudly as a missed budget.
+//! What could not be measured is a row too, and fails the run as loudly as a missed budget. The frame of every program
+//! that measures is here too: [`until_told`], [`Report::finish`], [`exit_code`].
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// What the design asks for.
 #[derive(Debug, Clone, Copy)]
@@ -161,6 +164,16 @@ impl Report {
         !self.rows.is_empty() && !self.rows.iter().any(Row::failed)
     }
 
+    /// Prints the table, writes it as `NAME.json`, and says whether it holds.
+    ///
+    /// # Errors
+    /// Of the file system; they name the file.
+    pub fn finish(&self, name: &str) -> Result<bool> {
+        println!("\n{}", self.table());
+        eprintln!("bench: written to {}", self.write(name)?.display());
+        Ok(self.holds())
+    }
+
     /// Writes `NAME.json` into the target directory's `bench` folder and hands its path back.
     ///
     /// # Errors
@@ -179,6 +192,43 @@ impl Report {
         std::fs::write(&path, serde_json::to_vec_pretty(&json)?)
             .with_context(|| format!("can't write {}", path.display()))?;
         Ok(path.canonicalize()?)
+    }
+}
+
+/// What a program that measures ends with: whether everything held, or why it could not measure.
+#[must_use]
+pub fn exit_code(outcome: &Result<bool>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Figures of a debug build mean nothing.
+///
+/// # Errors
+/// In one, with the command that builds in release.
+pub fn only_in_release(command: &str) -> Result<()> {
+    if cfg!(debug_assertions) {
+        bail!("figures of a debug build mean nothing: start this with '{command}'");
+    }
+    Ok(())
+}
+
+/// Ends what was started on a signal too: dropping the run drops the handles.
+///
+/// # Errors
+/// The run's own, or the signal's name.
+pub async fn until_told(run: impl Future<Output = Result<bool>>) -> Result<bool> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        outcome = run => outcome,
+        _ = terminate.recv() => bail!("stopped by SIGTERM"),
+        _ = interrupt.recv() => bail!("stopped by SIGINT"),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use croft_it::grid::{Grid, images};
 use croft_it::scan;
 use croft_it::scene::{self, Scene};
-use croft_it::{matrix, releases};
+use croft_it::{matrix, oci, releases};
 use croft_qemu_harness::{Boot, SecureBoot, Wire};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -16,12 +16,6 @@ static ONE_MACHINE: Mutex<()> = Mutex::const_new(());
 
 async fn one_machine() -> MutexGuard<'static, ()> {
     ONE_MACHINE.lock().await
-}
-
-fn cache() -> PathBuf {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cache = std::env::var_os("CROFT_CACHE").map_or_else(|| home.join(".cache/croft"), PathBuf::from);
-    cache.join("demo")
 }
 
 fn say(text: &str) {
@@ -33,7 +27,7 @@ async fn lifecycle(vmm: &str, image: PathBuf) {
     eprintln!("== lifecycle with {vmm}");
     let dir = tempfile::tempdir().unwrap();
     let mut scene = Scene::begin(dir.path(), &image, 1, &mut say).await.unwrap();
-    scene.deploy(&cache(), &mut say).await.unwrap();
+    scene.deploy(&oci::cache(), &mut say).await.unwrap();
 
     let ps = scene.grid.croft(["--bot", "alice", "ps"]).await.unwrap();
     assert!(ps.contains("web"), "{ps}");
@@ -112,8 +106,8 @@ async fn what_does_not_fit_is_refused_before_anybody_pays() {
     let mut node = boot.start().await.unwrap();
     scene::registered(&mut node).await.unwrap();
     grid.croft(["bot", "new", "alice", "--grains", "1000000000"]).await.unwrap();
-    let layout = croft_it::oci::nginx_layout(&cache()).unwrap();
-    let source = format!("{}:{}", layout.display(), croft_it::oci::TAG);
+    let layout = oci::nginx_layout(&oci::cache()).unwrap();
+    let source = format!("{}:{}", layout.display(), oci::TAG);
     grid.croft(["image", "build", &source, "--name", "nginx"]).await.unwrap();
 
     let file = dir.path().join("web.toml");
@@ -211,7 +205,7 @@ fn key_files(folder: &Path) -> Vec<PathBuf> {
 
 /// An expert's web server with a database on a network of their own, deployed by somebody else with two parameters.
 async fn recipe(grid: &Grid, node: &mut croft_qemu_harness::Machine) {
-    let source = format!("{}:shop", croft_it::oci::shop_layout(&cache()).unwrap().display());
+    let source = format!("{}:shop", oci::shop_layout(&oci::cache()).unwrap().display());
     grid.croft(["image", "build", &source, "--name", "shop"]).await.unwrap();
     grid.croft(["bot", "new", "eve", "--grains", "1000"]).await.unwrap();
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/shop/recipe.toml");
@@ -352,7 +346,7 @@ async fn a_node_keeps_a_good_release_and_returns_from_a_broken_one_which_then_st
     let mut node = grid.boot_medium(&first, false).await.unwrap();
     scene::registered(&mut node).await.unwrap();
     let mut scene = Scene::with(grid, node).unwrap();
-    scene.deploy(&cache(), &mut say).await.unwrap();
+    scene.deploy(&oci::cache(), &mut say).await.unwrap();
     let web = scene.web();
     let Scene { grid, mut node, .. } = scene;
 

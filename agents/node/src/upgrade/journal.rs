@@ -6,6 +6,9 @@
 //!                    │                                   │ fail
 //!                    │ at_start (old release)            v
 //!                    └────────> given up, told <───── Failed   (at_start, old release)
+//!                                                       │ at_start (still the new release: restart)
+//!                                                       v
+//!                    given up <────────────────────── Left     (at_start, again the new one: the medium has it)
 //! ```
 //! Every step is written before anything happens that depends on it, so that a power cut at any point leaves a journal
 //! that says what to do: on with it, or back. It must never forget what was given up or the highest version confirmed.
@@ -58,6 +61,8 @@ pub enum Phase {
     Running { starts: u8 },
     /// It is not to run any more; why.
     Failed { reason: String },
+    /// The machine restarts for no other reason than to leave it.
+    Left { reason: String },
 }
 
 /// What the ledger has to hear.
@@ -76,6 +81,10 @@ pub enum Start {
     Trial,
     /// The trial has failed, and its release still runs: restart the machine, which boots what is on its medium.
     GoBack {
+        reason: String,
+    },
+    /// The trial has failed, and the machine's medium has the same release: there is none to go back to.
+    NoWayBack {
         reason: String,
     },
     /// The medium has an older release than the one that was confirmed: go on with that one.
@@ -108,7 +117,18 @@ impl Journal {
                 let starts = match &trial.phase {
                     Phase::Armed => 1,
                     Phase::Running { starts } => starts.saturating_add(1),
-                    Phase::Failed { reason } => return Start::GoBack { reason: reason.clone() },
+                    Phase::Failed { reason } => {
+                        let reason = reason.clone();
+                        trial.phase = Phase::Left { reason: reason.clone() };
+                        return Start::GoBack { reason };
+                    }
+                    Phase::Left { reason } => {
+                        let (reason, id) = (reason.clone(), trial.of.id());
+                        // The ledger is not told: a node has not returned from what it runs.
+                        self.trial = None;
+                        self.never_again(id);
+                        return Start::NoWayBack { reason };
+                    }
                 };
                 if starts > TRIAL_STARTS {
                     let reason = format!("its agent ended {TRIAL_STARTS} times before it was confirmed");
@@ -121,7 +141,7 @@ impl Journal {
             let reason = match &trial.phase {
                 Phase::Armed => "it never came up: no sign of life before the machine restarted".to_owned(),
                 Phase::Running { .. } => "the machine restarted before it was confirmed".to_owned(),
-                Phase::Failed { reason } => reason.clone(),
+                Phase::Failed { reason } | Phase::Left { reason } => reason.clone(),
             };
             self.give_up(reason);
         }
@@ -161,14 +181,19 @@ impl Journal {
     /// The trial is over, and another release runs.
     pub fn give_up(&mut self, reason: String) {
         let Some(Trial { of, .. }) = self.trial.take() else { return };
-        self.given_up.push(of.id());
-        drop_oldest(&mut self.given_up, GIVEN_UP);
+        self.never_again(of.id());
         let mut reason = reason;
         if reason.len() > limits::TEXT_BYTES {
             let end = (0..=limits::TEXT_BYTES).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
             reason.truncate(end);
         }
         self.tell(&of, Outcome::Returned { reason });
+    }
+
+    /// The release is not tried on this machine any more.
+    fn never_again(&mut self, id: ReleaseId) {
+        self.given_up.push(id);
+        drop_oldest(&mut self.given_up, GIVEN_UP);
     }
 
     /// The confirmed release runs and is well.

@@ -313,10 +313,31 @@ fn a_trial_whose_agent_ends_again_and_again_is_left() {
     }
     let Start::GoBack { reason } = journal.at_start(Some(version(2))) else { panic!() };
     assert_eq!(reason, "its agent ended 3 times before it was confirmed");
-    // And it stays so until another release runs.
+    // Init did not hear it: it is asked once more.
     assert_eq!(journal.at_start(Some(version(2))), Start::GoBack { reason: reason.clone() });
     assert_eq!(journal.at_start(Some(version(1))), Start::Normal);
     assert_eq!(journal.untold.last().unwrap().outcome, Outcome::Returned { reason });
+}
+
+#[test]
+fn a_failed_release_that_is_on_the_medium_too_goes_on_instead_of_restarting_for_ever() {
+    let mut journal = Journal { confirmed: Some(installed(1)), ..Journal::default() };
+    journal.arm(installed(2));
+    assert_eq!(journal.at_start(Some(version(2))), Start::Trial);
+    journal.fail("not well".to_owned());
+    let reason = || "not well".to_owned();
+    let boots: Vec<_> = (0..4).map(|_| journal.at_start(Some(version(2)))).collect();
+    let expected = [
+        Start::GoBack { reason: reason() },
+        Start::NoWayBack { reason: reason() },
+        Start::Normal,
+        Start::Normal,
+    ];
+    assert_eq!(boots, expected);
+    assert!(journal.has_given_up(&installed(2).id()));
+    assert_eq!(journal.untold, [], "the ledger takes a return only from a node that runs another release");
+    // With an older medium in it again, the machine goes on with what was well.
+    assert_eq!(journal.at_start(Some(version(0))), Start::Resume(installed(1)));
 }
 
 #[test]
@@ -400,7 +421,24 @@ fn open_above(
 ) -> Result<(Upgrades, Start), UpgradeError> {
     let documents = Documents::open_on(files, &dir.join("journal"))?;
     let teller = Teller::new(Places::default(), dir);
-    Upgrades::open_on(documents, &dir.join("files"), runs, (None, teller), floor.map(version))
+    let folders = (&*dir.join("files"), &*dir.join("kernels"));
+    Upgrades::open_on(documents, folders, runs, (None, teller), floor.map(version))
+}
+
+#[tokio::test]
+async fn an_agent_that_ended_when_the_tpm_was_told_restarts_the_machine_and_quotes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut upgrades, _) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
+    upgrades.change(|journal| journal.arm(installed(2))).unwrap();
+    std::fs::create_dir(dir.path().join("kernels")).unwrap();
+    std::fs::write(dir.path().join("kernels").join(TOLD), "1.2.0").unwrap();
+    let (upgrades, start) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
+    let reason = "the TPM was told of release 1.2.0, and the agent ended before it started".to_owned();
+    assert_eq!(start, Start::GoBack { reason });
+    assert!(upgrades.journal.has_given_up(&installed(2).id()));
+    // Memory is empty when the machine is back.
+    std::fs::remove_dir_all(dir.path().join("kernels")).unwrap();
+    assert_eq!(open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap().1, Start::Normal);
 }
 
 #[tokio::test]
@@ -451,7 +489,6 @@ async fn a_disk_that_fails_at_any_operation_leaves_the_journal_before_or_after_a
 async fn without_init_a_release_is_given_up_and_the_reason_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (mut upgrades, _) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
-    upgrades.kernels = dir.path().join("kernels");
     let (boot_file, bytes, _) = boot_file(1_000);
     let of = Installed { boot_file, ..installed(2) };
     std::fs::write(dir.path().join(format!("files/{}.efi", of.boot_file.sha256)), &bytes).unwrap();

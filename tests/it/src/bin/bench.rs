@@ -8,21 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use croft_it::grid::images;
 use croft_it::http;
-use croft_it::report::{Limit, Report, Row};
+use croft_it::report::{self, Limit, Report, Row};
 use croft_it::scene::Scene;
 
 const USAGE: &str = "usage: cargo xtask bench [boot|deploy] [--vmm cloud-hypervisor|alioth]";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    report::exit_code(&run().await)
 }
 
 async fn run() -> Result<bool> {
@@ -69,9 +62,7 @@ async fn run() -> Result<bool> {
     } else {
         "deploy"
     };
-    println!("\n{}", report.table());
-    eprintln!("bench: written to {}", report.write(&format!("{name}-{vmm}"))?.display());
-    Ok(report.holds())
+    report.finish(&format!("{name}-{vmm}"))
 }
 
 /// Size, boot time and idle memory of the node.

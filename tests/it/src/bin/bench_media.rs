@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use croft_it::report::{Report, Row, Times};
+use anyhow::{Context as _, Result};
+use croft_it::matrix;
+use croft_it::report::{self, Report, Row, Times};
 use croft_media::esp::Contents;
 use croft_media::{iso, netboot, usb};
 
@@ -18,42 +19,19 @@ use croft_media::{iso, netboot, usb};
 const ROUNDS: usize = 5;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    report::exit_code(&run())
 }
 
 fn run() -> Result<bool> {
-    ensure!(
-        !cfg!(debug_assertions),
-        "figures of a debug build mean nothing: start this with 'cargo xtask bench media'"
-    );
-    let path = boot_file()?;
+    report::only_in_release("cargo xtask bench media")?;
+    let path = matrix::built_boot_file()?;
     let boot_file = std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
     let dir = tempfile::tempdir()?;
     let mut report = Report::default();
     report.circumstance("boot file", path.display().to_string());
     let rows = media_rows(&boot_file, dir.path());
     report.part("media", rows);
-    println!("\n{}", report.table());
-    eprintln!("bench: written to {}", report.write("media")?.display());
-    Ok(report.holds())
-}
-
-/// That of the tests, else the one that 'cargo xtask image --boot-file' made last.
-fn boot_file() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("CROFT_BOOT_FILE") {
-        return Ok(PathBuf::from(path));
-    }
-    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/image");
-    let found = ["cloud-hypervisor", "alioth"].map(|vmm| images.join(vmm).join(netboot::BOOT_FILE));
-    let found = found.into_iter().find(|path| path.is_file());
-    found.context("there is no boot file: run 'cargo xtask image --boot-file'")
+    report.finish("media")
 }
 
 fn media_rows(boot_file: &[u8], dir: &Path) -> Result<Vec<Row>> {

@@ -6,14 +6,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use croft_it::grid::binary;
+use croft_it::matrix;
 use croft_it::rack::{Rack, SERVER, is_possible};
-use croft_it::report::{Limit, Report, Row, Times};
+use croft_it::report::{self, Limit, Report, Row, Times};
 use croft_media::esp::Contents;
 use croft_media::netboot;
 
@@ -31,42 +31,19 @@ async fn main() -> ExitCode {
         }
         _ => run().await,
     };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    report::exit_code(&done)
 }
 
 async fn run() -> Result<bool> {
-    ensure!(
-        !cfg!(debug_assertions),
-        "figures of a debug build mean nothing: start this with 'cargo xtask bench rack'"
-    );
+    report::only_in_release("cargo xtask bench rack")?;
     ensure!(is_possible(), "a switch of its own needs root and /dev/net/tun: run this as root");
-    let path = boot_file()?;
+    let path = matrix::built_boot_file()?;
     let boot_file = std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
     let mut report = Report::default();
     report.circumstance("boot file", path.display().to_string());
     report.circumstance("machines", format!("{MACHINES}, played by clients"));
     report.part("rack", rack_rows(&boot_file).await);
-    println!("\n{}", report.table());
-    eprintln!("bench: written to {}", report.write("rack")?.display());
-    Ok(report.holds())
-}
-
-/// That of the tests, else the one that 'cargo xtask image --boot-file' made last.
-fn boot_file() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("CROFT_BOOT_FILE") {
-        return Ok(PathBuf::from(path));
-    }
-    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/image");
-    let found = ["cloud-hypervisor", "alioth"].map(|vmm| images.join(vmm).join(netboot::BOOT_FILE));
-    let found = found.into_iter().find(|path| path.is_file());
-    found.context("there is no boot file: run 'cargo xtask image --boot-file'")
+    report.finish("rack")
 }
 
 async fn rack_rows(boot_file: &[u8]) -> Result<Vec<Row>> {

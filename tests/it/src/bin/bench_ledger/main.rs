@@ -23,11 +23,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::grid::{Grid, allocation};
 use crate::load::{AUTHORS, Crowd, Load, Measured};
-use croft_it::report::{Limit, Report, Row};
+use croft_it::report::{self, Limit, Report, Row};
 
 const USAGE: &str = "\
 usage: cargo xtask bench ledger [options]
@@ -122,28 +121,13 @@ async fn main() -> ExitCode {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
     }
-    match run_until_told().await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    report::exit_code(&run_until_told().await)
 }
 
-/// Ends what was started on a signal too: dropping the run drops the handles.
 async fn run_until_told() -> Result<bool> {
-    if cfg!(debug_assertions) {
-        bail!("figures of a debug build mean nothing: start this with 'cargo xtask bench ledger'");
-    }
+    report::only_in_release("cargo xtask bench ledger")?;
     let plan = Plan::parse(std::env::args().skip(1))?;
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        outcome = run(plan) => outcome,
-        _ = terminate.recv() => bail!("stopped by SIGTERM"),
-        _ = interrupt.recv() => bail!("stopped by SIGINT"),
-    }
+    report::until_told(run(plan)).await
 }
 
 async fn run(plan: Plan) -> Result<bool> {
@@ -173,10 +157,7 @@ async fn run(plan: Plan) -> Result<bool> {
         report.part("long history", history::rows(&dir.path().join("history"), plan.history).await);
     }
     report.circumstance("load after", machine::load_average());
-    println!("\n{}", report.table());
-    let path = report.write("ledger")?;
-    eprintln!("bench: written to {}", path.display());
-    Ok(report.holds())
+    report.finish("ledger")
 }
 
 /// Everything that needs the four replicas, and the yardsticks under the same load after them.

@@ -16,8 +16,7 @@ mod town;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use croft_it::report::{Report, Row};
-use tokio::signal::unix::{SignalKind, signal};
+use croft_it::report::{self, Report, Row};
 
 const USAGE: &str = "\
 usage: cargo xtask bench market [options]
@@ -90,28 +89,15 @@ async fn main() -> ExitCode {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
     }
-    match run_until_told().await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    report::exit_code(&run_until_told().await)
 }
 
-/// Ends what was started on a signal too: dropping the run drops the handles.
 async fn run_until_told() -> Result<bool> {
     let plan = Plan::parse(std::env::args().skip(1))?;
-    if cfg!(debug_assertions) && !plan.quick {
-        bail!("figures of a debug build mean nothing: start this with 'cargo xtask bench market'");
+    if !plan.quick {
+        report::only_in_release("cargo xtask bench market")?;
     }
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        outcome = run(plan) => outcome,
-        _ = terminate.recv() => bail!("stopped by SIGTERM"),
-        _ = interrupt.recv() => bail!("stopped by SIGINT"),
-    }
+    report::until_told(run(plan)).await
 }
 
 async fn run(plan: Plan) -> Result<bool> {
@@ -137,10 +123,7 @@ async fn run(plan: Plan) -> Result<bool> {
         let crowd = plan.clone();
         report.part("a crowd of bots", tokio::task::spawn_blocking(move || crowd::rows(&crowd)).await?);
     }
-    println!("\n{}", report.table());
-    let path = report.write("market")?;
-    eprintln!("bench: written to {}", path.display());
-    Ok(report.holds())
+    report.finish("market")
 }
 
 #[cfg(test)]
