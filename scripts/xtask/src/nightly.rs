@@ -112,6 +112,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 impl Nightly<'_> {
     fn make(&self, builder: &dyn Builder) -> Result<PathBuf> {
+        builder.ready()?;
         let commit = changes::head(self.root)?;
         let draft = self.shelf.draft()?;
         let (one, two) = (self.work.join("one"), self.work.join("two"));

@@ -64,12 +64,25 @@ pub(super) enum ScoreError {
     Below { ok: usize, total: usize, kspp_ok: usize, kspp_total: usize },
 }
 
+fn program() -> String {
+    env::var("CROFT_HARDENING_CHECKER").unwrap_or_else(|_| "kernel-hardening-checker".to_owned())
+}
+
+/// What the checker calls itself.
+pub(super) fn version() -> Result<String> {
+    version_of(&program())
+}
+
+fn version_of(program: &str) -> Result<String> {
+    repo::capture(Command::new(program).arg("--version")).context(
+        "the hardening score needs kernel-hardening-checker: install the package (newer distributions have it), or name \
+         the program in CROFT_HARDENING_CHECKER",
+    )
+}
+
 /// Runs the checker over a configuration; its JSON, and what it comes to.
 pub(super) fn run(config: &Path) -> Result<(String, Score)> {
-    let program =
-        env::var("CROFT_HARDENING_CHECKER").unwrap_or_else(|_| "kernel-hardening-checker".to_owned());
-    let version = repo::capture(Command::new(&program).arg("--version"))
-        .context("the hardening score needs kernel-hardening-checker (a package of newer distributions, or CROFT_HARDENING_CHECKER)")?;
+    let (program, version) = (program(), version()?);
     let json = repo::capture(Command::new(&program).arg("-c").arg(config).args(["-m", "json"]))?;
     let score = score(&json, version.trim())?;
     Ok((json, score))
@@ -131,6 +144,13 @@ mod tests {
     fn a_score_below_the_goal_is_refused_with_the_figures() {
         let text = score(&list(239, 20), "c").unwrap().judge().unwrap_err().to_string();
         assert!(text.contains("239 of 259 checks (at least 240)"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_checker_is_named_with_two_ways_to_get_one() {
+        let text = format!("{:#}", version_of("/nowhere/checker").unwrap_err());
+        assert!(text.contains("install the package") && text.contains("CROFT_HARDENING_CHECKER"), "{text}");
+        assert!(text.contains("/nowhere/checker"), "{text}");
     }
 
     #[test]
