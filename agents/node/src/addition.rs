@@ -3,22 +3,23 @@
 //! ```text
 //!   looking at disks ──one checks──────────────────────────────> found (the network is not asked)
 //!        │ none for a while
-//!        └─> looking at disks and on the network ──one checks──> found
+//!        └─> looking at disks and on the network ──one checks──> found, whatever else does not check
 //!                                                ──two differ──> ambiguous
-//!                                                ──refused─────> refused
-//!                                                ──time is over> none, with every reason
+//!                                                ──time is over> refused, or none, with every reason
 //! ```
 //! A medium in the machine comes first: whoever plugs it in stands before the machine, while anybody can answer on a
-//! wire. It must never choose between two additions that differ, and never take one that does not check.
+//! wire. What can be taken out counts at once, a built-in disk only after sticks had time to show up: it may have another
+//! farm's of old. It must never choose between two additions that differ, and never take one that does not check.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use croft_network::{Network, NetworkConfig, WaitLimits};
 use croft_protocol::addition::{InvalidAddition, Validated};
 use tokio::time::{Instant, sleep};
 
-use crate::medium::{self, MediumError, Roots};
+use crate::medium::{self, Looker, MediumError, Roots};
 use crate::netboot::{self, Round};
 
 /// Disks alone are looked at for this long. USB sticks that a machine booted from are there by then.
@@ -56,14 +57,28 @@ pub struct Found {
 ///
 /// # Errors
 /// [`AdditionError`] says what is on the disks and on the network, and what to do.
-pub async fn find(roots: &Roots) -> Result<Found, AdditionError> {
+pub async fn find(roots: Roots) -> Result<Found, AdditionError> {
     let started = Instant::now();
-    while started.elapsed() < DISKS_FIRST {
-        if let Disks::Found(place, addition) = disks(roots)? {
+    let mut looker = Looker::new(roots.clone());
+    let mut said = BTreeSet::new();
+    let built_in = loop {
+        let mut built_in = None;
+        if let Disks::Found(place, addition) = disks(&mut looker, &mut said).await? {
             let disk = name_of(&place);
-            return Ok(Found { place, disk, addition: *addition, network: None });
+            let is_removable = medium::is_removable(&roots, Path::new(&place));
+            let found = Found { place, disk, addition: *addition, network: None };
+            if is_removable {
+                return Ok(found);
+            }
+            built_in = Some(found);
+        }
+        if started.elapsed() >= DISKS_FIRST {
+            break built_in;
         }
         sleep(PAUSE).await;
+    };
+    if let Some(found) = built_in {
+        return Ok(found);
     }
     tracing::info!("no disk has a farm's addition: asking the network where this machine would boot from");
     let network = match Network::start(NetworkConfig::default()).await {
@@ -84,14 +99,20 @@ pub async fn find(roots: &Roots) -> Result<Found, AdditionError> {
             None => Round { found: Vec::new(), reasons: vec!["it can't be started".to_owned()] },
         };
         let reasons = round.reasons.join(", ");
-        let on_disks = disks(roots)?;
-        let looked = if let Disks::None(looked) = &on_disks { looked.clone() } else { String::new() };
+        let on_disks = disks(&mut looker, &mut said).await?;
         let on_disk = if let Disks::Found(place, _) = &on_disks { name_of(place) } else { None };
+        let why_none = match &on_disks {
+            Disks::Refused(disk, source) => {
+                AdditionError::Refused { disk: disk.clone(), source: source.clone() }
+            }
+            Disks::None(looked) => AdditionError::None { disks: looked.clone(), network: reasons.clone() },
+            Disks::Found(..) => AdditionError::None { disks: String::new(), network: String::new() },
+        };
         if let Some((place, addition)) = choose(on_disks, round.found)? {
             return Ok(Found { place, disk: on_disk, addition, network });
         }
         if started.elapsed() >= PATIENCE {
-            return Err(AdditionError::None { disks: looked, network: reasons });
+            return Err(why_none);
         }
         if reasons != asked {
             tracing::warn!(reason = reasons, "no farm's addition on the network yet");
@@ -104,6 +125,8 @@ pub async fn find(roots: &Roots) -> Result<Found, AdditionError> {
 /// What the disks have.
 enum Disks {
     Found(String, Box<Validated>),
+    /// One that does not check, and none that does.
+    Refused(PathBuf, Box<InvalidAddition>),
     None(String),
 }
 
@@ -112,11 +135,20 @@ fn name_of(place: &str) -> Option<String> {
     std::path::Path::new(place).file_name().map(|name| name.to_string_lossy().into_owned())
 }
 
-fn disks(roots: &Roots) -> Result<Disks, AdditionError> {
-    match medium::look(roots) {
+/// `said` is what was refused before: each reason is told once, at once.
+async fn disks(looker: &mut Looker, said: &mut BTreeSet<String>) -> Result<Disks, AdditionError> {
+    match looker.look().await {
         Ok((disk, addition)) => Ok(Disks::Found(disk.display().to_string(), Box::new(addition))),
         Err(MediumError::None { looked }) => Ok(Disks::None(looked)),
-        Err(MediumError::Refused { disk, source }) => Err(AdditionError::Refused { disk, source }),
+        Err(MediumError::Refused { disk, source }) => {
+            let error = AdditionError::Refused { disk: disk.clone(), source: source.clone() };
+            let reason = crate::ledger::chain_of(&error);
+            if !said.contains(&reason) {
+                tracing::error!("{reason}");
+                said.insert(reason);
+            }
+            Ok(Disks::Refused(disk, source))
+        }
         Err(MediumError::Ambiguous { one, other }) => {
             let (one, other) = (one.display().to_string(), other.display().to_string());
             Err(AdditionError::Ambiguous { one, other })

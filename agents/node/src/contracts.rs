@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use croft_light::{ContractError, verify_contract, verify_node_contracts, verify_value};
 use croft_protocol::contract::KeptContract;
-use croft_protocol::{ChainId, ContractBody, ContractId, Escrow, NodeId, RecordId, StateKey, limits};
+use croft_protocol::{
+    Body, ChainId, ContractBody, ContractId, Escrow, NodeId, Record, RecordId, StateKey, limits,
+};
 
 use crate::ledger::{Ledger, LedgerError};
 
@@ -19,6 +21,8 @@ const PER_QUESTION: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pulled {
     pub height: u64,
+    /// Of the newest machine that registered with this node's key; 0 before any did.
+    pub session: u64,
     /// Each with its money.
     pub contracts: BTreeMap<ContractId, (ContractBody, Escrow)>,
     /// Contracts that can't be taken, with why. Never run.
@@ -34,15 +38,18 @@ pub async fn pull(
     node: &NodeId,
     known: impl Iterator<Item = ContractId>,
 ) -> Result<Pulled, LedgerError> {
-    let (height, listed) = ledger
-        .prove(vec![StateKey::NodeContracts(*node)], |tip, proved| {
+    let own = StateKey::Record(RecordId::node(node));
+    let keys = vec![StateKey::NodeContracts(*node), own.clone()];
+    let (height, session, listed) = ledger
+        .prove(keys, |tip, proved| {
+            let session = verify_value(tip, &own, &proved[1])?.map_or(0, |bytes| session_of(&bytes));
             match verify_node_contracts(tip, node, &proved[0]) {
                 Err(ContractError::Light(lie)) => Err(lie),
-                listed => Ok((tip.height(), listed)),
+                listed => Ok((tip.height(), session, listed)),
             }
         })
         .await?;
-    let mut pulled = Pulled { height, contracts: BTreeMap::new(), refused: Vec::new() };
+    let mut pulled = Pulled { height, session, contracts: BTreeMap::new(), refused: Vec::new() };
     let mut wanted: Vec<ContractId> = known.collect();
     match listed {
         Ok(listed) => wanted.extend(listed),
@@ -79,6 +86,14 @@ pub async fn pull(
         }
     }
     Ok(pulled)
+}
+
+/// Of a node's record.
+fn session_of(bytes: &[u8]) -> u64 {
+    match croft_protocol::decode::<Record>("record", bytes, limits::RECORD_BYTES).map(|record| record.body) {
+        Ok(Body::Node(node)) => node.session,
+        _ => 0,
+    }
 }
 
 fn borsh_escrow(bytes: &[u8]) -> Option<Escrow> {

@@ -7,18 +7,24 @@
 //! and not by the kernel's file systems, with bounds on all of it. Media are only read. It must never take one of two
 //! additions that differ: the machine would belong to whoever plugged in a stick.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use croft_protocol::addition::{Expectation, InvalidAddition, Validated};
 use croft_protocol::limits;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
 /// Disks that are looked at: more are no boot media.
 const DISKS: usize = 64;
 /// Entries of a partition table that are looked at (UEFI 2.10, section 5.3: at least 128 are there).
 const PARTITIONS: usize = 128;
 const BLOCK_BYTES: u64 = 512;
+/// What a healthy disk takes many times over.
+const ROUND: Duration = Duration::from_secs(3);
 /// Entries of a folder that are looked at: those of a boot medium fit into one cluster.
 const FOLDER_BYTES: usize = 64 * 1024;
 /// Cluster numbers from here on end a chain, or stand for a bad cluster.
@@ -55,37 +61,118 @@ impl Default for Roots {
     }
 }
 
-/// The addition on this machine's disks, as they are now.
-///
-/// # Errors
-/// [`MediumError`] says what is on the disks.
-pub fn look(roots: &Roots) -> Result<(PathBuf, Validated), MediumError> {
-    let mut found: Option<(PathBuf, Vec<u8>)> = None;
-    let mut looked = Vec::new();
-    for disk in disks(roots) {
-        match File::open(&disk).and_then(|mut file| addition(&mut file)) {
-            Ok(Some(bytes)) => match &found {
-                Some((one, before)) if *before != bytes => {
-                    return Err(MediumError::Ambiguous { one: one.clone(), other: disk });
-                }
-                Some(_) => {}
-                None => found = Some((disk, bytes)),
-            },
-            Ok(None) => looked.push(format!("{}: none", disk.display())),
-            Err(error) => looked.push(format!("{}: {error}", disk.display())),
-        }
+/// What a disk says: the addition's bytes, if it has one.
+type Answer = io::Result<Option<Vec<u8>>>;
+
+/// Looks at disks, each on a thread of its own: one that is dying may keep whoever reads it for minutes, and must keep
+/// neither the others nor the boot.
+#[derive(Debug)]
+pub struct Looker {
+    roots: Roots,
+    /// For all disks together, at one look.
+    round: Duration,
+    /// Disks that have not answered yet, since when.
+    asked: BTreeMap<PathBuf, (Instant, oneshot::Receiver<Answer>)>,
+}
+
+impl Looker {
+    #[must_use]
+    pub fn new(roots: Roots) -> Self {
+        Self { roots, round: ROUND, asked: BTreeMap::new() }
     }
-    let Some((disk, bytes)) = found else {
-        let looked = if looked.is_empty() { "there is no disk".to_owned() } else { looked.join(", ") };
-        return Err(MediumError::None { looked });
-    };
-    match Validated::open(&bytes, &Expectation::default()) {
-        Ok(addition) => Ok((disk, addition)),
-        Err(source) => Err(MediumError::Refused { disk, source: Box::new(source) }),
+
+    /// The addition on this machine's disks, as they are now. Takes [`ROUND`] at most: a disk that is slower is not
+    /// asked again before it answers, and its answer counts then.
+    ///
+    /// # Errors
+    /// [`MediumError`] says what is on the disks.
+    pub async fn look(&mut self) -> Result<(PathBuf, Validated), MediumError> {
+        self.look_with(|disk| File::open(disk).and_then(|mut file| addition(&mut file))).await
+    }
+
+    async fn look_with(
+        &mut self,
+        read: impl Fn(&Path) -> Answer + Clone + Send + 'static,
+    ) -> Result<(PathBuf, Validated), MediumError> {
+        let disks = disks(&self.roots);
+        for disk in &disks {
+            self.asked
+                .entry(disk.clone())
+                .or_insert_with(|| (Instant::now(), ask(disk.clone(), read.clone())));
+        }
+        let deadline = Instant::now() + self.round;
+        let mut answers = Vec::new();
+        for disk in disks {
+            let Some((since, answer)) = self.asked.get_mut(&disk) else { continue };
+            if let Ok(answer) = timeout_at(deadline, answer).await {
+                self.asked.remove(&disk);
+                let gone = || Err(io::Error::other("it can't be asked: no thread for it"));
+                answers.push((disk, answer.unwrap_or_else(|_| gone())));
+            } else {
+                let text = format!("no answer for {} s: is it broken?", since.elapsed().as_secs());
+                answers.push((disk, Err(io::Error::new(io::ErrorKind::TimedOut, text))));
+            }
+        }
+        judge(answers)
     }
 }
 
-/// Whole disks, by name. What is built on others, or in memory, is no boot medium.
+/// The thread ends when the disk answers, whoever still waits for that.
+fn ask(disk: PathBuf, read: impl Fn(&Path) -> Answer + Send + 'static) -> oneshot::Receiver<Answer> {
+    let (sender, receiver) = oneshot::channel();
+    // Where there is no thread to be had, the sender is gone, and the disk is told as not asked.
+    let _ = std::thread::Builder::new().name("look at disk".into()).spawn(move || {
+        let _ = sender.send(read(&disk));
+    });
+    receiver
+}
+
+/// The one addition of all answers. What does not check keeps nothing good away.
+fn judge(answers: Vec<(PathBuf, Answer)>) -> Result<(PathBuf, Validated), MediumError> {
+    let mut found: Option<(PathBuf, Validated)> = None;
+    let mut refused = None;
+    let mut looked = Vec::new();
+    for (disk, answer) in answers {
+        let opened = match answer {
+            Ok(Some(bytes)) => Validated::open(&bytes, &Expectation::default()),
+            Ok(None) => {
+                looked.push(format!("{}: none", disk.display()));
+                continue;
+            }
+            Err(error) => {
+                looked.push(format!("{}: {error}", disk.display()));
+                continue;
+            }
+        };
+        match (opened, &found) {
+            (Err(source), _) => {
+                refused.get_or_insert(MediumError::Refused { disk, source: Box::new(source) });
+            }
+            (Ok(addition), Some((one, before))) => {
+                if before.get() != addition.get() {
+                    return Err(MediumError::Ambiguous { one: one.clone(), other: disk });
+                }
+            }
+            (Ok(addition), None) => found = Some((disk, addition)),
+        }
+    }
+    let looked = if looked.is_empty() { "there is no disk".to_owned() } else { looked.join(", ") };
+    found.ok_or_else(|| refused.unwrap_or(MediumError::None { looked }))
+}
+
+/// Whether a disk can be taken out, as what a machine is booted from can. A built-in one may hold what an earlier owner
+/// left.
+#[must_use]
+pub fn is_removable(roots: &Roots, disk: &Path) -> bool {
+    let Ok(name) = disk.strip_prefix(&roots.dev) else { return false };
+    let entry = roots.sys.join(name.to_string_lossy().replace('/', "!"));
+    let says = fs::read_to_string(entry.join("removable")).is_ok_and(|text| text.trim() == "1");
+    // Sticks often say that they are built in.
+    let by_usb = || fs::canonicalize(&entry).is_ok_and(|path| path.to_string_lossy().contains("/usb"));
+    says || by_usb()
+}
+
+/// Whole disks: first what can be taken out, then by name. What is built on others, or in memory, is no boot medium.
 fn disks(roots: &Roots) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(&roots.sys) else { return Vec::new() };
     let mut names: Vec<String> = entries
@@ -94,8 +181,11 @@ fn disks(roots: &Roots) -> Vec<PathBuf> {
         .filter(|name| !["loop", "ram", "zram", "dm-", "md"].iter().any(|prefix| name.starts_with(prefix)))
         .collect();
     names.sort();
-    names.truncate(DISKS);
-    names.into_iter().map(|name| roots.dev.join(name.replace('!', "/"))).collect()
+    let mut disks: Vec<PathBuf> =
+        names.into_iter().map(|name| roots.dev.join(name.replace('!', "/"))).collect();
+    disks.sort_by_key(|disk| !is_removable(roots, disk));
+    disks.truncate(DISKS);
+    disks
 }
 
 /// The addition's file on a disk; `None` where the disk is something else.
@@ -306,6 +396,9 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
     use croft_media::esp::Contents;
     use croft_media::{iso, usb};
 
@@ -328,49 +421,117 @@ mod tests {
         usb::image(&Contents { boot_file: b"MZ kernel", addition: Some(addition) }).unwrap().bytes
     }
 
-    #[test]
-    fn the_addition_is_found_on_a_stick_and_on_a_disc_beside_other_disks() {
+    async fn look(roots: &Roots) -> Result<(PathBuf, Validated), MediumError> {
+        Looker::new(roots.clone()).look().await
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_is_named_asked_once_and_keeps_nobody() {
+        let (_, bytes) = sealed("attic");
+        let disks = [("sda", vec![]), ("sdb", vec![]), ("sdc", vec![])];
+        let (_dir, roots) = machine(&disks);
+        // sda answers when it is let, sdb has nothing, sdc has the addition from a moment on.
+        let (let_it, may_answer) = std::sync::mpsc::channel::<()>();
+        let may_answer = Arc::new(Mutex::new(may_answer));
+        let (asked, has) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let read = {
+            let (asked, has, bytes) = (asked.clone(), has.clone(), bytes.clone());
+            move |disk: &Path| match disk.file_name().and_then(|name| name.to_str()) {
+                Some("sda") => {
+                    asked.fetch_add(1, Ordering::SeqCst);
+                    let _ = may_answer.lock().unwrap().recv();
+                    Err(io::Error::other("I/O error"))
+                }
+                Some("sdc") if has.load(Ordering::SeqCst) => Ok(Some(bytes.clone())),
+                _ => Ok(None),
+            }
+        };
+        let mut looker = Looker { round: Duration::from_millis(100), ..Looker::new(roots.clone()) };
+        let text = looker.look_with(read.clone()).await.unwrap_err().to_string();
+        assert!(text.contains("sda: no answer for 0 s: is it broken?"), "{text}");
+        has.store(true, Ordering::SeqCst);
+        // A round is short here; a slow machine may need several.
+        let found = loop {
+            if let Ok(found) = looker.look_with(read.clone()).await {
+                break found;
+            }
+        };
+        assert_eq!(found.0, roots.dev.join("sdc"));
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        has.store(false, Ordering::SeqCst);
+        let_it.send(()).unwrap();
+        loop {
+            let text = looker.look_with(read.clone()).await.unwrap_err().to_string();
+            if text.contains("sda: I/O error") {
+                break;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_addition_is_found_on_a_stick_and_on_a_disc_beside_other_disks() {
         let (config, bytes) = sealed("attic");
         let disc = iso::image(&Contents { boot_file: b"MZ kernel", addition: Some(&bytes) }).unwrap();
         for medium in [stick(&bytes), disc] {
             let (_dir, roots) = machine(&[("nvme0n1", vec![0; 4096]), ("sda", medium), ("sdb", vec![])]);
-            let (disk, addition) = look(&roots).unwrap();
+            let (disk, addition) = look(&roots).await.unwrap();
             assert_eq!(disk, roots.dev.join("sda"));
             assert_eq!(addition.boot_config(), config);
         }
     }
 
-    #[test]
-    fn without_one_the_disks_are_named() {
+    #[tokio::test]
+    async fn without_one_the_disks_are_named() {
         let bare = usb::image(&Contents { boot_file: b"MZ", addition: None }).unwrap().bytes;
         let (_dir, roots) =
             machine(&[("loop0", stick(&sealed("attic").1)), ("sda", bare), ("vda", vec![1; 700])]);
-        let text = look(&roots).unwrap_err().to_string();
+        let text = look(&roots).await.unwrap_err().to_string();
         assert!(text.starts_with("no disk has a farm's addition"), "{text}");
         assert!(text.contains("sda: none"), "{text}");
         assert!(text.contains("vda: none") && !text.contains("loop0"), "{text}");
         let (_dir, none) = machine(&[]);
-        assert!(look(&none).unwrap_err().to_string().ends_with("(there is no disk)"));
+        assert!(look(&none).await.unwrap_err().to_string().ends_with("(there is no disk)"));
     }
 
     #[test]
-    fn an_altered_addition_is_refused_and_two_that_differ_are_too() {
+    fn what_can_be_taken_out_is_looked_at_first_however_many_disks_there_are() {
+        let names: Vec<String> = (0..DISKS + 6).map(|n| format!("sd{n:03}")).collect();
+        let disks: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (&**name, vec![])).collect();
+        let (_dir, roots) = machine(&disks);
+        let last = roots.dev.join(&names[DISKS + 5]);
+        assert!(!super::disks(&roots).contains(&last));
+        fs::write(roots.sys.join(&names[DISKS + 5]).join("removable"), "1\n").unwrap();
+        fs::write(roots.sys.join(&names[0]).join("removable"), "0\n").unwrap();
+        // One more by USB, as the kernel shows it.
+        let by_usb = roots.sys.parent().unwrap().join("devices/usb1/1-1/sdz");
+        fs::create_dir_all(&by_usb).unwrap();
+        std::os::unix::fs::symlink(&by_usb, roots.sys.join("sdz")).unwrap();
+        let disks = super::disks(&roots);
+        assert_eq!(disks[..3], [last, roots.dev.join("sdz"), roots.dev.join("sd000")]);
+        assert_eq!(disks.len(), DISKS);
+    }
+
+    #[tokio::test]
+    async fn an_altered_addition_is_refused_and_two_that_differ_are_too() {
         let (_, bytes) = sealed("attic");
         let mut altered = bytes.clone();
         let last = altered.len() - 1;
         altered[last] ^= 1;
         let (_dir, roots) = machine(&[("sda", stick(&altered))]);
-        let error = look(&roots).unwrap_err();
+        let error = look(&roots).await.unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("the farm's addition on {} is refused", roots.dev.join("sda").display())
         );
         assert!(crate::ledger::chain_of(&error).contains("was altered after its owner"));
 
+        // What was altered keeps nothing good away.
+        let (_dir, both) = machine(&[("sda", stick(&altered)), ("sdb", stick(&bytes))]);
+        assert_eq!(look(&both).await.unwrap().0, both.dev.join("sdb"));
         let (_dir, same) = machine(&[("sda", stick(&bytes)), ("sdb", stick(&bytes))]);
-        assert!(look(&same).is_ok());
+        assert!(look(&same).await.is_ok());
         let (_dir, two) = machine(&[("sda", stick(&bytes)), ("sdb", stick(&sealed("cellar").1))]);
-        let text = look(&two).unwrap_err().to_string();
+        let text = look(&two).await.unwrap_err().to_string();
         assert!(text.contains("are not the same: take out the medium"), "{text}");
     }
 

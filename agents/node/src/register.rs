@@ -188,7 +188,11 @@ async fn submit(
             }
         },
     };
-    let height = ledger.submit(Command::RegisterNode { node, join, attestation }).await.map_err(refused)?;
+    let submitted = ledger.submit(Command::RegisterNode { node, join, attestation }).await;
+    if let (Err(_), Some(witness)) = (&submitted, witness) {
+        witness.not_taken();
+    }
+    let height = submitted.map_err(refused)?;
     if witness.is_none() {
         return Ok((height, Standing { class: TrustClass::Plain, reasons }));
     }
@@ -256,7 +260,11 @@ impl Registered {
         let Some(attestation) = witness.better(&self.ledger, &self.id, &node).await else { return Ok(false) };
         let attestation = Some(Box::new(attestation));
         let command = Command::RegisterNode { node, join: None, attestation };
-        self.ledger.submit(command).await.map_err(refused)?;
+        let submitted = self.ledger.submit(command).await;
+        if submitted.is_err() {
+            witness.not_taken();
+        }
+        submitted.map_err(refused)?;
         let standing = standing(&self.ledger, &self.id).await?;
         let changed = standing != self.standing;
         self.standing = standing;

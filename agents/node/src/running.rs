@@ -12,15 +12,20 @@ use croft_protocol::{ContractId, ContractState, limits};
 use croft_storage::documents::Documents;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::contracts::Pulled;
 use crate::coverage::Coverage;
+use crate::late::Late;
 use crate::ledger::chain_of;
+use crate::membership::Membership;
 use crate::reconcile::{self, Action, Activity};
 use crate::screen;
 use crate::sequence::Alive;
+use crate::time::sleep_until_some;
 use crate::voice::{Heard, Say};
+use crate::volumes::VolumeError;
 use crate::workload::{Context, Task};
 
 /// Between two looks when nothing happens.
@@ -39,10 +44,19 @@ const SETTLE_RETRY: Duration = Duration::from_secs(30);
 /// For all workloads to end when the machine goes down; init waits for 45 s.
 const SHUTDOWN: Duration = Duration::from_secs(40);
 
+/// A registration, when the main loop begins.
+#[derive(Debug, Clone, Copy)]
+pub struct Entered {
+    pub session: u64,
+    /// Where the reports of earlier boots ended.
+    pub reported_until_ms: u64,
+}
+
 /// A node in its main loop.
 pub struct Running {
     context: Arc<Context>,
     documents: Documents,
+    membership: Membership,
     known: BTreeMap<ContractId, KeptContract>,
     /// Until when each contract was reported in this boot.
     reported: BTreeMap<ContractId, u64>,
@@ -52,11 +66,15 @@ pub struct Running {
     /// Contracts that are taken from the ledger but can't be run, with why.
     refused: BTreeMap<ContractId, String>,
     coverage: Coverage,
-    registered: bool,
+    /// The session of this boot.
+    session: Option<u64>,
+    /// Another machine runs with this node's key, and this one runs nothing any more.
+    superseded: bool,
     /// A report is on its way, or was refused a moment ago.
     report_not_before: Option<Instant>,
     changed_at: Option<Instant>,
     settling: BTreeMap<ContractId, Instant>,
+    deleting: BTreeMap<ContractId, JoinHandle<Result<(), VolumeError>>>,
     say: mpsc::Sender<Say>,
     heard: mpsc::Receiver<Heard>,
     known_ids: watch::Sender<BTreeSet<ContractId>>,
@@ -67,29 +85,36 @@ impl Running {
     #[must_use]
     pub fn new(
         context: Arc<Context>,
-        documents: Documents,
+        (documents, mut membership): (Documents, Membership),
         known: BTreeMap<ContractId, KeptContract>,
-        registered: Option<u64>,
+        registered: Option<Entered>,
         say: mpsc::Sender<Say>,
         heard: mpsc::Receiver<Heard>,
         known_ids: watch::Sender<BTreeSet<ContractId>>,
     ) -> Self {
         known_ids.send_replace(known.keys().copied().collect());
-        let from_ms = context.time.now_ms().max(registered.unwrap_or(0));
+        let from_ms =
+            context.time.now_ms().max(registered.as_ref().map_or(0, |entered| entered.reported_until_ms));
+        if registered.is_some() {
+            membership.joined();
+        }
         let stored = known.iter().map(|(id, kept)| (*id, kept.paid_until_ms)).collect();
         Self {
             context,
             documents,
+            membership,
             known,
             reported: BTreeMap::new(),
             stored,
             tasks: BTreeMap::new(),
             refused: BTreeMap::new(),
             coverage: Coverage::new(from_ms),
-            registered: registered.is_some(),
+            session: registered.map(|entered| entered.session),
+            superseded: false,
             report_not_before: None,
             changed_at: None,
             settling: BTreeMap::new(),
+            deleting: BTreeMap::new(),
             say,
             heard,
             known_ids,
@@ -97,15 +122,21 @@ impl Running {
     }
 
     /// Runs until SIGTERM, then ends every workload in order.
-    pub async fn run(mut self, alive: &Alive) {
+    pub async fn run(mut self, alive: &Alive, mut late: Late<'_>) {
         let mut terminate = signal(SignalKind::terminate()).expect("a signal handler can be installed");
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let settled_at = self.settled_at();
             tokio::select! {
-                _ = tick.tick() => alive.beat(),
-                Some(what) = self.heard.recv() => self.hear(what),
+                _ = tick.tick() => {
+                    alive.beat();
+                    late.look();
+                }
+                Some(what) = self.heard.recv() => {
+                    late.heard(&what);
+                    self.hear(what);
+                }
                 // A task has news, or a report is due: a user sees "running" as soon as it is true.
                 () = self.context.news.notified() => {}
                 () = sleep_until_some(settled_at) => {}
@@ -138,10 +169,12 @@ impl Running {
                     status.registration = screen::registered(session);
                     status.trust = standing.to_string();
                 });
-                self.registered = true;
+                self.session = Some(session);
+                self.membership.joined();
                 self.context.registered.send_replace(true);
                 self.coverage.reported(reported_until_ms, &[]);
             }
+            Heard::Superseded { reason } => self.superseded(&reason),
             Heard::NotRegistered { reason } => {
                 self.context.board.change(|status| status.registration = screen::not_registered(&reason));
                 tracing::warn!(reason, "not registered yet");
@@ -159,7 +192,23 @@ impl Running {
         }
     }
 
+    /// One key, one machine: what came later counts, here as on the ledger, or two machines would run the same workloads.
+    fn superseded(&mut self, reason: &str) {
+        if std::mem::replace(&mut self.superseded, true) {
+            return;
+        }
+        tracing::error!(
+            reason,
+            "another machine runs with this node's key: this one stops its workloads; switch one of the two off, and give it an empty disk"
+        );
+        self.context.board.change(|status| status.registration = screen::superseded());
+        self.context.registered.send_replace(false);
+    }
+
     fn pulled(&mut self, pulled: Pulled) {
+        if let Some(own) = self.session.filter(|own| *own < pulled.session) {
+            self.superseded(&format!("session {} is newer than {own}, this one's", pulled.session));
+        }
         for (id, reason) in pulled.refused {
             if self.refused.insert(id, reason.clone()).as_ref() != Some(&reason) {
                 tracing::error!(contract = %id, "{reason}");
@@ -209,6 +258,10 @@ impl Running {
     }
 
     async fn reconcile(&mut self) {
+        if self.superseded {
+            self.tasks.values().filter(|task| !task.is_stopping()).for_each(Task::stop);
+            return;
+        }
         let activities: BTreeMap<ContractId, Activity> = self
             .tasks
             .iter()
@@ -240,16 +293,32 @@ impl Running {
         }
     }
 
+    /// Off the main loop: a tenant's millions of files take minutes, in which the node has to show that it lives.
     async fn delete_data(&mut self, id: ContractId) {
         let body = &self.known[&id].body;
-        let ledger_ms = self.context.time.header_ms();
-        if body.data_kept_until_ms().is_none_or(|until_ms| ledger_ms < until_ms) {
-            // Our clock is ahead of the ledger's, and only the ledger's counts here.
-            return;
-        }
-        if let Err(error) = self.context.volumes.delete(&id, body, ledger_ms).await {
-            tracing::error!(contract = %id, error = %chain_of(&error), "the data of an ended contract is not gone yet");
-            return;
+        match self.deleting.remove(&id) {
+            Some(deleting) if !deleting.is_finished() => {
+                self.deleting.insert(id, deleting);
+                return;
+            }
+            Some(deleting) => match deleting.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(contract = %id, error = %chain_of(&error), "the data of an ended contract is not gone yet");
+                    return;
+                }
+                Err(_) => return,
+            },
+            None => {
+                let ledger_ms = self.context.time.header_ms();
+                // Our clock may be ahead of the ledger's, and only the ledger's counts here.
+                if body.data_kept_until_ms().is_some_and(|until_ms| ledger_ms >= until_ms) {
+                    let (context, body) = (self.context.clone(), body.clone());
+                    let delete = async move { context.volumes.delete(&id, &body, ledger_ms).await };
+                    self.deleting.insert(id, tokio::spawn(delete));
+                }
+                return;
+            }
         }
         if let Err(error) = self.documents.remove(&id.to_string()) {
             tracing::warn!(contract = %id, error = %chain_of(&error), "an ended contract is still stored");
@@ -300,7 +369,7 @@ impl Running {
         }
         self.coverage.observe(now_ms, &states);
         self.show(&states);
-        if !self.registered {
+        if self.session.is_none() || self.superseded {
             return;
         }
         let now = Instant::now();
@@ -336,11 +405,4 @@ fn is_reported(kept: &KeptContract, now_ms: u64) -> bool {
 fn is_worth_storing(stored_ms: u64, paid_until_ms: u64) -> bool {
     paid_until_ms.saturating_add(STORED_SOONER_MS) < stored_ms
         || paid_until_ms > stored_ms.saturating_add(STORED_LATER_MS)
-}
-
-async fn sleep_until_some(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }

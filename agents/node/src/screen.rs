@@ -240,6 +240,22 @@ pub fn ledger(grid: &str, height: u64) -> Line {
     Line::new(Tone::Good, format!("grid {grid}, height {height}"))
 }
 
+/// The ledger as it was seen last, and why it is not seen now.
+#[must_use]
+pub fn ledger_out_of_reach(grid: &str, height: Option<u64>, reason: &str) -> Line {
+    let last =
+        height.map_or_else(|| "never seen".to_owned(), |height| format!("last seen at height {height}"));
+    Line::new(Tone::Warning, format!("grid {grid} is out of reach ({last}): {reason}"))
+}
+
+#[must_use]
+pub fn superseded() -> Line {
+    Line::new(
+        Tone::Bad,
+        "another machine runs with this node's key, so this one runs nothing: switch one of them off, and give it an empty disk",
+    )
+}
+
 #[must_use]
 pub fn registered(session: u64) -> Line {
     Line::new(Tone::Good, format!("registered, session {session}"))

@@ -16,7 +16,7 @@ use std::time::Duration;
 use croft_hardware::{Health, Inventory, Transport};
 use croft_identity::NodeIdentity;
 use croft_init::log::{Level, Log, chain};
-use croft_init::notify::{Message, Notifier};
+use croft_init::notify::{KERNEL_FOLDER, Message, Notifier};
 use croft_init::stage::Stage;
 use croft_network::workload::Pool;
 use croft_network::{Network, NetworkStatus, WaitLimits};
@@ -34,12 +34,14 @@ use tokio::time::{Instant, timeout};
 use crate::attendant::Attendant;
 use crate::capacity::{self, Found};
 use crate::images::ImageStore;
+use crate::late::Late;
 use crate::ledger::{Ledger, chain_of};
 use crate::machines::Machines;
+use crate::membership::{Membership, MembershipError, Owner};
 use crate::networks::Networks;
 use crate::peers::{self, Desk};
 use crate::register::{self, Profile, Unregistered};
-use crate::running::Running;
+use crate::running::{Entered, Running};
 use crate::screen::{self, Board};
 use crate::spec::GuestFiles;
 use crate::time::Time;
@@ -62,6 +64,8 @@ const POOL: &str = "10.90.0.0/16";
 const LEDGER_WAIT: Duration = Duration::from_secs(20);
 /// The same where contracts of an earlier boot wait to be started: one attempt.
 const LEDGER_WAIT_WITH_WORKLOADS: Duration = Duration::from_secs(6);
+/// How long a machine that needs a person waits for one, before it looks again whether it still does.
+const STUCK: Duration = Duration::from_secs(300);
 const REGISTER_WAIT: Duration = Duration::from_secs(30);
 /// What guests may send in one packet when nobody knows the uplink's.
 const MTU_BYTES: u32 = 1500;
@@ -83,6 +87,8 @@ pub enum Fatal {
     Data(#[from] data::AttachError),
     #[error("the node's own disk is broken ({verdicts}): repair or replace it; nothing was changed on it")]
     DataDisk { verdicts: String },
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     #[error(transparent)]
     Key(#[from] croft_identity::KeyError),
     #[error("the stored contracts can't be opened")]
@@ -126,24 +132,28 @@ impl Start<'_> {
         let alive = Alive { notifier: notifier.clone() };
         alive.beat();
         let (board, orders) = Board::start(Status { version: release(), ..Status::default() });
-        let (boot, started, medium) = alive.through(boot_config()).await?;
+        let began = Instant::now();
+        let Configured { boot, started, medium, owner } = alive.through(boot_config()).await?;
         let time = Arc::new(Time::default());
         board.change(|status| status.farm = boot.farm.name.to_string());
 
         let network = Arc::new(self.network(&boot, started, &alive, &board).await?);
         let keep = links::keep_time(time.clone(), boot.clock.ntp.clone(), network.subscribe());
         tokio::spawn(keep);
-        let inventory = self.inventory();
+        let inventory = alive.through(self.inventory()).await;
         let (data, disks) = alive.through(self.disks(&inventory)).await?;
-        let attendant = Attendant::new(
-            network.clone(),
-            &boot,
-            medium,
-            data_disk(&data),
-            (&disks, &inventory.health),
-            board.clone(),
-        )?;
+        let ours = data.as_ref().ok().and_then(data_disk);
+        let shown = (disks.as_slice(), &inventory.health);
+        let attendant = Attendant::new(network.clone(), &boot, medium, ours, shown, board.clone())?;
         tokio::spawn(attendant.serve(orders));
+        let joined = data.and_then(|data| {
+            let membership = Membership::open(&data, owner);
+            membership.map(|membership| (data, membership)).map_err(Fatal::from)
+        });
+        let (data, membership) = match joined {
+            Ok(joined) => joined,
+            Err(error) => return Err(self.stuck(error, &alive).await),
+        };
         let upgrades = alive.through(upgrades(&data, notifier)).await;
         let Identified { identity, witness, .. } = alive.through(self.identity(&data)).await?;
         let name = register::name(&boot, &identity.id());
@@ -158,7 +168,8 @@ impl Start<'_> {
 
         let folder = data.folder("contracts");
         let ledger = Arc::new(Ledger::open(&boot.grid, identity.key().clone(), time.clone(), folder)?);
-        tokio::spawn(show_ledger(ledger.clone(), boot.grid.name.to_string(), board.clone()));
+        let (trouble, trouble_seen) = watch::channel(None);
+        tokio::spawn(show_ledger(ledger.clone(), boot.grid.name.to_string(), trouble_seen, board.clone()));
         let in_reach = alive.through(self.ledger(&ledger, &boot, &time, known.len())).await;
 
         let machines = Machines::open(is_emulated()).await;
@@ -188,6 +199,7 @@ impl Start<'_> {
         let patience = if in_reach { REGISTER_WAIT } else { Duration::from_secs(1) };
         let registered = alive.through(self.register(&mut heard, patience, &board)).await;
 
+        let late = Late::new(self.log, began.into(), network.subscribe(), in_reach, registered.is_some());
         let stage = Stage::Reconcile.begin(self.log);
         let desk = Desk::default();
         let calls = ledger.verified().listen();
@@ -203,7 +215,7 @@ impl Start<'_> {
             ledger: ledger.clone(),
             images: ImageStore::open(&data.folder("cache").join("images"), image_quota(&data))?,
             in_use: InUse::default(),
-            volumes: Volumes::open(&data)?,
+            volumes: alive.through(Volumes::open(&data)).await?,
             networks: Networks::open(pool)?,
             machines,
             guest: guest_files(vmm),
@@ -224,8 +236,9 @@ impl Start<'_> {
         }
         let _ = std::fs::create_dir_all(&context.log_dir);
         let (known_sender, known_seen) = watch::channel(BTreeSet::new());
-        tokio::spawn(voice::hear(ledger, time, identity.id(), known_seen, heard_sender));
-        let running = Running::new(context, documents, known, registered, say, heard, known_sender);
+        tokio::spawn(voice::hear(ledger, time, identity.id(), known_seen, heard_sender, trouble));
+        let running =
+            Running::new(context, (documents, membership), known, registered, say, heard, known_sender);
         match no_workloads {
             None => stage.ok(&format!("workloads run on {vmm}")),
             Some(reason) => stage.failed_because(&reason),
@@ -235,7 +248,7 @@ impl Start<'_> {
         self.log
             .line(Level::Notice, &format!("croft: node runs with {}", croft_init::privileges::describe()));
         tracing::info!("{}", crate::memory::idle());
-        running.run(&alive).await;
+        running.run(&alive, late).await;
         Ok(())
     }
 
@@ -266,10 +279,18 @@ impl Start<'_> {
         Ok(network)
     }
 
-    fn inventory(&self) -> Inventory {
+    async fn inventory(&self) -> Inventory {
         let stage = Stage::Inventory.begin(self.log);
-        let mut inventory = Inventory::read(Path::new("/"));
-        tokio::task::block_in_place(|| inventory.ask_disks(Path::new("/dev")));
+        // Disks that are dying take their time.
+        let asked = tokio::task::spawn_blocking(|| {
+            let mut inventory = Inventory::read(Path::new("/"));
+            inventory.ask_disks(Path::new("/dev"));
+            inventory
+        });
+        let inventory = match asked.await {
+            Ok(inventory) => inventory,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
         for (disk, health) in &inventory.health {
             match health {
                 Health::Failing { .. } => tracing::error!("disk {disk}: {health}"),
@@ -291,7 +312,15 @@ impl Start<'_> {
         inventory
     }
 
-    async fn disks(&self, inventory: &Inventory) -> Result<(Data, Vec<Examined>), Fatal> {
+    /// What stands in the way only a person can remove: the menu has to work meanwhile, which may be what it takes.
+    async fn stuck(&self, error: Fatal, alive: &Alive) -> Fatal {
+        self.log.line(Level::Error, &format!("croft: the node can't run: {}", chain(&error)));
+        alive.through(tokio::time::sleep(STUCK)).await;
+        error
+    }
+
+    /// The disks, and the data on one of them, unless that is broken.
+    async fn disks(&self, inventory: &Inventory) -> Result<(Result<Data, Fatal>, Vec<Examined>), Fatal> {
         let stage = Stage::Disks.begin(self.log);
         let disks = inventory.disks.clone();
         let options = data::Options::node(inventory.memory.total_bytes);
@@ -313,7 +342,7 @@ impl Start<'_> {
             Medium::Memory { why: WhyMemory::OursBroken, .. } => {
                 let broken = Fatal::DataDisk { verdicts: verdicts(&disks) };
                 stage.failed(&broken);
-                return Err(broken);
+                return Ok((Err(broken), disks));
             }
             Medium::Memory { .. } => {
                 stage.failed_because(
@@ -321,7 +350,7 @@ impl Start<'_> {
                 );
             }
         }
-        Ok((data, disks))
+        Ok((Ok(data), disks))
     }
 
     async fn identity(&self, data: &Data) -> Result<Identified, Fatal> {
@@ -391,7 +420,7 @@ impl Start<'_> {
         heard: &mut mpsc::Receiver<Heard>,
         patience: Duration,
         board: &Board,
-    ) -> Option<u64> {
+    ) -> Option<Entered> {
         let stage = Stage::Register.begin(self.log);
         let wait = async {
             while let Some(what) = heard.recv().await {
@@ -415,7 +444,7 @@ impl Start<'_> {
                 status.registration = screen::registered(session);
                 status.trust = standing.to_string();
             });
-            return Some(reported_until_ms);
+            return Some(Entered { session, reported_until_ms });
         }
         stage.failed_because("not registered yet: it is tried again while known contracts run");
         None
@@ -473,16 +502,30 @@ fn data_disk(data: &Data) -> Option<String> {
     }
 }
 
-/// What the image itself carries; else what the medium beside it, or the server that it would boot from, does. With
-/// the network that found it, or the name of the medium's disk.
-async fn boot_config() -> Result<(BootConfig, Option<Network>, Option<String>), Fatal> {
+/// To which grid and farm the machine belongs, and who says so.
+struct Configured {
+    boot: BootConfig,
+    /// The network that found it.
+    started: Option<Network>,
+    /// Name of the medium's disk.
+    medium: Option<String>,
+    /// Who signed the addition.
+    owner: Option<Owner>,
+}
+
+/// What the image itself carries; else what the medium beside it, or the server that it would boot from, does.
+async fn boot_config() -> Result<Configured, Fatal> {
     match std::fs::read_to_string(BOOT_FILE) {
-        Ok(text) => Ok((BootConfig::parse(&text)?, None, None)),
+        Ok(text) => {
+            Ok(Configured { boot: BootConfig::parse(&text)?, started: None, medium: None, owner: None })
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let found = addition::find(&medium::Roots::default()).await?;
-            let farm = &found.addition.get().farm;
-            tracing::info!(place = found.place, %farm, "the farm's addition is valid");
-            Ok((found.addition.boot_config(), found.network, found.disk))
+            let found = addition::find(medium::Roots::default()).await?;
+            let addition = found.addition.get();
+            tracing::info!(place = found.place, farm = %addition.farm, "the farm's addition is valid");
+            let owner = Some(Owner { chain: addition.grid.chain, bot: addition.owner });
+            let boot = found.addition.boot_config();
+            Ok(Configured { boot, started: found.network, medium: found.disk, owner })
         }
         Err(error) => Err(Fatal::NoBootConfig(error)),
     }
@@ -566,13 +609,22 @@ async fn show_links(mut changes: watch::Receiver<NetworkStatus>, board: Board) {
 }
 
 /// Keeps the monitor's word on the ledger true.
-async fn show_ledger(ledger: Arc<Ledger>, grid: String, board: Board) {
+async fn show_ledger(
+    ledger: Arc<Ledger>,
+    grid: String,
+    trouble: watch::Receiver<Option<String>>,
+    board: Board,
+) {
     let mut looks = tokio::time::interval(Duration::from_secs(1));
     loop {
         looks.tick().await;
-        if let Some(newest) = ledger.verified().newest() {
-            board.change(|status| status.ledger = screen::ledger(&grid, newest.header.height));
-        }
+        let height = ledger.verified().newest().map(|newest| newest.header.height);
+        let line = match (&*trouble.borrow(), height) {
+            (Some(reason), height) => screen::ledger_out_of_reach(&grid, height, reason),
+            (None, Some(height)) => screen::ledger(&grid, height),
+            (None, None) => continue,
+        };
+        board.change(|status| status.ledger = line);
     }
 }
 
@@ -609,6 +661,9 @@ fn guest_files(vmm: &str) -> GuestFiles {
 /// What an earlier boot left to do about releases. Returns where this boot goes on; a node whose journal is of no use
 /// takes no releases.
 async fn upgrades(data: &Data, notifier: Option<Arc<Notifier>>) -> Option<Upgrades> {
+    if let Some(reason) = upgrade::told_in_vain(Path::new(KERNEL_FOLDER)) {
+        upgrade::go_back(notifier.as_deref(), &reason).await;
+    }
     // A TPM may take minutes, in which the node must still say that it lives.
     let data = data.clone();
     let opened = tokio::task::spawn_blocking(move || Upgrades::open(&data, &release(), notifier)).await;

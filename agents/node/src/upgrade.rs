@@ -44,6 +44,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 const TRIAL_LOOK: Duration = Duration::from_secs(2);
 /// For init to load a kernel and begin to end this process.
 const KEXEC_WAIT: Duration = Duration::from_secs(60);
+/// After a trial that did not begin.
+const TRY_AGAIN: Duration = Duration::from_secs(600);
 const DOCUMENT: &str = "journal";
 /// Among the kernels, in memory: the release of which the TPM is told. The kernel that it tells of never sees it; an agent
 /// that does knows that quotes of this boot speak of what does not run.
@@ -67,8 +69,11 @@ pub enum UpgradeError {
     Notify(#[from] croft_init::notify::NotifyError),
     #[error("this node was not started by init, so nobody boots a release")]
     NoInit,
+    /// The kernel's word on the file.
     #[error("the release can't be booted: {0}")]
     Refused(String),
+    #[error("init did not {what} it within {} s", KEXEC_WAIT.as_secs())]
+    Late { what: &'static str },
     #[error(transparent)]
     Tell(#[from] TellError),
     #[error("{mark:?} can't be written, which tells the agent's next start what the TPM knows")]
@@ -87,6 +92,8 @@ pub struct Upgrades {
     kernels: PathBuf,
     teller: Teller,
     started: Instant,
+    /// After trouble of this machine's own.
+    try_not_before: Option<Instant>,
     /// What the TPM says was confirmed on this machine, whatever its disk knows.
     floor: Option<ReleaseVersion>,
 }
@@ -132,19 +139,23 @@ impl Upgrades {
             tracing::error!(release = %of.version, %floor, "the disk is a copy from before: its release is not booted");
             start = Start::Normal;
         }
-        let told = kernels.join(TOLD);
-        if let Ok(release) = std::fs::read_to_string(&told) {
-            let reason =
-                format!("the TPM was told of release {release}, and the agent ended before it started");
-            start = Start::GoBack { reason };
-        }
         if let Some(floor) = floor.filter(|floor| running.is_some_and(|running| running < *floor)) {
             tracing::warn!(%floor, "the medium's release is older than one that was confirmed here: make a new medium");
         }
         let files = BootFiles::open(files)?;
         let (kernels, started) = (kernels.to_owned(), Instant::now());
-        let mut upgrades =
-            Self { documents, journal: before, files, running, notifier, kernels, teller, started, floor };
+        let mut upgrades = Self {
+            documents,
+            journal: before,
+            files,
+            running,
+            notifier,
+            kernels,
+            teller,
+            started,
+            try_not_before: None,
+            floor,
+        };
         upgrades.set(journal)?;
         Ok((upgrades, start))
     }
@@ -201,8 +212,7 @@ impl Upgrades {
             // A quote of this boot would speak of a release that does not run.
             self.go_back("it was loaded, and init did not go on with it").await;
         }
-        let late = || UpgradeError::Refused(format!("init did not go on within {} s", KEXEC_WAIT.as_secs()));
-        asked.map_or_else(|error| error, |()| late())
+        asked.map_or_else(|error| error, |()| UpgradeError::Late { what: "go on with" })
     }
 
     /// Has init load a boot file; the kernel's path.
@@ -223,7 +233,7 @@ impl Upgrades {
             }
             sleep(Duration::from_millis(200)).await;
         }
-        Err(UpgradeError::Refused(format!("init did not load it within {} s", KEXEC_WAIT.as_secs())))
+        Err(UpgradeError::Late { what: "load" })
     }
 
     fn tell_init(&self, message: &Message) -> Result<(), UpgradeError> {
@@ -255,13 +265,28 @@ impl Upgrades {
 
     /// Restarts the machine, which boots what its medium has.
     async fn go_back(&self, reason: &str) {
-        tracing::error!(reason, "back to the release before, by a restart");
-        if let Err(error) = self.tell_init(&Message::Reboot(format!("back to the release before: {reason}")))
-        {
-            tracing::error!(error = %chain_of(&error), "init was not told");
-        }
-        sleep(KEXEC_WAIT).await;
+        go_back(self.notifier.as_deref(), reason).await;
     }
+}
+
+/// Restarts the machine, which boots what its medium has. Comes back where init does not.
+pub async fn go_back(notifier: Option<&Notifier>, reason: &str) {
+    tracing::error!(reason, "back to the release before, by a restart");
+    let asked = notifier.ok_or(UpgradeError::NoInit).and_then(|notifier| {
+        Ok(notifier.send(&Message::Reboot(format!("back to the release before: {reason}")))?)
+    });
+    if let Err(error) = asked {
+        tracing::error!(error = %chain_of(&error), "init was not told");
+    }
+    sleep(KEXEC_WAIT).await;
+}
+
+/// Why this boot has to end, if an agent ended between the TPM and the kernel that it told of: quotes of this boot speak of
+/// a release that does not run. The journal is not asked: its disk may be what ended that agent.
+#[must_use]
+pub fn told_in_vain(kernels: &Path) -> Option<String> {
+    let release = std::fs::read_to_string(kernels.join(TOLD)).ok()?;
+    Some(format!("the TPM was told of release {release}, and the agent ended before it started"))
 }
 
 fn read(documents: &Documents) -> Result<Journal, UpgradeError> {
@@ -389,6 +414,7 @@ impl Upgrades {
                 tracing::info!(release = %release.version, "the release is here, and is what its keys signed");
                 Ok(())
             }
+            Action::Try(_) if self.try_not_before.is_some_and(|at| Instant::now() < at) => Ok(()),
             Action::Try(release) => self.try_out(release).await,
             Action::Confirm => {
                 self.change(Journal::confirm)?;
@@ -432,8 +458,14 @@ impl Upgrades {
         self.change(|journal| journal.arm(release.clone()))?;
         let error = self.kexec(&release).await;
         // Still here: nothing was booted, and this release goes on.
-        let reason = chain_of(&error);
-        self.change(|journal| journal.give_up(reason))?;
+        if matches!(error, UpgradeError::Refused(_)) {
+            let reason = chain_of(&error);
+            self.change(|journal| journal.give_up(reason))?;
+        } else {
+            // This machine's trouble is no fault of the release: the next look tries again, or fetches what was damaged.
+            self.change(Journal::disarm)?;
+            self.try_not_before = Some(Instant::now() + TRY_AGAIN);
+        }
         Err(error)
     }
 }

@@ -20,12 +20,15 @@ use crate::contracts::{self, Pulled};
 use crate::ledger::{BackOff, Ledger, chain_of};
 use crate::links;
 use crate::register::{RegisterError, Registered, Standing, Unregistered};
-use crate::time::Time;
+use crate::time::{Time, sleep_until_some};
 
 /// Everything is pulled again this often, whatever was heard.
 const PULL_EVERY: Duration = Duration::from_secs(60);
 /// A node whose TPM could be worth more asks again this often: a registration an hour's sixth costs little.
 const IMPROVE_EVERY: Duration = Duration::from_secs(600);
+
+/// Between two tries to say where the node is reached.
+const READDRESS_EVERY: Duration = Duration::from_secs(20);
 
 /// What the main loop hears.
 #[derive(Debug)]
@@ -38,6 +41,10 @@ pub enum Heard {
         reported_until_ms: u64,
         /// What the ledger makes of the node.
         standing: Standing,
+    },
+    /// Another machine registered with this node's key after this one did.
+    Superseded {
+        reason: String,
     },
     /// Registration failed; it goes on being tried.
     NotRegistered {
@@ -61,20 +68,22 @@ pub enum Say {
     Settle(ContractId),
 }
 
-/// Follows the ledger for ever; sends what it proves of the node's contracts.
+/// Follows the ledger for ever; sends what it proves of the node's contracts. `trouble` is why it can't, while it can't.
 pub async fn hear(
     ledger: Arc<Ledger>,
     time: Arc<Time>,
     node: NodeId,
     known: watch::Receiver<BTreeSet<ContractId>>,
     heard: mpsc::Sender<Heard>,
+    trouble: watch::Sender<Option<String>>,
 ) {
     let mut back_off = BackOff::default();
     loop {
-        let reason = match follow(&ledger, &time, node, &known, &heard, &mut back_off).await {
+        let reason = match follow(&ledger, &time, node, (&known, &heard), (&mut back_off, &trouble)).await {
             Ok(()) => return,
             Err(reason) => reason,
         };
+        trouble.send_replace(Some(reason.clone()));
         let pause = back_off.next();
         tracing::warn!(
             reason,
@@ -90,9 +99,8 @@ async fn follow(
     ledger: &Ledger,
     time: &Time,
     node: NodeId,
-    known: &watch::Receiver<BTreeSet<ContractId>>,
-    heard: &mpsc::Sender<Heard>,
-    back_off: &mut BackOff,
+    (known, heard): (&watch::Receiver<BTreeSet<ContractId>>, &mpsc::Sender<Heard>),
+    (back_off, trouble): (&mut BackOff, &watch::Sender<Option<String>>),
 ) -> Result<(), String> {
     // Follow first, then pull: nothing falls between the two.
     let mut follow = ledger.follow(vec![Concern::Node(node)]).await.map_err(|e| chain_of(&e))?;
@@ -103,6 +111,7 @@ async fn follow(
     let pulled = pull().await?;
     links::agree_with_tip(time);
     back_off.reset();
+    trouble.send_replace(None);
     if heard.send(Heard::Pulled(pulled)).await.is_err() {
         return Ok(());
     }
@@ -131,6 +140,8 @@ pub async fn speak(
 ) {
     let ledger = unregistered.ledger.clone();
     let Some(mut registered) = register(unregistered, &heard).await else { return };
+    // When to say again where the node is reached; the moment that links change is the one in which saying it fails.
+    let mut again: Option<Instant> = None;
     let mut improve = tokio::time::interval_at(Instant::now() + IMPROVE_EVERY, IMPROVE_EVERY);
     loop {
         tokio::select! {
@@ -157,10 +168,22 @@ pub async fn speak(
                 if changed.is_err() {
                     return;
                 }
+                again = Some(Instant::now());
+            }
+            () = sleep_until_some(again) => {
                 let now = addresses.borrow_and_update().clone();
-                if let Err(error) = registered.set_addresses(now).await {
-                    tracing::warn!(error = %chain_of(&error), "the ledger does not know the new addresses yet");
-                }
+                again = match registered.set_addresses(now).await {
+                    Ok(()) => None,
+                    // Nobody else may speak for this node: what it heard last is what counts.
+                    Err(RegisterError::Refused(rejection)) => {
+                        tracing::warn!(%rejection, "the ledger does not take the new addresses");
+                        None
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = %chain_of(&error), "the ledger does not know the new addresses yet");
+                        Some(Instant::now() + READDRESS_EVERY)
+                    }
+                };
             }
         }
     }
@@ -198,7 +221,7 @@ async fn report(
     let what = match result {
         Ok(until_ms) => Heard::Reported { until_ms, contracts },
         Err(RegisterError::Refused(rejection @ Rejection::StaleSession { .. })) => {
-            tracing::error!("{rejection}; this machine stops reporting: switch one of the two off");
+            let _ = heard.send(Heard::Superseded { reason: rejection.to_string() }).await;
             return false;
         }
         Err(error) => Heard::NotReported { reason: chain_of(&error) },

@@ -38,10 +38,13 @@ pub struct Volumes {
 const OWNER: Owner = Owner { uid: 0, gid: 0 };
 
 impl Volumes {
+    /// Finishes what a power cut left half deleted, which may take minutes.
+    ///
     /// # Errors
     /// [`VolumeError::Open`].
-    pub fn open(data: &Data) -> Result<Self, VolumeError> {
-        Ok(Self { store: Arc::new(volumes::Volumes::open(data, Tools::default())?) })
+    pub async fn open(data: &Data) -> Result<Self, VolumeError> {
+        let data = data.clone();
+        blocking(move || Ok(Self { store: Arc::new(volumes::Volumes::open(&data, Tools::default())?) })).await
     }
 
     /// Makes a volume, or finds it with its data.

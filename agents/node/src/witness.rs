@@ -192,6 +192,11 @@ impl Witness {
         self.quote(ledger, id, node, occasion).await
     }
 
+    /// The ledger did not take the last quote: the next one is worth as much as that one would have been.
+    pub fn not_taken(&self) {
+        *lock(&self.weighed_by) = None;
+    }
+
     /// As [`Self::attest`], where the quote may be worth more than the last one.
     pub async fn better(&self, ledger: &Ledger, id: &NodeId, node: &NodeBody) -> Option<Attestation> {
         let quoted = async {

@@ -165,8 +165,12 @@ impl BootConfig {
     /// # Errors
     /// [`InvalidBootConfig`] names the line or the field.
     pub fn parse(text: &str) -> Result<Self, InvalidBootConfig> {
-        let config: Self = toml::from_str(text)
-            .map_err(|e| InvalidBootConfig::Syntax { reason: e.to_string().trim().replace('\n', " ") })?;
+        // Never the line itself: it may be the permission to join, and the reason goes to the kernel's log.
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            InvalidBootConfig::Syntax { reason: format!("line {line}: {}", error.message()) }
+        })?;
         if config.grid.replicas.is_empty() {
             return Err(InvalidBootConfig::NoReplica);
         }
@@ -186,5 +190,19 @@ impl BootConfig {
     #[must_use]
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("every field has a TOML form")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_faulty_line_is_named_by_number_and_never_shown() {
+        let text = "[grid]\nname = \"demo\"\n\n[farm]\njoin = \"5ec2e7\"5ec2e7\n";
+        let error = BootConfig::parse(text).unwrap_err().to_string();
+        assert!(error.contains("line 5: "), "{error}");
+        assert!(!error.contains("5ec2e7"), "the permission to join is a secret: {error}");
+        assert!(error.ends_with("make a new one with 'croft farm new' or correct the line"), "{error}");
     }
 }

@@ -140,7 +140,10 @@ fn candidate(facts: &Facts<'_>) -> Result<Installed, Why> {
     if body.state != ReleaseState::Published {
         return Err(Why::Halted);
     }
-    if facts.journal.floor(Some(running)).is_some_and(|floor| release.version <= floor) {
+    // The medium's release runs though a newer one was confirmed: that one could not be reached, or its file is damaged.
+    let confirmed = facts.journal.confirmed.as_ref().map(|confirmed| confirmed.version);
+    let is_lost = confirmed == Some(release.version) && running < release.version;
+    if !is_lost && facts.journal.floor(Some(running)).is_some_and(|floor| release.version <= floor) {
         return Err(Why::UpToDate);
     }
     // The same version may come again: whoever lost the disk lost the release with it.

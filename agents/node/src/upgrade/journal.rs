@@ -162,6 +162,11 @@ impl Journal {
         self.trial = Some(Trial { of, phase: Phase::Armed });
     }
 
+    /// The trial did not begin, for a reason that is not the release's.
+    pub fn disarm(&mut self) {
+        self.trial = None;
+    }
+
     /// The release on trial registered and is well.
     pub fn confirm(&mut self) {
         if let Some(Trial { of, .. }) = self.trial.take() {

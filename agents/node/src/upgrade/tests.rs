@@ -192,7 +192,8 @@ proptest! {
                 prop_assert!(!s.on_trial && !s.halted && !policy.hold && policy.channel == of.channel);
                 prop_assert_eq!(Some(of.version), s.offered.map(version));
                 prop_assert!(Some(of.version) > s.running.map(version), "never back or across");
-                prop_assert!(Some(of.version) > s.confirmed.map(version), "never below what was confirmed");
+                prop_assert!(Some(of.version) >= s.confirmed.map(version), "never below what was confirmed");
+                prop_assert!(Some(of.version) > s.running.map(version), "never what runs, or older");
                 prop_assert!(Some(of.version) >= s.floor.map(version), "never below what the TPM knows");
                 prop_assert!(of.version >= version(s.minimum));
                 prop_assert_ne!(Some(of.version), s.given_up.map(version));
@@ -295,6 +296,10 @@ fn each_thing_in_the_way_has_its_reason() {
         change(&mut situation);
         assert_eq!(situation.decide(), Action::Stay(why));
     }
+    let unreachable = Situation { confirmed: Some(2), ..Situation::clear() };
+    assert_eq!(unreachable.decide(), Action::Try(installed(2)), "it was confirmed, and the medium's runs");
+    let damaged = Situation { fetched: false, ..unreachable };
+    assert_eq!(damaged.decide(), Action::Fetch(installed(2)));
     let lost = Situation { floor: Some(2), ..Situation::clear() };
     assert_eq!(lost.decide(), Action::Try(installed(2)), "the disk that had it died");
     let absent = Situation { fetched: false, ..Situation::clear() };
@@ -425,20 +430,13 @@ fn open_above(
     Upgrades::open_on(documents, folders, runs, (None, teller), floor.map(version))
 }
 
-#[tokio::test]
-async fn an_agent_that_ended_when_the_tpm_was_told_restarts_the_machine_and_quotes_nothing() {
+#[test]
+fn an_agent_that_ended_when_the_tpm_was_told_is_known_to_the_next_one_until_the_machine_restarts() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut upgrades, _) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
-    upgrades.change(|journal| journal.arm(installed(2))).unwrap();
-    std::fs::create_dir(dir.path().join("kernels")).unwrap();
-    std::fs::write(dir.path().join("kernels").join(TOLD), "1.2.0").unwrap();
-    let (upgrades, start) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
-    let reason = "the TPM was told of release 1.2.0, and the agent ended before it started".to_owned();
-    assert_eq!(start, Start::GoBack { reason });
-    assert!(upgrades.journal.has_given_up(&installed(2).id()));
-    // Memory is empty when the machine is back.
-    std::fs::remove_dir_all(dir.path().join("kernels")).unwrap();
-    assert_eq!(open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap().1, Start::Normal);
+    assert_eq!(told_in_vain(dir.path()), None);
+    std::fs::write(dir.path().join(TOLD), "1.2.0").unwrap();
+    let reason = "the TPM was told of release 1.2.0, and the agent ended before it started";
+    assert_eq!(told_in_vain(dir.path()).unwrap(), reason);
 }
 
 #[tokio::test]
@@ -486,18 +484,21 @@ async fn a_disk_that_fails_at_any_operation_leaves_the_journal_before_or_after_a
 }
 
 #[tokio::test]
-async fn without_init_a_release_is_given_up_and_the_reason_kept() {
+async fn trouble_of_this_machine_is_no_fault_of_the_release() {
     let dir = tempfile::tempdir().unwrap();
     let (mut upgrades, _) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
     let (boot_file, bytes, _) = boot_file(1_000);
     let of = Installed { boot_file, ..installed(2) };
+    let error = upgrades.try_out(of.clone()).await.unwrap_err();
+    assert!(matches!(error, UpgradeError::Files(_)), "its file is not there: {error:?}");
     std::fs::write(dir.path().join(format!("files/{}.efi", of.boot_file.sha256)), &bytes).unwrap();
     let error = upgrades.try_out(of.clone()).await.unwrap_err();
     assert!(matches!(error, UpgradeError::NoInit), "{error:?}");
-    assert_eq!(upgrades.journal.trial, None);
-    assert!(upgrades.journal.has_given_up(&of.id()));
-    let Outcome::Returned { reason } = &upgrades.journal.untold[0].outcome else { panic!() };
-    assert_eq!(reason, "this node was not started by init, so nobody boots a release");
+    assert_eq!(error.to_string(), "this node was not started by init, so nobody boots a release");
+    assert_eq!(upgrades.journal, Journal::default(), "neither given up nor told");
+    assert!(upgrades.try_not_before.is_some(), "and not tried without a pause");
+    let (upgrades, start) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
+    assert_eq!((start, upgrades.journal), (Start::Normal, Journal::default()));
 }
 
 struct Blobs {

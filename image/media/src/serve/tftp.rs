@@ -19,6 +19,8 @@ const BLOCK_BYTES_MAX: u16 = 1_468;
 const BLOCK_BYTES_PLAIN: u16 = 512;
 /// More in flight than this overruns the receive buffers of firmware.
 const WINDOW_MAX: u16 = 16;
+/// Of a machine's own wish. Longer ones would keep the server's places for those who left.
+const TIMEOUT_S: std::ops::RangeInclusive<u8> = 1..=5;
 /// Requests are one Ethernet frame at most, names and values shorter.
 const REQUEST_BYTES: usize = 1_472;
 
@@ -100,7 +102,9 @@ impl ReadRequest {
                     let asked = value.parse().ok().filter(|blocks| *blocks > 0);
                     request.window = asked.map(|blocks: u16| blocks.min(WINDOW_MAX));
                 }
-                "timeout" => request.timeout_s = value.parse().ok().filter(|seconds| *seconds > 0),
+                "timeout" => {
+                    request.timeout_s = value.parse().ok().filter(|seconds| TIMEOUT_S.contains(seconds));
+                }
                 "tsize" => request.wants_size = true,
                 _ => {}
             }
@@ -203,8 +207,9 @@ impl Session {
         if block > self.sent {
             return Next::Wait;
         }
-        // With a window, the same number again says that the first block of it was lost.
-        if newer == 0 && (self.window == 1 || self.sent == self.acknowledged) {
+        // Firmware says the same number for each block that it did not expect: one answer to each would be a window for
+        // each block of the one before. Where the first block of a window was lost, the caller's clock sends it again.
+        if newer == 0 {
             return Next::Wait;
         }
         self.acknowledged = block;
@@ -271,6 +276,8 @@ mod tests {
         let much = ["f", "octet", "blksize", "65464", "windowsize", "65535"];
         assert_eq!(options(&much), "\0\u{6}blksize\x001468\0windowsize\x0016\0");
         assert_eq!(options(&["f", "octet", "blksize", "7", "windowsize", "0", "timeout", "0"]), "");
+        assert_eq!(options(&["f", "octet", "timeout", "255"]), "");
+        assert_eq!(options(&["f", "octet", "timeout", "5"]), "\0\u{6}timeout\x005\0");
     }
 
     #[test]
@@ -280,7 +287,7 @@ mod tests {
         assert_eq!(session.window().count(), 4);
         assert_eq!(session.take(&ack(2)), Next::Send);
         assert_eq!(session.window().map(|(block, ..)| block).collect::<Vec<_>>(), [3, 4, 5, 6]);
-        assert_eq!(session.take(&ack(2)), Next::Send, "block 3 was lost");
+        assert_eq!(session.take(&ack(2)), Next::Wait, "block 3 was lost, or each block after 2 came twice");
         assert_eq!(session.take(&ack(1)), Next::Wait, "an old one");
         assert_eq!(session.take(&ack(9)), Next::Wait, "one that was never sent");
 
@@ -293,6 +300,55 @@ mod tests {
             one.take(b"\0\x05\0\x08option\x1b refused\0"),
             Next::Failed("error 8: option refused".into())
         );
+    }
+
+    /// As EDK2 does it: a window is acknowledged at its end, and each block that was not expected by the last good one.
+    #[test]
+    fn a_packet_that_came_twice_or_never_does_not_multiply_those_after_it() {
+        for (lost, twice) in
+            [(None, Some(3)), (None, Some(0)), (Some(0), None), (Some(2), None), (Some(5), Some(1))]
+        {
+            let mut session = Session::new(&request(&["f", "octet", "windowsize", "4"]).unwrap(), 512 * 40);
+            assert_eq!(session.take(&ack(0)), Next::Send);
+            let (mut expected, mut in_window, mut sent) = (1, 0, 0_usize);
+            let mut wire: std::collections::VecDeque<u16> =
+                session.window().map(|(block, ..)| block).collect();
+            let done = loop {
+                let Some(block) = wire.pop_front() else {
+                    // Nothing comes any more: the clock.
+                    wire.extend(session.window().map(|(block, ..)| block));
+                    continue;
+                };
+                sent += 1;
+                assert!(sent < 200, "a storm: {sent} packets for 41 blocks");
+                if lost.is_some_and(|at| at + 1 == sent) {
+                    continue;
+                }
+                let copies = if twice.is_some_and(|at| at + 1 == sent) { 2 } else { 1 };
+                let mut next = Next::Wait;
+                for _ in 0..copies {
+                    let expects = block == expected;
+                    if expects {
+                        (expected, in_window) = (expected + 1, in_window + 1);
+                    }
+                    if !expects || in_window == 4 || expected == 42 {
+                        in_window = 0;
+                        next = match session.take(&ack(expected - 1)) {
+                            Next::Wait => next,
+                            other => other,
+                        };
+                    }
+                }
+                match next {
+                    Next::Done => break true,
+                    Next::Send => wire.extend(session.window().map(|(block, ..)| block)),
+                    Next::Wait => {}
+                    Next::Failed(why) => panic!("{why}"),
+                }
+            };
+            // A packet that comes twice makes others come twice, which is what RFC 7440 costs, and never more often.
+            assert!(done && sent <= 2 * 41 + 8, "{sent} packets for 41 blocks");
+        }
     }
 
     #[test]
