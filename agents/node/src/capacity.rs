@@ -7,6 +7,9 @@ use croft_protocol::Capacity;
 
 /// Memory that kernel, init and node need, whatever the machine's size.
 pub const RESERVED_MEMORY_BYTES: u64 = 192 << 20;
+/// A machine with less registers with nothing to sell: what would be left is no use to anybody, and the node itself could
+/// run out. Somewhat below what is on the label, since firmware and kernel keep a part.
+pub const LEAST_MEMORY_BYTES: u64 = 448 << 20;
 /// One of so many bytes of memory goes to monitors, page tables and caches of the workloads.
 pub const MEMORY_OVERHEAD_SHARE: u64 = 16;
 /// One of so many bytes of the data disk is for images, verified contracts and the filesystem itself.
@@ -28,7 +31,7 @@ pub struct Found {
 /// sees it.
 #[must_use]
 pub fn sellable(found: Found) -> Capacity {
-    if !found.virtualisation {
+    if !found.virtualisation || found.memory_bytes < LEAST_MEMORY_BYTES {
         return Capacity::default();
     }
     let memory = found.memory_bytes.saturating_sub(found.memory_bytes / MEMORY_OVERHEAD_SHARE);
@@ -76,7 +79,9 @@ mod tests {
     }
 
     #[test]
-    fn a_tiny_machine_sells_no_negative_memory() {
-        assert_eq!(sellable(Found { memory_bytes: 100 << 20, ..MACHINE }).memory_bytes, 0);
+    fn a_tiny_machine_has_nothing_to_sell() {
+        let with = |memory_bytes| sellable(Found { memory_bytes, ..MACHINE });
+        assert_eq!(with(LEAST_MEMORY_BYTES - 1), Capacity::default());
+        assert!(with(LEAST_MEMORY_BYTES).memory_bytes >= 192 << 20);
     }
 }

@@ -301,11 +301,18 @@ impl Start<'_> {
         for finding in &inventory.findings {
             tracing::debug!(finding, "inventory");
         }
+        let memory = croft_protocol::units::show_bytes(inventory.memory.total_bytes);
+        if inventory.memory.total_bytes < capacity::LEAST_MEMORY_BYTES {
+            let least = croft_protocol::units::show_bytes(capacity::LEAST_MEMORY_BYTES);
+            stage.failed_because(&format!(
+                "only {memory} of memory, and nothing can be sold below {least}: add memory"
+            ));
+            return inventory;
+        }
         stage.ok(&format!(
-            "{}, {} threads, {} memory, {} disks, {} network cards",
+            "{}, {} threads, {memory} memory, {} disks, {} network cards",
             inventory.cpu.model.as_deref().unwrap_or("unknown CPU"),
             inventory.cpu.threads,
-            croft_protocol::units::show_bytes(inventory.memory.total_bytes),
             inventory.disks.len(),
             inventory.nics.len()
         ));

@@ -205,7 +205,9 @@ impl Layout<'_> {
         let processor = self.accelerator.arguments(profile.nested);
         add(&processor.iter().map(String::as_str).collect::<Vec<_>>());
         add(&["-smp", &profile.cpus.to_string(), "-m", &format!("{}M", profile.memory_mib)]);
-        add(&["-rtc", "base=utc,clock=host", "-display", "none", "-device", "VGA"]);
+        let base =
+            profile.clock_year.map_or_else(|| "utc".to_owned(), |year| format!("{year}-01-01T00:00:00"));
+        add(&["-rtc", &format!("base={base},clock=host"), "-display", "none", "-device", "VGA"]);
         add(&["-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"]);
         if profile.watchdog {
             add(&["-device", "i6300esb", "-action", "watchdog=reset"]);
@@ -292,10 +294,20 @@ impl Layout<'_> {
             // Beside the chipset's own controller, which has only six ports on q35 and none on pc.
             add(&["-device", "ich9-ahci,id=ahci0"]);
         }
-        if self.profile.disk.iter().any(|disk| disk.model == DiskModel::Megaraid) {
-            add(&["-device", "megasas-gen2,id=raid0"]);
+        for (model, controller) in [
+            (DiskModel::Megaraid, "megasas-gen2,id=raid0"),
+            (DiskModel::VirtioScsi, "virtio-scsi-pci,id=scsi0"),
+            (DiskModel::Pvscsi, "pvscsi,id=pvscsi0"),
+        ] {
+            if self.profile.disk.iter().any(|disk| disk.model == model) {
+                add(&["-device", controller]);
+            }
         }
         let (mut port, mut target) = (0, 0);
+        let mut on_scsi = |bus: &str, id: &str, serial: &str| {
+            target += 1;
+            format!("scsi-hd,bus={bus}.0,scsi-id={},drive={id},serial={serial}", target - 1)
+        };
         for (disk, path) in self.profile.disk.iter().zip(self.disks) {
             let id = format!("disk-{}", disk.name);
             // Killing QEMU is our power cut. What a guest wrote to a raw file is then in the host's cache,
@@ -305,20 +317,20 @@ impl Layout<'_> {
                 DiskFormat::Qcow2 => ("qcow2", "writeback"),
             };
             let file = value(path);
+            let slow = disk.bytes_per_second.map(|bytes| format!(",throttling.bps-total={bytes}"));
+            let slow = slow.unwrap_or_default();
             add(&[
                 "-drive",
-                &format!("if=none,id={id},file={file},format={format},cache={cache},discard=unmap"),
+                &format!("if=none,id={id},file={file},format={format},cache={cache},discard=unmap{slow}"),
             ]);
             let serial = &disk.serial;
             let device = match disk.model {
                 DiskModel::Virtio => format!("virtio-blk-pci,drive={id},serial={serial}"),
                 DiskModel::Nvme => format!("nvme,drive={id},serial={serial}"),
                 DiskModel::Usb => format!("usb-storage,bus=xhci0.0,drive={id},serial={serial}"),
-                DiskModel::Megaraid => {
-                    target += 1;
-                    let number = target - 1;
-                    format!("scsi-hd,bus=raid0.0,scsi-id={number},drive={id},serial={serial}")
-                }
+                DiskModel::Megaraid => on_scsi("raid0", &id, serial),
+                DiskModel::VirtioScsi => on_scsi("scsi0", &id, serial),
+                DiskModel::Pvscsi => on_scsi("pvscsi0", &id, serial),
                 DiskModel::SataSsd | DiskModel::SataHdd => {
                     // Rotation rate 1 means "non-rotating" (ATA8-ACS, word 217).
                     let rate = if disk.model == DiskModel::SataSsd { 1 } else { 7200 };
@@ -483,6 +495,29 @@ mod tests {
         ] {
             assert!(line.contains(expected), "{expected:?} is not in {line}");
         }
+    }
+
+    #[test]
+    fn a_dying_disk_a_dead_battery_and_clouds_have_their_options() {
+        let mut profile = Profile::named("workstation").unwrap();
+        profile.clock_year = Some(2001);
+        profile.disk[0].bytes_per_second = Some(64);
+        profile.disk[0].model = DiskModel::VirtioScsi;
+        profile.disk[1].model = DiskModel::Pvscsi;
+        let line = arguments(&profile, TCG, &[]);
+        for expected in [
+            "-rtc base=2001-01-01T00:00:00,clock=host ",
+            "discard=unmap,throttling.bps-total=64 ",
+            "-device virtio-scsi-pci,id=scsi0 ",
+            "-device pvscsi,id=pvscsi0 ",
+            "scsi-hd,bus=scsi0.0,scsi-id=0,drive=disk-ssd",
+            "scsi-hd,bus=pvscsi0.0,scsi-id=1,drive=disk-hdd",
+        ] {
+            assert!(line.contains(expected), "{expected:?} is not in {line}");
+        }
+        profile.clock_year = Some(1492);
+        let error = profile.check().unwrap_err().to_string();
+        assert_eq!(error, "the profile workstation has clock_year = 1492: it must be from 1970 to 2099");
     }
 
     #[test]

@@ -73,7 +73,14 @@ mod tests {
     use crate::profile::DiskModel;
 
     fn disk(format: DiskFormat) -> Disk {
-        Disk { name: "data".into(), size_mib: 8, model: DiskModel::Virtio, format, serial: "s".into() }
+        Disk {
+            name: "data".into(),
+            size_mib: 8,
+            model: DiskModel::Virtio,
+            format,
+            serial: "s".into(),
+            bytes_per_second: None,
+        }
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub struct Profile {
     /// A serial port. Without one nothing of the kernel's log is heard: look at the ledger, or at the monitor.
     #[serde(default = "yes")]
     pub serial: bool,
+    /// The clock starts with this year's first day, as one does whose battery is empty. Default: the host's time.
+    #[serde(default)]
+    pub clock_year: Option<u16>,
     /// Replaces [`NODE_ARGUMENTS`].
     #[serde(default)]
     pub kernel_arguments: Option<Vec<String>>,
@@ -87,6 +90,9 @@ pub struct Disk {
     #[serde(default)]
     pub format: DiskFormat,
     pub serial: String,
+    /// Reads and writes no faster than this, as a disk that is dying.
+    #[serde(default)]
+    pub bytes_per_second: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -102,6 +108,10 @@ pub enum DiskModel {
     Usb,
     /// A disk behind a MegaRAID SAS controller.
     Megaraid,
+    /// A disk on the SCSI controller of QEMU and clouds.
+    VirtioScsi,
+    /// A disk on VMware's paravirtual SCSI controller.
+    Pvscsi,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -183,10 +193,13 @@ impl Profile {
         Ok(profile)
     }
 
-    fn check(&self) -> Result<(), ProfileError> {
+    pub(crate) fn check(&self) -> Result<(), ProfileError> {
         self.check_name("name", &self.name)?;
         self.check_range("cpus", u64::from(self.cpus), 1, u64::from(CPUS_MAX))?;
         self.check_range("memory_mib", self.memory_mib, MEMORY_MIN_MIB, MEMORY_MAX_MIB)?;
+        if let Some(year) = self.clock_year {
+            self.check_range("clock_year", u64::from(year), 1970, 2099)?;
+        }
         self.check_range("number of disks", self.disk.len() as u64, 0, DISKS_MAX as u64)?;
         self.check_range("number of NICs", self.nic.len() as u64, 0, NICS_MAX as u64)?;
         let mut names = BTreeSet::new();

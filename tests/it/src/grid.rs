@@ -161,7 +161,7 @@ impl Grid {
     /// Names the command that failed.
     pub async fn farm(&mut self) -> Result<()> {
         self.croft(["bot", "new", "farmer", "--grains", "1000000"]).await?;
-        self.boot_config_of("alpha", &self.boot_file(), &[]).await?;
+        self.boot_config_of("alpha", &self.boot_file(), &["--node-name", "n1"]).await?;
         let mut command = self.command();
         command.args(["--bot", "farmer", "farm", "serve"]);
         let log = self.dir.join("farmer.log");
@@ -176,7 +176,7 @@ impl Grid {
     pub async fn boot_config_of(&self, farm: &str, out: &Path, more: &[&str]) -> Result<()> {
         let out = out.to_str().context("a path in UTF-8")?;
         let new = ["--bot", "farmer", "farm", "new", farm, "--country", "be", "--boot-config", out];
-        let node = ["--public-address", "127.0.0.1", "--node-name", "n1"];
+        let node = ["--public-address", "127.0.0.1"];
         let mut arguments: Vec<String> =
             new.iter().chain(&node).chain(more).map(ToString::to_string).collect();
         arguments.extend(self.replicas_for_machines());

@@ -74,6 +74,10 @@ struct Row {
     no_virtualisation: bool,
     /// A second disk, with somebody else's file system.
     second_disk: bool,
+    /// That one is about to die: it gives a sector in eight seconds.
+    dying_disk: bool,
+    /// What the machine's clock begins with.
+    clock_year: Option<u16>,
     full_only: bool,
 }
 
@@ -103,6 +107,8 @@ const ROW: Row = Row {
     no_serial: false,
     no_virtualisation: false,
     second_disk: false,
+    dying_disk: false,
+    clock_year: None,
     full_only: false,
 };
 
@@ -214,6 +220,28 @@ fn rows() -> Vec<Row> {
             ..ROW
         },
         Row {
+            name: "a dying disk",
+            says: &[VALID, "inventory: ok"],
+            second_disk: true,
+            dying_disk: true,
+            disk: Content::Empty,
+            full_only: true,
+            ..ROW
+        },
+        Row {
+            name: "a clock of 2001, no time server",
+            says: &[VALID, "register: ok"],
+            clock_year: Some(2001),
+            ..ROW
+        },
+        Row {
+            name: "too little memory",
+            says: &[VALID, "of memory, and nothing can be sold below 448 MiB: add memory"],
+            memory_mib: 448,
+            full_only: true,
+            ..ROW
+        },
+        Row {
             name: "no virtualisation",
             says: &[
                 VALID,
@@ -259,6 +287,8 @@ fn hardware_rows() -> Vec<Row> {
         row("e1000e, NVMe", NicModel::E1000e, DiskModel::Nvme),
         row("igb, AHCI", NicModel::Igb, DiskModel::SataSsd),
         row("vmxnet3, MegaRAID", NicModel::Vmxnet3, DiskModel::Megaraid),
+        row("vmxnet3, PVSCSI", NicModel::Vmxnet3, DiskModel::Pvscsi),
+        row("virtio-net, virtio-scsi", NicModel::Virtio, DiskModel::VirtioScsi),
         Row { cpus: 12, memory_mib: 6144, ..row("12 CPUs, 6 GiB", NicModel::Virtio, DiskModel::Virtio) },
     ]
 }
@@ -267,6 +297,8 @@ fn hardware_rows() -> Vec<Row> {
 struct Bench {
     dir: tempfile::TempDir,
     grid: Grid,
+    /// What many machines boot with: it names none of them.
+    config: PathBuf,
     boot_file: PathBuf,
     signed: PathBuf,
     keys: SecureBoot,
@@ -277,20 +309,22 @@ impl Bench {
         let dir = tempfile::tempdir()?;
         let mut grid = Grid::start(&dir.path().join("grid"), 1).await?;
         grid.farm().await?;
+        let config = dir.path().join("rack.toml");
+        grid.boot_config_of("alpha", &config, &[]).await?;
         let (keys, signed) = (dir.path().join("keys"), dir.path().join("signed.efi"));
         grid.croft(["media", "keys", path(&keys)?]).await?;
         grid.croft(["media", "sign", path(&boot_file)?, "--keys", path(&keys)?, "--out", path(&signed)?])
             .await?;
         let list = |name: &str| std::fs::read(keys.join("enrol").join(name)).context("an enrolment");
         let keys = SecureBoot { pk: list("PK.esl")?, kek: list("KEK.esl")?, db: list("db.esl")? };
-        Ok(Self { dir, grid, boot_file, signed, keys })
+        Ok(Self { dir, grid, config, boot_file, signed, keys })
     }
 
     /// A medium of the farm, made as its owner would.
     async fn medium(&self, boot_file: &Path, kind: &str, name: &str) -> Result<PathBuf> {
         let out = self.dir.path().join(name);
         if !out.exists() {
-            self.grid.image(boot_file, kind, &out).await?;
+            self.grid.image_of(("alpha", &self.config), boot_file, kind, &out).await?;
         }
         Ok(out)
     }
@@ -377,11 +411,15 @@ impl Bench {
         for nic in &mut profile.nic {
             nic.model = row.nic;
         }
+        profile.clock_year = row.clock_year;
         (profile.serial, profile.nested) = (!row.no_serial, !row.no_virtualisation);
         if row.second_disk {
             let mut second = profile.disk.first().context("the first disk is described")?.clone();
             (second.name, second.serial) = ("photos".into(), "not-ours".into());
             second.size_mib = 1100;
+            if row.dying_disk {
+                (second.model, second.bytes_per_second) = (DiskModel::SataHdd, Some(64));
+            }
             profile.disk.push(second);
         }
         let foreign = profile.disk.last().filter(|_| row.disk == Content::Foreign || row.second_disk);

@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use croft_it::grid::{Grid, images};
-use croft_it::{matrix, releases, scene};
+use croft_it::scene::{self, Scene};
+use croft_it::{matrix, oci, releases};
 use croft_qemu_harness::Machine;
 use serde_json::Value;
 
@@ -48,6 +49,39 @@ async fn a_machine_whose_power_is_cut_at_each_stage_comes_back_as_one_and_the_sa
     scene::registered(&mut machine).await.unwrap();
     assert_eq!(only_node(&grid).await["id"], id);
     machine.kill().await.unwrap();
+    grid.stop().await.unwrap();
+}
+
+/// A copied disk: two machines with one key and one contract. Whoever registered last runs it, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_machines_with_one_key_the_older_stops_its_workloads() {
+    if !matrix::is_full() {
+        return;
+    }
+    let (_, image) = images().unwrap().remove(0);
+    let dir = tempfile::tempdir().unwrap();
+    let mut say = |text: &str| eprintln!("{text}");
+    let mut scene = Scene::begin(dir.path(), &image, 1, &mut say).await.unwrap();
+    scene.deploy(&oci::cache(), &mut say).await.unwrap();
+    let Scene { grid, mut node, .. } = scene;
+    node.kill().await.unwrap();
+    drop(node);
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["-a", "--sparse=always"]).arg(dir.path().join("node")).arg(dir.path().join("copy"));
+    assert!(copy.status().unwrap().success());
+    let mut first = grid.boot_node(&image).await.unwrap();
+    scene::registered(&mut first).await.unwrap();
+    first.serial().wait_for("workload web: Running", LIMIT).await.unwrap();
+    let copy = grid.machine("copy", &image, &grid.boot_config().unwrap()).unwrap();
+    let mut copy = copy.start().await.unwrap();
+    scene::registered(&mut copy).await.unwrap();
+    let told = first.serial().wait_for("another machine runs with this node's key", LIMIT).await.unwrap();
+    assert!(told.text.contains("is newer than"), "{}", told.text);
+    first.serial().wait_for("workload web: stopped", LIMIT).await.unwrap();
+    copy.serial().wait_for("workload web: Running", LIMIT).await.unwrap();
+    only_node(&grid).await;
+    first.kill().await.unwrap();
+    copy.kill().await.unwrap();
     grid.stop().await.unwrap();
 }
 
