@@ -2,7 +2,8 @@
 //! must not start does not. One machine at a time: emulation takes every core that there is.
 //!
 //! `CROFT_BOOT_FILE` names the boot file (`cargo xtask image --boot-file --for-tests`). With `CROFT_BOOT_MATRIX=full`
-//! every row runs, else those without which a change could break a whole path unseen.
+//! every row runs, else those without which a change could break a whole path unseen. `CROFT_SCREENSHOTS` names a folder
+//! for a picture of each row's monitor.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -450,6 +451,11 @@ impl Bench {
         }
         for text in row.served {
             rack.as_ref().context("the row has a server")?.said(text, Duration::from_secs(1)).await?;
+        }
+        if let Some(folder) = std::env::var_os("CROFT_SCREENSHOTS") {
+            let name: String =
+                row.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            machine.screenshot(&PathBuf::from(folder).join(format!("boot-{name}.png"))).await?;
         }
         machine.kill().await?;
         if let Some(disk) = &foreign {
