@@ -50,6 +50,9 @@ const OUTPUTS_MAX: usize = 16;
 /// Messages that are read from node per turn; more wait, so that a mad node can't hold the loop.
 const MESSAGES_PER_TURN: usize = 32;
 
+/// Messages that are read from a node that has ended: more than the kernel queues for it.
+const LAST_MESSAGES_MAX: usize = 1024;
+
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
     #[error("signals can't be received as events")]
@@ -63,7 +66,9 @@ pub enum LinuxError {
 pub struct Linux {
     log: Kmsg,
     signals: SignalFd,
-    /// Init's end of the pair with the node that runs.
+    /// The node that runs, until it is reaped.
+    node_pid: Option<i32>,
+    /// Init's end of the pair with it.
     listener: Option<Listener>,
     /// What node prints, the latest last; earlier ones while children of an earlier node live on.
     outputs: Vec<Output>,
@@ -102,6 +107,7 @@ impl Linux {
         Ok(Self {
             log: Kmsg::open(),
             signals,
+            node_pid: None,
             listener: None,
             outputs: Vec::new(),
             buttons: Vec::new(),
@@ -156,12 +162,7 @@ impl Linux {
                         Some(signal) => End::Killed(signal),
                         None => End::Exited(status.exit_status().unwrap_or(-1)),
                     };
-                    let pid = pid.as_raw_nonzero().get();
-                    if self.screen.ended(self.now(), pid, end, &self.log) {
-                        screen::give_back();
-                    } else {
-                        inputs.push(Input::Ended { pid, end });
-                    }
+                    self.ended(pid.as_raw_nonzero().get(), end, inputs);
                 }
                 Ok(None) => return,
                 Err(Errno::INTR) => {}
@@ -174,6 +175,20 @@ impl Linux {
                 }
             }
         }
+    }
+
+    /// The end of a process, after what it said last.
+    fn ended(&mut self, pid: i32, end: End, inputs: &mut Vec<Input>) {
+        if self.screen.ended(self.now(), pid, end, &self.log) {
+            screen::give_back();
+            return;
+        }
+        if self.node_pid == Some(pid) {
+            self.node_pid = None;
+            self.read_outputs();
+            self.read_messages(LAST_MESSAGES_MAX, inputs);
+        }
+        inputs.push(Input::Ended { pid, end });
     }
 
     fn read_signals(&self, inputs: &mut Vec<Input>) {
@@ -189,9 +204,9 @@ impl Linux {
         }
     }
 
-    fn read_messages(&mut self, inputs: &mut Vec<Input>) {
+    fn read_messages(&mut self, max: usize, inputs: &mut Vec<Input>) {
         let Some(listener) = &self.listener else { return };
-        for _ in 0..MESSAGES_PER_TURN {
+        for _ in 0..max {
             match listener.receive() {
                 Received::Message(message) => inputs.push(Input::Message(message)),
                 Received::Refused(error) => self.log.line(Level::Warning, &format!("croft: {error}")),
@@ -283,8 +298,7 @@ impl Machine for Linux {
         let mut count = [0_u8; 8];
         let _ = rustix::io::read(&*self.wake, &mut count[..]);
         self.read_signals(&mut inputs);
-        // Messages come before the exit of the node that sent them.
-        self.read_messages(&mut inputs);
+        self.read_messages(MESSAGES_PER_TURN, &mut inputs);
         self.read_buttons(&mut inputs);
         self.read_outputs();
         self.reap(&mut inputs);
@@ -333,6 +347,7 @@ impl Machine for Linux {
             self.log
                 .line(Level::Warning, &format!("croft: node is not spared when memory runs out: {error}"));
         }
+        self.node_pid = Some(pid);
         self.listener = Some(ours);
         if self.outputs.len() >= OUTPUTS_MAX {
             self.outputs.remove(0);
@@ -342,8 +357,10 @@ impl Machine for Linux {
     }
 
     fn signal_node(&mut self, pid: i32, signal: Signal) {
-        // The process is not reaped yet, or the supervisor would know: the id can't be another's.
-        let _ = kill(Pid::from_raw(pid), unix(signal));
+        // One that is reaped already, and whose last message is only being handled, has given its id away.
+        if self.node_pid == Some(pid) {
+            let _ = kill(Pid::from_raw(pid), unix(signal));
+        }
     }
 
     fn signal_everyone(&mut self, signal: Signal) {
@@ -429,4 +446,33 @@ fn unmount_disks() -> Vec<String> {
         }
     }
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::notify::Message;
+
+    #[test]
+    fn what_node_says_last_comes_before_its_end_however_much_it_is() {
+        let mut linux = Linux::new(Path::new(NODE), screen::Keeper::none()).unwrap();
+        let (ours, theirs) = notify::pair().unwrap();
+        let node = i32::MAX;
+        (linux.node_pid, linux.listener) = (Some(node), Some(ours));
+        let request = Message::Reboot("release 7 is installed".into());
+        let all = [vec![Message::Alive; 2 * MESSAGES_PER_TURN], vec![request]].concat();
+        for message in &all {
+            rustix::net::send(&theirs, message.to_string().as_bytes(), rustix::net::SendFlags::DONTWAIT)
+                .unwrap();
+        }
+        drop(theirs);
+        let mut inputs = Vec::new();
+        let end = End::Exited(0);
+        linux.ended(node - 1, end, &mut inputs);
+        assert_eq!(inputs, [Input::Ended { pid: node - 1, end }], "an orphan's end reads nothing");
+        linux.ended(node, end, &mut inputs);
+        let expected = all.into_iter().map(Input::Message).chain([Input::Ended { pid: node, end }]);
+        assert_eq!(inputs[1..], expected.collect::<Vec<_>>());
+        assert_eq!(linux.node_pid, None, "nobody signals an id that is another's by now");
+    }
 }
