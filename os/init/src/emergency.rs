@@ -25,6 +25,12 @@ pub fn install_panic_hook() {
     }));
 }
 
+/// Whether the machine is ending here: nobody may start a process or feed the watchdog any more.
+#[must_use]
+pub fn entered() -> bool {
+    ENTERED.load(Ordering::SeqCst)
+}
+
 /// Stops everything and restarts the machine.
 pub fn restart(reason: &str) -> ! {
     if ENTERED.swap(true, Ordering::SeqCst) {

@@ -4,6 +4,7 @@
 //! process id is used after its process is gone.
 
 use crate::child;
+use crate::emergency;
 use crate::kexec;
 use crate::log::{Kmsg, Level, Log, chain};
 use crate::mountinfo;
@@ -287,6 +288,10 @@ impl Machine for Linux {
 
     fn wait(&mut self, until: Time) -> Vec<Input> {
         let mut inputs = Vec::new();
+        if emergency::entered() {
+            // A new picture would hide the reason.
+            self.screen.give_up();
+        }
         // Before the wait as well: the last process may have ended before anybody waited for it.
         self.read_outputs();
         self.reap(&mut inputs);
@@ -304,6 +309,10 @@ impl Machine for Linux {
         self.reap(&mut inputs);
         inputs.extend(self.results.try_iter());
         inputs
+    }
+
+    fn ends_elsewhere(&self) -> bool {
+        emergency::entered()
     }
 
     fn start_node(&mut self) -> Result<i32, String> {
@@ -424,7 +433,7 @@ impl Machine for Linux {
             Ending::Kexec => RebootCommand::Kexec,
         };
         let refused = rustix::system::reboot(command);
-        crate::emergency::restart(&format!("the kernel refuses to end: {refused:?}"));
+        emergency::restart(&format!("the kernel refuses to end: {refused:?}"));
     }
 }
 
