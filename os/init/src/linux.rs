@@ -16,7 +16,7 @@ use crate::run::Machine;
 use crate::screen;
 use crate::supervisor::{End, Ending, Input, Signal, Time};
 use crate::syscalls;
-use crate::watchdog::Watchdog;
+use crate::watchdog::Watchdogs;
 use nix::sys::signal::{SigSet, Signal as UnixSignal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
@@ -74,7 +74,7 @@ pub struct Linux {
     /// What node prints, the latest last; earlier ones while children of an earlier node live on.
     outputs: Vec<Output>,
     buttons: Vec<File>,
-    watchdog: Option<Watchdog>,
+    watchdogs: Watchdogs,
     /// Results of work beside the loop, and the counter that wakes it.
     results: Receiver<Input>,
     send: Sender<Input>,
@@ -112,7 +112,7 @@ impl Linux {
             listener: None,
             outputs: Vec::new(),
             buttons: Vec::new(),
-            watchdog: None,
+            watchdogs: Watchdogs::default(),
             results,
             send,
             wake: Arc::new(wake),
@@ -140,17 +140,8 @@ impl Linux {
         let _ = fs::write("/proc/self/oom_score_adj", INIT_OOM_SCORE);
         self.buttons = power_button::open_all(Path::new("/sys"), Path::new("/dev"));
         let button = if self.buttons.is_empty() { "no power button" } else { "power button" };
-        let watchdog = match Watchdog::arm(Path::new("/dev/watchdog")) {
-            Ok(watchdog) => {
-                let text = format!("watchdog of {} s", watchdog.timeout.as_secs());
-                self.watchdog = Some(watchdog);
-                text
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                "no hardware watchdog, so a kernel that hangs needs a person".into()
-            }
-            Err(error) => format!("watchdog can't be used: {error}"),
-        };
+        self.watchdogs = Watchdogs::arm(Path::new("/sys"), Path::new("/dev"), &self.log);
+        let watchdog = self.watchdogs.describe();
         self.log.line(Level::Notice, &format!("croft: {watchdog}; {button}"));
     }
 
@@ -382,11 +373,7 @@ impl Machine for Linux {
     }
 
     fn feed_watchdog(&mut self) {
-        if let Some(watchdog) = &mut self.watchdog
-            && let Err(error) = watchdog.feed()
-        {
-            self.log.line(Level::Error, &format!("croft: the watchdog can't be fed: {error}"));
-        }
+        self.watchdogs.feed(&self.log);
     }
 
     fn begin_load(&mut self, kernel: PathBuf) {
@@ -424,12 +411,9 @@ impl Machine for Linux {
         let command = match ending {
             Ending::Reboot => RebootCommand::Restart,
             Ending::Poweroff => {
-                if let Some(watchdog) = self.watchdog.take() {
-                    watchdog.disarm();
-                }
+                self.watchdogs.disarm(&self.log);
                 RebootCommand::PowerOff
             }
-            // The watchdog goes on counting: it guards the other kernel until that feeds it.
             Ending::Kexec => RebootCommand::Kexec,
         };
         let refused = rustix::system::reboot(command);
