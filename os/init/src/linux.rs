@@ -409,12 +409,19 @@ impl Machine for Linux {
     fn finish(&mut self, ending: Ending) {
         screen::give_back();
         let command = match ending {
-            Ending::Reboot => RebootCommand::Restart,
+            Ending::Reboot => {
+                self.watchdogs.disarm(&self.log);
+                RebootCommand::Restart
+            }
             Ending::Poweroff => {
                 self.watchdogs.disarm(&self.log);
                 RebootCommand::PowerOff
             }
-            Ending::Kexec => RebootCommand::Kexec,
+            // It guards the other kernel until a driver there takes it over.
+            Ending::Kexec => {
+                self.watchdogs.leave_to_next_kernel(&self.log);
+                RebootCommand::Kexec
+            }
         };
         let refused = rustix::system::reboot(command);
         emergency::restart(&format!("the kernel refuses to end: {refused:?}"));
