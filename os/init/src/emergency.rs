@@ -1,7 +1,8 @@
 //! The end of a machine that can't go on: everything is stopped, written out with a limit, and after a visible
 //! countdown the machine restarts. Used before the supervisor runs, and by the panic hook after.
 //!
-//! It must never return and never wait for anything without a limit.
+//! It must never return and never wait for anything without a limit. The watchdog stays armed: where this hangs, or the
+//! kernel does, it resets the machine, which may cost slow firmware a second reset.
 
 use crate::log::{Kmsg, Level, Log};
 use nix::sys::signal::{Signal, kill};
@@ -23,6 +24,12 @@ pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         restart(&format!("init failed, which is a defect of this release: {info}"));
     }));
+}
+
+/// Whether the machine is ending here: nobody may start a process or feed the watchdog any more.
+#[must_use]
+pub fn entered() -> bool {
+    ENTERED.load(Ordering::SeqCst)
 }
 
 /// Stops everything and restarts the machine.

@@ -4,6 +4,7 @@
 //! process id is used after its process is gone.
 
 use crate::child;
+use crate::emergency;
 use crate::kexec;
 use crate::log::{Kmsg, Level, Log, chain};
 use crate::mountinfo;
@@ -15,7 +16,7 @@ use crate::run::Machine;
 use crate::screen;
 use crate::supervisor::{End, Ending, Input, Signal, Time};
 use crate::syscalls;
-use crate::watchdog::Watchdog;
+use crate::watchdog::Watchdogs;
 use nix::sys::signal::{SigSet, Signal as UnixSignal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
@@ -50,6 +51,9 @@ const OUTPUTS_MAX: usize = 16;
 /// Messages that are read from node per turn; more wait, so that a mad node can't hold the loop.
 const MESSAGES_PER_TURN: usize = 32;
 
+/// Messages that are read from a node that has ended: more than the kernel queues for it.
+const LAST_MESSAGES_MAX: usize = 1024;
+
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
     #[error("signals can't be received as events")]
@@ -63,12 +67,14 @@ pub enum LinuxError {
 pub struct Linux {
     log: Kmsg,
     signals: SignalFd,
-    /// Init's end of the pair with the node that runs.
+    /// The node that runs, until it is reaped.
+    node_pid: Option<i32>,
+    /// Init's end of the pair with it.
     listener: Option<Listener>,
     /// What node prints, the latest last; earlier ones while children of an earlier node live on.
     outputs: Vec<Output>,
     buttons: Vec<File>,
-    watchdog: Option<Watchdog>,
+    watchdogs: Watchdogs,
     /// Results of work beside the loop, and the counter that wakes it.
     results: Receiver<Input>,
     send: Sender<Input>,
@@ -102,10 +108,11 @@ impl Linux {
         Ok(Self {
             log: Kmsg::open(),
             signals,
+            node_pid: None,
             listener: None,
             outputs: Vec::new(),
             buttons: Vec::new(),
-            watchdog: None,
+            watchdogs: Watchdogs::default(),
             results,
             send,
             wake: Arc::new(wake),
@@ -133,17 +140,8 @@ impl Linux {
         let _ = fs::write("/proc/self/oom_score_adj", INIT_OOM_SCORE);
         self.buttons = power_button::open_all(Path::new("/sys"), Path::new("/dev"));
         let button = if self.buttons.is_empty() { "no power button" } else { "power button" };
-        let watchdog = match Watchdog::arm(Path::new("/dev/watchdog")) {
-            Ok(watchdog) => {
-                let text = format!("watchdog of {} s", watchdog.timeout.as_secs());
-                self.watchdog = Some(watchdog);
-                text
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                "no hardware watchdog, so a kernel that hangs needs a person".into()
-            }
-            Err(error) => format!("watchdog can't be used: {error}"),
-        };
+        self.watchdogs = Watchdogs::arm(Path::new("/sys"), Path::new("/dev"), &self.log);
+        let watchdog = self.watchdogs.describe();
         self.log.line(Level::Notice, &format!("croft: {watchdog}; {button}"));
     }
 
@@ -156,12 +154,7 @@ impl Linux {
                         Some(signal) => End::Killed(signal),
                         None => End::Exited(status.exit_status().unwrap_or(-1)),
                     };
-                    let pid = pid.as_raw_nonzero().get();
-                    if self.screen.ended(self.now(), pid, end, &self.log) {
-                        screen::give_back();
-                    } else {
-                        inputs.push(Input::Ended { pid, end });
-                    }
+                    self.ended(pid.as_raw_nonzero().get(), end, inputs);
                 }
                 Ok(None) => return,
                 Err(Errno::INTR) => {}
@@ -174,6 +167,20 @@ impl Linux {
                 }
             }
         }
+    }
+
+    /// The end of a process, after what it said last.
+    fn ended(&mut self, pid: i32, end: End, inputs: &mut Vec<Input>) {
+        if self.screen.ended(self.now(), pid, end, &self.log) {
+            screen::give_back();
+            return;
+        }
+        if self.node_pid == Some(pid) {
+            self.node_pid = None;
+            self.read_outputs();
+            self.read_messages(LAST_MESSAGES_MAX, inputs);
+        }
+        inputs.push(Input::Ended { pid, end });
     }
 
     fn read_signals(&self, inputs: &mut Vec<Input>) {
@@ -189,9 +196,9 @@ impl Linux {
         }
     }
 
-    fn read_messages(&mut self, inputs: &mut Vec<Input>) {
+    fn read_messages(&mut self, max: usize, inputs: &mut Vec<Input>) {
         let Some(listener) = &self.listener else { return };
-        for _ in 0..MESSAGES_PER_TURN {
+        for _ in 0..max {
             match listener.receive() {
                 Received::Message(message) => inputs.push(Input::Message(message)),
                 Received::Refused(error) => self.log.line(Level::Warning, &format!("croft: {error}")),
@@ -272,6 +279,10 @@ impl Machine for Linux {
 
     fn wait(&mut self, until: Time) -> Vec<Input> {
         let mut inputs = Vec::new();
+        if emergency::entered() {
+            // A new picture would hide the reason.
+            self.screen.give_up();
+        }
         // Before the wait as well: the last process may have ended before anybody waited for it.
         self.read_outputs();
         self.reap(&mut inputs);
@@ -283,13 +294,16 @@ impl Machine for Linux {
         let mut count = [0_u8; 8];
         let _ = rustix::io::read(&*self.wake, &mut count[..]);
         self.read_signals(&mut inputs);
-        // Messages come before the exit of the node that sent them.
-        self.read_messages(&mut inputs);
+        self.read_messages(MESSAGES_PER_TURN, &mut inputs);
         self.read_buttons(&mut inputs);
         self.read_outputs();
         self.reap(&mut inputs);
         inputs.extend(self.results.try_iter());
         inputs
+    }
+
+    fn ends_elsewhere(&self) -> bool {
+        emergency::entered()
     }
 
     fn start_node(&mut self) -> Result<i32, String> {
@@ -333,6 +347,7 @@ impl Machine for Linux {
             self.log
                 .line(Level::Warning, &format!("croft: node is not spared when memory runs out: {error}"));
         }
+        self.node_pid = Some(pid);
         self.listener = Some(ours);
         if self.outputs.len() >= OUTPUTS_MAX {
             self.outputs.remove(0);
@@ -342,8 +357,10 @@ impl Machine for Linux {
     }
 
     fn signal_node(&mut self, pid: i32, signal: Signal) {
-        // The process is not reaped yet, or the supervisor would know: the id can't be another's.
-        let _ = kill(Pid::from_raw(pid), unix(signal));
+        // One that is reaped already, and whose last message is only being handled, has given its id away.
+        if self.node_pid == Some(pid) {
+            let _ = kill(Pid::from_raw(pid), unix(signal));
+        }
     }
 
     fn signal_everyone(&mut self, signal: Signal) {
@@ -356,11 +373,7 @@ impl Machine for Linux {
     }
 
     fn feed_watchdog(&mut self) {
-        if let Some(watchdog) = &mut self.watchdog
-            && let Err(error) = watchdog.feed()
-        {
-            self.log.line(Level::Error, &format!("croft: the watchdog can't be fed: {error}"));
-        }
+        self.watchdogs.feed(&self.log);
     }
 
     fn begin_load(&mut self, kernel: PathBuf) {
@@ -396,18 +409,22 @@ impl Machine for Linux {
     fn finish(&mut self, ending: Ending) {
         screen::give_back();
         let command = match ending {
-            Ending::Reboot => RebootCommand::Restart,
+            Ending::Reboot => {
+                self.watchdogs.disarm(&self.log);
+                RebootCommand::Restart
+            }
             Ending::Poweroff => {
-                if let Some(watchdog) = self.watchdog.take() {
-                    watchdog.disarm();
-                }
+                self.watchdogs.disarm(&self.log);
                 RebootCommand::PowerOff
             }
-            // The watchdog goes on counting: it guards the other kernel until that feeds it.
-            Ending::Kexec => RebootCommand::Kexec,
+            // It guards the other kernel until a driver there takes it over.
+            Ending::Kexec => {
+                self.watchdogs.leave_to_next_kernel(&self.log);
+                RebootCommand::Kexec
+            }
         };
         let refused = rustix::system::reboot(command);
-        crate::emergency::restart(&format!("the kernel refuses to end: {refused:?}"));
+        emergency::restart(&format!("the kernel refuses to end: {refused:?}"));
     }
 }
 
@@ -429,4 +446,33 @@ fn unmount_disks() -> Vec<String> {
         }
     }
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::notify::Message;
+
+    #[test]
+    fn what_node_says_last_comes_before_its_end_however_much_it_is() {
+        let mut linux = Linux::new(Path::new(NODE), screen::Keeper::none()).unwrap();
+        let (ours, theirs) = notify::pair().unwrap();
+        let node = i32::MAX;
+        (linux.node_pid, linux.listener) = (Some(node), Some(ours));
+        let request = Message::Reboot("release 7 is installed".into());
+        let all = [vec![Message::Alive; 2 * MESSAGES_PER_TURN], vec![request]].concat();
+        for message in &all {
+            rustix::net::send(&theirs, message.to_string().as_bytes(), rustix::net::SendFlags::DONTWAIT)
+                .unwrap();
+        }
+        drop(theirs);
+        let mut inputs = Vec::new();
+        let end = End::Exited(0);
+        linux.ended(node - 1, end, &mut inputs);
+        assert_eq!(inputs, [Input::Ended { pid: node - 1, end }], "an orphan's end reads nothing");
+        linux.ended(node, end, &mut inputs);
+        let expected = all.into_iter().map(Input::Message).chain([Input::Ended { pid: node, end }]);
+        assert_eq!(inputs[1..], expected.collect::<Vec<_>>());
+        assert_eq!(linux.node_pid, None, "nobody signals an id that is another's by now");
+    }
 }

@@ -86,6 +86,7 @@ fn boot(arguments: &[String]) -> Result<(), String> {
     let mut machine = Linux::new(Path::new(NODE), screen).map_err(|error| chain(&error))?;
     machine.take_over();
     run(Supervisor::new(Policy::default()), &mut machine);
+    // Where another thread failed, `emergency` is at work already, and this only waits for it.
     Err("the supervisor came to an end without ending the machine".into())
 }
 

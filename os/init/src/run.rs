@@ -6,6 +6,10 @@
 use crate::log::Level;
 use crate::supervisor::{Action, Ending, Input, Signal, Supervisor, Time};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Longer than [`crate::emergency`] takes for all its steps, so that it has the first word on the restart.
+const STAND_BY: Duration = Duration::from_secs(60);
 
 /// The system calls that the loop needs. Linux implements it for real, tests in virtual time.
 pub trait Machine {
@@ -13,6 +17,8 @@ pub trait Machine {
     fn now(&self) -> Time;
     /// Waits until something happens or `until` has come; what happened, in order. May be empty.
     fn wait(&mut self, until: Time) -> Vec<Input>;
+    /// Whether another thread of PID 1 has failed and [`crate::emergency`] ends the machine.
+    fn ends_elsewhere(&self) -> bool;
     /// Starts node; the process id, or a reason that names the culprit.
     fn start_node(&mut self) -> Result<i32, String>;
     fn signal_node(&mut self, pid: i32, signal: Signal);
@@ -31,10 +37,13 @@ pub trait Machine {
     fn finish(&mut self, ending: Ending);
 }
 
-/// Runs until the machine ends.
+/// Runs until the machine ends, here or elsewhere.
 pub fn run(mut supervisor: Supervisor, machine: &mut impl Machine) {
     let mut inputs = vec![Input::Begin];
     loop {
+        if machine.ends_elsewhere() {
+            return stand_by(machine);
+        }
         for input in inputs {
             give(&mut supervisor, machine, input);
         }
@@ -42,6 +51,14 @@ pub fn run(mut supervisor: Supervisor, machine: &mut impl Machine) {
         inputs = machine.wait(until);
         // Deadlines are looked at even when something else happened first.
         inputs.push(Input::Tick);
+    }
+}
+
+/// Hears and reaps what is being stopped, and decides nothing: no start, no feed.
+fn stand_by(machine: &mut impl Machine) {
+    let end = machine.now() + STAND_BY;
+    while machine.now() < end {
+        let _ = machine.wait(end);
     }
 }
 
@@ -75,7 +92,6 @@ mod tests {
     use crate::notify::Message;
     use crate::supervisor::{End, Policy};
     use std::collections::BTreeMap;
-    use std::time::Duration;
 
     /// A machine in virtual time: a script of inputs, and a diary of what was done to it.
     #[derive(Default)]
@@ -84,6 +100,9 @@ mod tests {
         next: BTreeMap<Time, Vec<Input>>,
         starts: Vec<Result<i32, String>>,
         diary: Vec<String>,
+        feeds: u32,
+        /// When another thread fails.
+        fails: Option<Time>,
     }
 
     impl Script {
@@ -122,7 +141,12 @@ mod tests {
             self.diary.push(format!("{signal:?} all"));
             self.next.entry(self.now).or_default().push(Input::NoProcessLeft);
         }
-        fn feed_watchdog(&mut self) {}
+        fn ends_elsewhere(&self) -> bool {
+            self.fails.is_some_and(|fails| self.now >= fails)
+        }
+        fn feed_watchdog(&mut self) {
+            self.feeds += 1;
+        }
         fn tell_loaded(&mut self, _: &Path) {}
 
         fn begin_load(&mut self, kernel: PathBuf) {
@@ -149,6 +173,24 @@ mod tests {
             .at(6, Input::Message(Message::Poweroff("the farmer asked".into())));
         run(Supervisor::new(Policy::default()), &mut machine);
         assert_eq!(machine.diary, ["start", "Terminate 42", "Terminate all", "sync", "unmount", "Poweroff"]);
+    }
+
+    #[test]
+    fn nothing_is_started_or_fed_once_another_thread_ends_the_machine() {
+        let script = || {
+            let killed = Input::Ended { pid: 42, end: End::Killed(15) };
+            Script::default()
+                .at(5, Input::Message(Message::Alive))
+                .at(31, killed)
+                .at(95, Input::Message(Message::Poweroff("the farmer asked".into())))
+        };
+        let mut machine = Script { fails: Some(Duration::from_secs(31)), ..script() };
+        run(Supervisor::new(Policy::default()), &mut machine);
+        assert_eq!((machine.diary, machine.feeds), (vec!["start".to_owned()], 4), "up to the failure only");
+        assert_eq!(machine.now, Duration::from_secs(91), "and the wait has a limit");
+        let mut machine = script();
+        run(Supervisor::new(Policy::default()), &mut machine);
+        assert_eq!(machine.diary[..2], ["start", "start"], "without a failure");
     }
 
     #[test]

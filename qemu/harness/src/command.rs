@@ -426,7 +426,8 @@ mod tests {
             "virtio-net-pci,id=nic-lan,netdev=net0,mac=52:54:00:c0:f7:01,romfile=",
             "-netdev socket,id=wire0,udp=127.0.0.1:4001,localaddr=127.0.0.1:4002 ",
             "virtio-net-pci,id=nic-wire,netdev=wire0,mac=52:54:00:c0:f7:99,romfile=",
-            "-append console=tty0 console=ttyS0,115200 loglevel=6 printk.devkmsg=on printk.time=1 panic=30",
+            "-append console=tty0 console=ttyS0,115200 loglevel=6 printk.devkmsg=on printk.time=1 panic=30 \
+             watchdog.stop_on_reboot=0",
             "-S -chardev stdio,id=serial0,signal=off",
         ] {
             assert!(line.contains(expected), "{expected:?} is not in {line}");

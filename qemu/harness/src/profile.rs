@@ -19,8 +19,15 @@ const NICS_MAX: usize = 8;
 const SERIAL_MAX_BYTES: usize = 20;
 
 /// The kernel's own arguments on a node; a profile may replace them.
-pub const NODE_ARGUMENTS: [&str; 6] =
-    ["console=tty0", "console=ttyS0,115200", "loglevel=6", "printk.devkmsg=on", "printk.time=1", "panic=30"];
+pub const NODE_ARGUMENTS: [&str; 7] = [
+    "console=tty0",
+    "console=ttyS0,115200",
+    "loglevel=6",
+    "printk.devkmsg=on",
+    "printk.time=1",
+    "panic=30",
+    "watchdog.stop_on_reboot=0",
+];
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

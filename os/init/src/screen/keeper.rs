@@ -38,6 +38,12 @@ impl Keeper {
         keeper
     }
 
+    /// One that never starts anything.
+    #[cfg(test)]
+    pub fn none() -> Self {
+        Self { state: State::Over, starts: STARTS_MAX }
+    }
+
     fn spawn(&mut self, log: &dyn Log) {
         self.starts += 1;
         let mut command = Command::new("/init");

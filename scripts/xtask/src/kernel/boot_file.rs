@@ -21,9 +21,11 @@ use super::microcode::{self, Microcode};
 use super::{Flavor, Options, Recipe, kernel_cache, source};
 use crate::repo;
 
-/// What the kernel is told: both consoles, the last one for PID 1's own; messages that a farmer can use; and that the
-/// EFI stub takes no initramfs from a loader, whose files would replace those of the signed one.
-pub(crate) const COMMAND_LINE: [&str; 7] = [
+/// What the kernel is told: both consoles, the last one for PID 1's own; messages that a farmer can use; that the
+/// EFI stub takes no initramfs from a loader, whose files would replace those of the signed one; and that a kexec, which
+/// is a restart to drivers, leaves the watchdog counting, which is to catch a next kernel that hangs. For every other end
+/// init disarms it.
+pub(crate) const COMMAND_LINE: [&str; 8] = [
     "console=tty0",
     "console=ttyS0,115200",
     "loglevel=6",
@@ -31,6 +33,7 @@ pub(crate) const COMMAND_LINE: [&str; 7] = [
     "printk.time=1",
     "panic=30",
     "noinitrd",
+    "watchdog.stop_on_reboot=0",
 ];
 
 /// Longer ones are cut by the kernel (COMMAND_LINE_SIZE of x86).
@@ -244,6 +247,12 @@ mod tests {
             replaced(before, &wanted),
             "CONFIG_A=y\nCONFIG_CMDLINE_X=y\nCONFIG_INITRAMFS_SOURCE=\"x\"\nCONFIG_CMDLINE_BOOL=y\n"
         );
+    }
+
+    #[test]
+    fn the_nodes_command_line_can_be_configured_and_keeps_the_watchdog_over_a_kexec() {
+        let line = checked(&COMMAND_LINE.map(str::to_owned)).unwrap();
+        assert!(line.split(' ').any(|argument| argument == "watchdog.stop_on_reboot=0"), "{line}");
     }
 
     #[test]
