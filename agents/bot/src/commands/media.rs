@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use croft_media::esp::{Contents, MediumError};
 use croft_media::flash::{self, DescribeError, FlashError, Phase, Refusal, Roots, Target};
-use croft_media::keys::{self, Enrolment, KeyError, Role, Signer};
+use croft_media::keys::{self, KeyError, Role, Signer};
 use croft_media::netboot::NetbootError;
-use croft_media::{authenticode, efi_variable, iso, netboot, rsa, usb};
+use croft_media::{authenticode, iso, netboot, rsa, usb};
 use croft_protocol::addition::{Addition, FromBootError, InvalidAddition};
 use croft_protocol::boot::{BootConfig, InvalidBootConfig};
 use croft_protocol::units::show_bytes;
@@ -60,8 +60,6 @@ enum MediaError {
     Netboot(#[from] NetbootError),
     #[error("{path} can't be signed")]
     Sign { path: PathBuf, source: Box<authenticode::SignFileError> },
-    #[error("the enrolment can't be made")]
-    Enrolment(#[from] efi_variable::VariableError),
     #[error(
         "nobody is here to ask: look at the line above, and say that it is the right disk with --yes-erase {device}"
     )]
@@ -197,15 +195,9 @@ struct Keys {
 
 /// Makes PK, KEK and db, and the files that bring them into a machine's firmware.
 pub(super) fn make_keys(c: &mut Context<'_>, folder: &Path) -> Result<(), Failure> {
-    let failed = |error: KeyError| Failure::failed(error);
-    keys::create(folder, ORGANISATION, rsa::Bits::default(), now_ms() / 1_000).map_err(failed)?;
-    let signer = |role| Signer::load(folder, role).map_err(failed);
-    let db = keys::load_certificate(folder, Role::Db).map_err(failed)?;
-    let enrolment = Enrolment::new(&signer(Role::Pk)?, &signer(Role::Kek)?, &db, &[]);
-    let enrolment = enrolment.map_err(|error| Failure::failed(MediaError::from(error)))?;
-    let out = folder.join("enrol");
-    enrolment.write(&out).map_err(failed)?;
-    let shown = Keys { folder: folder.to_owned(), enrolment: out };
+    keys::create(folder, ORGANISATION, rsa::Bits::default(), now_ms() / 1_000)
+        .map_err(|error: KeyError| Failure::failed(error))?;
+    let shown = Keys { folder: folder.to_owned(), enrolment: folder.join(keys::ENROLMENT) };
     c.terminal.result(&shown, |k| {
         format!(
             "keys for Secure Boot in {}\n  enrolment  {}: copy it to a stick, put the firmware into setup mode, and enrol db, KEK, then PK\nKeep PK and KEK offline; only db is needed to sign. 'croft media sign' signs a boot file.\n",
