@@ -12,6 +12,7 @@ use croft_media::esp::{Contents, MediumError};
 use croft_media::flash::{self, DescribeError, FlashError, Phase, Refusal, Roots, Target};
 use croft_media::keys::{self, KeyError, Role, Signer};
 use croft_media::netboot::NetbootError;
+use croft_media::pe::{Pe, PeError};
 use croft_media::{authenticode, iso, netboot, rsa, usb};
 use croft_protocol::addition::{Addition, FromBootError, InvalidAddition};
 use croft_protocol::boot::{BootConfig, InvalidBootConfig};
@@ -54,6 +55,8 @@ enum MediaError {
     Addition(#[from] FromBootError),
     #[error("this boot configuration can't go onto a medium; sign it as the farm's owner: --bot OWNER")]
     Seal(#[from] InvalidAddition),
+    #[error("{path} is no boot file: make one with 'cargo xtask image --boot-file'")]
+    NoBootFile { path: PathBuf, source: PeError },
     #[error("the medium can't be made")]
     Medium(#[from] MediumError),
     #[error("the netboot folder can't be made")]
@@ -76,6 +79,7 @@ struct Made {
     medium: Medium,
     out: PathBuf,
     boot_file_sha256: Hash,
+    signed: bool,
     addition_bytes: usize,
     bytes: u64,
 }
@@ -115,8 +119,9 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
         Addition::from_boot(&config, owner.id()).map_err(|e| Failure::usage(MediaError::from(e)))?;
     let addition = addition.seal(&owner).map_err(|e| Failure::usage(MediaError::from(e)))?;
     let mut boot_file = read(&flags.boot_file)?;
+    let mut is_signed = is_signed(&flags.boot_file, &boot_file)?;
     if let Some(folder) = &flags.keys {
-        boot_file = signed(&flags.boot_file, &boot_file, folder)?;
+        (boot_file, is_signed) = (signed(&flags.boot_file, &boot_file, folder)?, true);
     }
     let contents = Contents { boot_file: &boot_file, addition: Some(&addition) };
     let failed = |error: MediaError| Failure::failed(error);
@@ -137,6 +142,7 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
         medium: flags.medium,
         out: std::path::absolute(&flags.out).unwrap_or_else(|_| flags.out.clone()),
         boot_file_sha256: Hash::of_bytes(&boot_file),
+        signed: is_signed,
         addition_bytes: addition.len(),
         bytes,
     };
@@ -150,8 +156,13 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
                     m.out.display()
                 )
         };
+        let unsigned = if m.signed {
+            ""
+        } else {
+            "\n  the boot file is not signed: machines under Secure Boot refuse it; sign it with --keys"
+        };
         format!(
-            "{} for farm '{}': {} ({})\n  boot file  sha256 {}\n  it holds a permission to join the farm: keep it like a key\n{next}\n",
+            "{} for farm '{}': {} ({})\n  boot file  sha256 {}{unsigned}\n  it holds a permission to join the farm: keep it like a key\n{next}\n",
             m.medium.words(),
             m.farm,
             m.out.display(),
@@ -159,6 +170,13 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
             m.boot_file_sha256,
         )
     })
+}
+
+/// Whether a boot file carries a signature, whoever's; what is no EFI program is refused.
+fn is_signed(path: &Path, boot_file: &[u8]) -> Result<bool, Failure> {
+    let pe = Pe::parse(boot_file)
+        .map_err(|source| Failure::usage(MediaError::NoBootFile { path: path.to_owned(), source }))?;
+    Ok(!pe.certificates().is_empty())
 }
 
 fn signed(path: &Path, boot_file: &[u8], folder: &Path) -> Result<Vec<u8>, Failure> {
