@@ -55,6 +55,8 @@ enum MediaError {
     Addition(#[from] FromBootError),
     #[error("this boot configuration can't go onto a medium; sign it as the farm's owner: --bot OWNER")]
     Seal(#[from] InvalidAddition),
+    #[error(transparent)]
+    NotAFile(#[from] usb::NotAFile),
     #[error("{path} is no boot file: make one with 'cargo xtask image --boot-file'")]
     NoBootFile { path: PathBuf, source: PeError },
     #[error("the medium can't be made")]
@@ -112,6 +114,9 @@ fn boot_config(farm: &Name, path: &Path) -> Result<BootConfig, Failure> {
 /// Makes a medium for a farm's machines. Needs no replica: all of it is in files.
 pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), Failure> {
     let farm = &flags.farm;
+    if flags.medium != Medium::Netboot {
+        check_out(&flags.out)?;
+    }
     let default = || c.home.root().join("farms").join(farm.as_str()).join("boot.toml");
     let config = boot_config(farm, &flags.boot_config.clone().unwrap_or_else(default))?;
     let (_, owner) = c.acting_key()?;
@@ -172,6 +177,11 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
     })
 }
 
+/// A file takes the name in the end, so that a device there would lose its node.
+fn check_out(out: &Path) -> Result<(), Failure> {
+    usb::check_path(out).map_err(|error| Failure::usage(MediaError::from(error)))
+}
+
 /// Whether a boot file carries a signature, whoever's; what is no EFI program is refused.
 fn is_signed(path: &Path, boot_file: &[u8]) -> Result<bool, Failure> {
     let pe = Pe::parse(boot_file)
@@ -195,6 +205,7 @@ struct Signed {
 
 /// Signs a boot file for Secure Boot.
 pub(super) fn sign(c: &mut Context<'_>, file: &Path, folder: &Path, out: &Path) -> Result<(), Failure> {
+    check_out(out)?;
     let bytes = signed(file, &read(file)?, folder)?;
     let written = files::aside(out, &bytes, false).and_then(|aside| aside.replace(out, false));
     written.map_err(|source| Failure::failed(MediaError::Write { path: out.to_owned(), source }))?;

@@ -114,3 +114,33 @@ fn secure_boot_keys_are_made_once_and_never_overwritten() {
     assert_ne!(again.code, 0);
     assert_eq!(["PK", "KEK", "db"].map(key), before);
 }
+
+#[test]
+fn an_image_or_a_signed_boot_file_replaces_no_device() {
+    let world = World::with_farm();
+    let (boot_file, keys) = (boot_file(&world), world.home().with_extension("keys").display().to_string());
+    let boot = world.file("farm.toml", &world.boot_config());
+    world.text(&format!("media keys {keys}"));
+    let out = world.home().with_extension("out");
+    let image = format!("farm image --farm attic --boot-file {boot_file} --boot-config {boot} --bot bob");
+    let signed = format!("media sign {boot_file} --keys {keys}");
+    // A socket stands for a device, which only root can make.
+    let listener = std::os::unix::net::UnixListener::bind(&out).unwrap();
+    for line in [format!("{image} --medium usb"), format!("{image} --medium iso"), signed.clone()] {
+        let output = world.run(&format!("{line} --out {}", out.display()));
+        assert_eq!(output.code, 2, "{line}: {}", output.err);
+        let says = format!("{} is there and is no regular file: name another one", out.display());
+        assert!(output.err.contains(&says), "{line}: {}", output.err);
+        assert!(!out.is_file(), "{line}");
+    }
+    drop(listener);
+    std::fs::remove_file(&out).unwrap();
+    world.text(&format!("{signed} --out {}", out.display()));
+    let text = world.text(&format!("{signed} --out {}", out.display()));
+    assert!(text.contains("is signed by"), "a file is made anew: {text}");
+
+    let signed_file = out.display().to_string();
+    let line = format!("farm image --farm attic --boot-file {signed_file} --boot-config {boot} --bot bob");
+    let text = world.text(&format!("{line} --out {}", out.with_extension("img").display()));
+    assert!(!text.contains("not signed"), "{text}");
+}
