@@ -4,7 +4,7 @@
 //! reads the events.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Happening;
+use super::{Happening, Interface};
 use crate::grid::now_ms;
 
 /// Machines of a rack that load at the same time; further ones wait, or ask again.
@@ -81,7 +81,7 @@ pub(super) async fn dhcp(socket: UdpSocket, port: u16, offers: Offers, events: m
 /// Opens a session for each read request.
 pub(super) async fn tftp(
     socket: UdpSocket,
-    address: Ipv4Addr,
+    interface: Interface,
     folder: Arc<Folder>,
     events: mpsc::Sender<Happening>,
 ) {
@@ -107,10 +107,10 @@ pub(super) async fn tftp(
         };
         // A machine beyond the limit hears nothing and asks again.
         let Ok(permit) = sessions.clone().try_acquire_owned() else { continue };
-        let events = events.clone();
+        let (interface, events) = (interface.clone(), events.clone());
         tokio::spawn(async move {
             let session = Session::new(&request, served.bytes);
-            let sent = timeout(SESSION_LIMIT, send(address, from, session, &served)).await;
+            let sent = timeout(SESSION_LIMIT, send(&interface, from, session, &served)).await;
             drop(permit);
             let mut said = event("took", from.ip().to_string(), "TFTP");
             said.bytes = Some(served.bytes);
@@ -124,8 +124,13 @@ pub(super) async fn tftp(
 }
 
 /// One file to one machine, from a port of its own (RFC 1350, 4).
-async fn send(address: Ipv4Addr, to: SocketAddr, mut session: Session, served: &Served) -> io::Result<()> {
-    let socket = UdpSocket::bind((address, 0)).await?;
+async fn send(
+    interface: &Interface,
+    to: SocketAddr,
+    mut session: Session,
+    served: &Served,
+) -> io::Result<()> {
+    let socket = interface.udp_socket(0)?;
     socket.connect(to).await?;
     let retry = session.timeout_s.map_or(RETRY, |seconds| Duration::from_secs(seconds.into()));
     let mut buffer = vec![0; DATAGRAM_BYTES];
@@ -255,6 +260,8 @@ async fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use croft_media::esp::Contents;
     use croft_media::netboot;
 
@@ -269,6 +276,27 @@ mod tests {
 
     fn boot_file() -> Vec<u8> {
         (0..200_000_u32).flat_map(u32::to_le_bytes).collect()
+    }
+
+    fn loopback(name: &str) -> Interface {
+        Interface { name: name.to_owned(), address: Ipv4Addr::LOCALHOST }
+    }
+
+    const READ: &[u8] = b"\0\x01croft.efi\0octet\0tsize\x000\0";
+
+    #[tokio::test]
+    async fn a_tftp_session_goes_by_the_interface_and_by_no_other() {
+        let (_dir, folder) = folder(&boot_file());
+        let socket = loopback("lo").udp_socket(0).unwrap();
+        let server = socket.local_addr().unwrap();
+        let (events, mut happened) = mpsc::channel(8);
+        // That the interface is not there is how it shows here that the session wants it.
+        let serving = tokio::spawn(tftp(socket, loopback("croft-none"), folder, events));
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().send_to(READ, server).await.unwrap();
+        let said = happened.recv().await.unwrap();
+        assert_eq!((said.event, said.by), ("did not take", "TFTP"));
+        assert!(said.reason.unwrap().contains("No such device"));
+        serving.abort();
     }
 
     #[tokio::test]
@@ -302,7 +330,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let server = socket.local_addr().unwrap();
         let (events, mut happened) = mpsc::channel(8);
-        let serving = tokio::spawn(tftp(socket, Ipv4Addr::LOCALHOST, folder, events));
+        let serving = tokio::spawn(tftp(socket, loopback("lo"), folder, events));
         let machine = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         machine.send_to(b"\0\x02croft.efi\0octet\0", server).await.unwrap();
         let mut buffer = vec![0; 4_096];
