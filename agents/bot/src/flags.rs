@@ -364,7 +364,7 @@ The boot file is the same for every farm ('cargo xtask image --boot-file' makes 
 farm's own comes from its boot configuration, is signed by its owner, and lies beside the boot
 file: grid, farm, permission to join, addresses. Equal input gives equal bytes. A machine that
 boots over the network does not find it yet.
-JSON: {farm, medium, out, boot_file_sha256, addition_bytes, bytes}")]
+JSON: {farm, medium, out, boot_file_sha256, signed, addition_bytes, bytes}")]
     Image(FarmImageFlags),
     /// The machines of a farm
     #[command(after_help = "\

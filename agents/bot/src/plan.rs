@@ -211,7 +211,7 @@ impl Action {
         )
     }
 
-    /// Whether it only works with files of this machine.
+    /// Whether it only works with files and disks of this machine, without ever waiting for a signal.
     #[must_use]
     pub fn is_local(&self) -> bool {
         matches!(
@@ -226,7 +226,6 @@ impl Action {
                 | Self::MediaDisks
                 | Self::MediaFlash { .. }
                 | Self::MediaKeys { .. }
-                | Self::MediaServe(_)
                 | Self::MediaSign { .. }
                 | Self::ReleaseKeysNew { .. }
                 | Self::GridInit(_)
@@ -677,6 +676,14 @@ mod tests {
         assert_eq!(of("shop"), Ok(ContractTarget::Text("shop".to_owned())));
         assert!(of("Shop!").unwrap_err().contains("'Shop!' is no name"));
         assert!(of("a/b/c").unwrap_err().contains("'b/c' is no name"));
+    }
+
+    #[test]
+    fn what_goes_on_until_a_signal_hears_of_it() {
+        for line in ["media serve --folder boot", "grid up", "farm serve", "logs shop -f", "ledger log -f"] {
+            let action = plan(&format!("{line} --home /h"), &[]).unwrap().action;
+            assert!(action.ends_by_signal() && !action.is_local(), "{line}");
+        }
     }
 
     #[test]

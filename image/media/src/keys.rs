@@ -28,6 +28,8 @@ use crate::efi_variable::{self, Entries, Variable, VariableError, Write};
 use crate::rsa::{Bits, RsaError, RsaKey};
 use crate::x509::{Cert, CertificateError};
 
+/// Where [`create`] puts what firmware takes, in the folder of the keys.
+pub const ENROLMENT: &str = "enrol";
 /// A key file of 4096 bits has 2.4 kB.
 const FILE_BYTES_MAX: u64 = 16 * 1024;
 
@@ -85,6 +87,8 @@ pub enum KeyError {
     Generate(#[from] RsaError),
     #[error("a certificate could not be made")]
     MakeCertificate(#[from] CertificateError),
+    #[error("the enrolment can't be made")]
+    Enrolment(#[from] VariableError),
 }
 
 impl Signer {
@@ -132,7 +136,8 @@ pub fn load_certificate(folder: &Path, role: Role) -> Result<Cert, KeyError> {
     Cert::from_der(&read(&path, false)?).map_err(|source| KeyError::Certificate { path, source })
 }
 
-/// Makes a folder with three new keys and their certificates. It appears whole or not at all.
+/// Makes a folder with three new keys, their certificates, and the [`Enrolment`] beside them. It appears whole or not at
+/// all.
 ///
 /// # Errors
 /// [`KeyError`]; whatever was there stays.
@@ -142,11 +147,14 @@ pub fn create(folder: &Path, organisation: &str, bits: Bits, created_s: u64) -> 
     if folder.symlink_metadata().is_ok() {
         return Err(exists());
     }
-    let signers = Role::ALL.map(|role| {
+    let signer = |role: Role| {
         let key = RsaKey::generate(bits)?;
         let cert = Cert::self_signed(&key, &format!("Croft {}", role.name()), organisation, created_s)?;
-        Ok::<_, KeyError>((role, Signer { key, cert }))
-    });
+        Ok::<_, KeyError>(Signer { key, cert })
+    };
+    let signers = [signer(Role::Pk)?, signer(Role::Kek)?, signer(Role::Db)?];
+    let [pk, kek, db] = &signers;
+    let enrolment = Enrolment::new(pk, kek, &db.cert, &[])?;
     let failed = |source| KeyError::Write { path: folder.to_owned(), source };
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
@@ -154,12 +162,12 @@ pub fn create(folder: &Path, organisation: &str, bits: Bits, created_s: u64) -> 
     let private = fs::Permissions::from_mode(0o700);
     let aside =
         tempfile::Builder::new().prefix(".keys-").permissions(private).tempdir_in(parent).map_err(failed)?;
-    for signer in signers {
-        let (role, signer) = signer?;
+    for (role, signer) in Role::ALL.into_iter().zip(&signers) {
         let file = |end: &str| aside.path().join(format!("{}.{end}", role.name()));
         write(&file("key"), signer.key.to_pkcs8(), 0o600).map_err(failed)?;
         write(&file("cer"), signer.cert.der(), 0o644).map_err(failed)?;
     }
+    enrolment.write(&aside.path().join(ENROLMENT))?;
     sync_folder(aside.path()).map_err(failed)?;
     let done = rustix::fs::renameat_with(CWD, aside.path(), CWD, folder, RenameFlags::NOREPLACE);
     match done {
@@ -305,6 +313,7 @@ mod tests {
             "{error}"
         );
         assert_eq!(fs::read(folder.join("PK.key")).unwrap(), before);
+        assert_eq!(fs::read_dir(folder.join(ENROLMENT)).unwrap().count(), 9, "it came with the keys");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
     }
 

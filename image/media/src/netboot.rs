@@ -44,6 +44,8 @@ pub enum NetbootError {
         "line {line} of the netboot folder's {CHECKSUMS} is no checksum of a file in it: make the folder again"
     )]
     Line { line: usize },
+    #[error("the netboot folder's {CHECKSUMS} does not list {name}: make the folder again")]
+    Unlisted { name: &'static str },
 }
 
 /// The script for iPXE. Addresses are relative: iPXE takes files from where it took the script. It tries for ever, with
@@ -110,7 +112,8 @@ pub fn write(folder: &Path, contents: &Contents<'_>) -> Result<(), NetbootError>
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed(folder))
 }
 
-/// Checks a folder by its own checksums, as a server does before it hands anything out.
+/// Checks a folder by its own checksums, as a server does before it hands anything out. Returns the names that they list:
+/// boot file and script always, addition and second script where they are there.
 ///
 /// # Errors
 /// [`NetbootError`] names the file or the line.
@@ -130,7 +133,11 @@ pub fn verify(folder: &Path) -> Result<Vec<String>, NetbootError> {
         }
         names.push(name.to_owned());
     }
-    Ok(names)
+    // Without these no machine boots, and a list that was cut off at its end checks as well as a whole one.
+    match [BOOT_FILE, SCRIPT].into_iter().find(|name| !names.iter().any(|listed| listed == name)) {
+        Some(name) => Err(NetbootError::Unlisted { name }),
+        None => Ok(names),
+    }
 }
 
 /// Whole or not at all, and readable for the server, which is somebody else.
@@ -168,6 +175,25 @@ mod tests {
         );
         fs::write(folder.join(CHECKSUMS), "00  ../../etc/passwd\n").unwrap();
         assert!(matches!(verify(&folder), Err(NetbootError::Line { line: 1 })));
+    }
+
+    #[test]
+    fn checksums_that_leave_out_what_machines_boot_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &CONTENTS).unwrap();
+        let sums = fs::read_to_string(dir.path().join(CHECKSUMS)).unwrap();
+        let says = |name: &str| {
+            format!("the netboot folder's SHA256SUMS does not list {name}: make the folder again")
+        };
+        let without = |name: &str| -> String {
+            sums.split_inclusive('\n').filter(|line| !line.ends_with(&format!("  {name}\n"))).collect()
+        };
+        for (left, name) in
+            [(String::new(), BOOT_FILE), (without(BOOT_FILE), BOOT_FILE), (without(SCRIPT), SCRIPT)]
+        {
+            fs::write(dir.path().join(CHECKSUMS), left).unwrap();
+            assert_eq!(verify(dir.path()).unwrap_err().to_string(), says(name));
+        }
     }
 
     #[test]

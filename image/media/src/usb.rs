@@ -11,7 +11,8 @@
 
 use std::fs;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 
 use crate::esp::{self, Contents, MediumError, Room};
 use crate::gpt::{BACKUP_BLOCKS, BLOCK_BYTES, Disk, ESP_TYPE, Guid, Partition};
@@ -28,6 +29,15 @@ pub struct Image {
     pub bytes: Vec<u8>,
     pub disk: Guid,
     pub partition: Guid,
+}
+
+/// Why nothing is written to a path.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAFile {
+    #[error("{path} is a disk: name a file, and write that to the disk with 'croft media flash'")]
+    Disk { path: PathBuf },
+    #[error("{path} is there and is no regular file: name another one")]
+    Other { path: PathBuf },
 }
 
 /// The image for this content.
@@ -58,13 +68,28 @@ pub fn image(contents: &Contents<'_>) -> Result<Image, MediumError> {
     Ok(Image { bytes, disk: disk.guid, partition: disk.partition.guid })
 }
 
+/// Checks that a file may take this path: a rename over a device node would replace the node, and write nothing to the
+/// device. A link counts as what it leads to.
+///
+/// # Errors
+/// [`NotAFile`] for what is there and is no regular file.
+pub fn check_path(path: &Path) -> Result<(), NotAFile> {
+    match fs::metadata(path).map(|metadata| metadata.file_type()) {
+        Ok(kind) if kind.is_block_device() => Err(NotAFile::Disk { path: path.to_owned() }),
+        Ok(kind) if !kind.is_file() => Err(NotAFile::Other { path: path.to_owned() }),
+        // What can't be looked at can't be written either, which says why.
+        _ => Ok(()),
+    }
+}
+
 /// Writes an image as a file with holes where it is empty: most of it waits for upgrades. Written aside and renamed, so
 /// that no half image has the name.
 ///
 /// # Errors
-/// Of the file system.
+/// Of the file system, and [`NotAFile`].
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     const HOLE_BYTES: usize = 64 * 1024;
+    check_path(path).map_err(io::Error::other)?;
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     for (index, part) in bytes.chunks(HOLE_BYTES).enumerate() {
@@ -124,6 +149,37 @@ mod tests {
         let metadata = path.metadata().unwrap();
         assert!(metadata.blocks() * 512 < metadata.len() / 4, "{} blocks", metadata.blocks());
         assert_eq!(metadata.mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, link, disk) =
+            (dir.path().join("socket"), dir.path().join("link"), dir.path().join("sdz"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        for path in [&socket, &link] {
+            let error = write_file(path, b"image").unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("{} is there and is no regular file: name another one", path.display())
+            );
+        }
+        assert!(socket.symlink_metadata().unwrap().file_type().is_socket());
+        assert!(link.is_symlink());
+        // Of a major number that no driver has. Needs root.
+        let device = rustix::fs::makedev(4_000, 0);
+        let (kind, mode) = (rustix::fs::FileType::BlockDevice, rustix::fs::Mode::RUSR);
+        if rustix::fs::mknodat(rustix::fs::CWD, &disk, kind, mode, device).is_ok() {
+            let error = check_path(&disk).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!(
+                    "{} is a disk: name a file, and write that to the disk with 'croft media flash'",
+                    disk.display()
+                )
+            );
+        }
     }
 
     #[test]

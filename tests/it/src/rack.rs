@@ -1,6 +1,7 @@
 //! A rack on one machine: a switch with a netboot server in a network namespace, and a DHCP server of somebody else's in
 //! another, and where it is asked for a second netboot server. Machines are QEMU on taps of the switch. Nothing of it reaches outside; it goes away with its handle.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,8 @@ pub const SERVER: &str = "10.78.0.1";
 const DHCP: &str = "10.78.0.2";
 /// The second server's.
 pub const OTHER_SERVER: &str = "10.78.0.3";
+/// Programs that play machines, each with an address of its own: a server serves only so much to one address.
+const CLIENTS: &str = "10.78.0.128/25";
 /// A process that serves says so within this.
 const READY: Duration = Duration::from_secs(60);
 
@@ -146,12 +149,13 @@ impl Rack {
         Ok(())
     }
 
-    /// A namespace whose `eth0` is on the switch, for programs that play machines.
+    /// A namespace whose `eth0` is on the switch, for programs that play machines with the addresses of [`client`].
     ///
     /// # Errors
     /// Names the command that failed.
     pub async fn plug_clients(&self) -> Result<String> {
         self.plug(&self.other, "p1", OTHER_SERVER).await?;
+        ip(&[&["-n", &self.other, "route", "add", "local", CLIENTS, "dev", "eth0"]]).await?;
         Ok(self.other.clone())
     }
 
@@ -247,6 +251,12 @@ impl Drop for Rack {
             let _ = command.args(["netns", "delete", name]).stderr(Stdio::null()).status();
         }
     }
+}
+
+/// The address of a machine that a program plays; there is room for 126.
+#[must_use]
+pub fn client(machine: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 78, 0, 129 + machine % 126)
 }
 
 /// Whether namespaces can be made here.

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use croft_media::esp::{Contents, MediumError};
 use croft_media::flash::{self, DescribeError, FlashError, Phase, Refusal, Roots, Target};
-use croft_media::keys::{self, Enrolment, KeyError, Role, Signer};
+use croft_media::keys::{self, KeyError, Role, Signer};
 use croft_media::netboot::NetbootError;
-use croft_media::{authenticode, efi_variable, iso, netboot, rsa, usb};
+use croft_media::pe::{Pe, PeError};
+use croft_media::{authenticode, iso, netboot, rsa, usb};
 use croft_protocol::addition::{Addition, FromBootError, InvalidAddition};
 use croft_protocol::boot::{BootConfig, InvalidBootConfig};
 use croft_protocol::units::show_bytes;
@@ -54,14 +55,16 @@ enum MediaError {
     Addition(#[from] FromBootError),
     #[error("this boot configuration can't go onto a medium; sign it as the farm's owner: --bot OWNER")]
     Seal(#[from] InvalidAddition),
+    #[error(transparent)]
+    NotAFile(#[from] usb::NotAFile),
+    #[error("{path} is no boot file: make one with 'cargo xtask image --boot-file'")]
+    NoBootFile { path: PathBuf, source: PeError },
     #[error("the medium can't be made")]
     Medium(#[from] MediumError),
     #[error("the netboot folder can't be made")]
     Netboot(#[from] NetbootError),
     #[error("{path} can't be signed")]
     Sign { path: PathBuf, source: Box<authenticode::SignFileError> },
-    #[error("the enrolment can't be made")]
-    Enrolment(#[from] efi_variable::VariableError),
     #[error(
         "nobody is here to ask: look at the line above, and say that it is the right disk with --yes-erase {device}"
     )]
@@ -78,6 +81,7 @@ struct Made {
     medium: Medium,
     out: PathBuf,
     boot_file_sha256: Hash,
+    signed: bool,
     addition_bytes: usize,
     bytes: u64,
 }
@@ -110,6 +114,9 @@ fn boot_config(farm: &Name, path: &Path) -> Result<BootConfig, Failure> {
 /// Makes a medium for a farm's machines. Needs no replica: all of it is in files.
 pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), Failure> {
     let farm = &flags.farm;
+    if flags.medium != Medium::Netboot {
+        check_out(&flags.out)?;
+    }
     let default = || c.home.root().join("farms").join(farm.as_str()).join("boot.toml");
     let config = boot_config(farm, &flags.boot_config.clone().unwrap_or_else(default))?;
     let (_, owner) = c.acting_key()?;
@@ -117,8 +124,9 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
         Addition::from_boot(&config, owner.id()).map_err(|e| Failure::usage(MediaError::from(e)))?;
     let addition = addition.seal(&owner).map_err(|e| Failure::usage(MediaError::from(e)))?;
     let mut boot_file = read(&flags.boot_file)?;
+    let mut is_signed = is_signed(&flags.boot_file, &boot_file)?;
     if let Some(folder) = &flags.keys {
-        boot_file = signed(&flags.boot_file, &boot_file, folder)?;
+        (boot_file, is_signed) = (signed(&flags.boot_file, &boot_file, folder)?, true);
     }
     let contents = Contents { boot_file: &boot_file, addition: Some(&addition) };
     let failed = |error: MediaError| Failure::failed(error);
@@ -139,6 +147,7 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
         medium: flags.medium,
         out: std::path::absolute(&flags.out).unwrap_or_else(|_| flags.out.clone()),
         boot_file_sha256: Hash::of_bytes(&boot_file),
+        signed: is_signed,
         addition_bytes: addition.len(),
         bytes,
     };
@@ -152,8 +161,13 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
                     m.out.display()
                 )
         };
+        let unsigned = if m.signed {
+            ""
+        } else {
+            "\n  the boot file is not signed: machines under Secure Boot refuse it; sign it with --keys"
+        };
         format!(
-            "{} for farm '{}': {} ({})\n  boot file  sha256 {}\n  it holds a permission to join the farm: keep it like a key\n{next}\n",
+            "{} for farm '{}': {} ({})\n  boot file  sha256 {}{unsigned}\n  it holds a permission to join the farm: keep it like a key\n{next}\n",
             m.medium.words(),
             m.farm,
             m.out.display(),
@@ -161,6 +175,18 @@ pub(super) fn image(c: &mut Context<'_>, flags: &FarmImageFlags) -> Result<(), F
             m.boot_file_sha256,
         )
     })
+}
+
+/// A file takes the name in the end, so that a device there would lose its node.
+fn check_out(out: &Path) -> Result<(), Failure> {
+    usb::check_path(out).map_err(|error| Failure::usage(MediaError::from(error)))
+}
+
+/// Whether a boot file carries a signature, whoever's; what is no EFI program is refused.
+fn is_signed(path: &Path, boot_file: &[u8]) -> Result<bool, Failure> {
+    let pe = Pe::parse(boot_file)
+        .map_err(|source| Failure::usage(MediaError::NoBootFile { path: path.to_owned(), source }))?;
+    Ok(!pe.certificates().is_empty())
 }
 
 fn signed(path: &Path, boot_file: &[u8], folder: &Path) -> Result<Vec<u8>, Failure> {
@@ -179,6 +205,7 @@ struct Signed {
 
 /// Signs a boot file for Secure Boot.
 pub(super) fn sign(c: &mut Context<'_>, file: &Path, folder: &Path, out: &Path) -> Result<(), Failure> {
+    check_out(out)?;
     let bytes = signed(file, &read(file)?, folder)?;
     let written = files::aside(out, &bytes, false).and_then(|aside| aside.replace(out, false));
     written.map_err(|source| Failure::failed(MediaError::Write { path: out.to_owned(), source }))?;
@@ -197,15 +224,9 @@ struct Keys {
 
 /// Makes PK, KEK and db, and the files that bring them into a machine's firmware.
 pub(super) fn make_keys(c: &mut Context<'_>, folder: &Path) -> Result<(), Failure> {
-    let failed = |error: KeyError| Failure::failed(error);
-    keys::create(folder, ORGANISATION, rsa::Bits::default(), now_ms() / 1_000).map_err(failed)?;
-    let signer = |role| Signer::load(folder, role).map_err(failed);
-    let db = keys::load_certificate(folder, Role::Db).map_err(failed)?;
-    let enrolment = Enrolment::new(&signer(Role::Pk)?, &signer(Role::Kek)?, &db, &[]);
-    let enrolment = enrolment.map_err(|error| Failure::failed(MediaError::from(error)))?;
-    let out = folder.join("enrol");
-    enrolment.write(&out).map_err(failed)?;
-    let shown = Keys { folder: folder.to_owned(), enrolment: out };
+    keys::create(folder, ORGANISATION, rsa::Bits::default(), now_ms() / 1_000)
+        .map_err(|error: KeyError| Failure::failed(error))?;
+    let shown = Keys { folder: folder.to_owned(), enrolment: folder.join(keys::ENROLMENT) };
     c.terminal.result(&shown, |k| {
         format!(
             "keys for Secure Boot in {}\n  enrolment  {}: copy it to a stick, put the firmware into setup mode, and enrol db, KEK, then PK\nKeep PK and KEK offline; only db is needed to sign. 'croft media sign' signs a boot file.\n",

@@ -3,7 +3,15 @@
 use croft_protocol::addition::{Expectation, Validated};
 use croft_protocol::boot::BootConfig;
 
-use super::world::World;
+use super::releases::efi_program;
+use super::world::{World, fields_are_documented};
+
+/// A file that firmware would start.
+fn boot_file(world: &World) -> String {
+    let path = world.file("croft.efi", "");
+    std::fs::write(&path, efi_program(1)).unwrap();
+    path
+}
 
 /// Where the addition is in a medium, whatever the file system around it.
 fn addition_in(medium: &[u8]) -> Validated {
@@ -15,7 +23,7 @@ fn addition_in(medium: &[u8]) -> Validated {
 #[test]
 fn a_medium_carries_the_farms_own_settings_signed_by_its_owner() {
     let world = World::with_farm();
-    let boot_file = world.file("croft.efi", "MZ no kernel, but nobody looks into it here");
+    let boot_file = boot_file(&world);
     let boot = world.file("farm.toml", &world.boot_config());
     let expected = BootConfig::parse(&world.boot_config()).unwrap();
     for (medium, size) in [("usb", 30 << 20), ("iso", 30 << 20)] {
@@ -23,13 +31,16 @@ fn a_medium_carries_the_farms_own_settings_signed_by_its_owner() {
         let line = format!("farm image --farm attic --boot-file {boot_file} --boot-config {boot} --bot bob");
         let line = format!("{line} --medium {medium} --out {out}");
         let made = world.json(&line);
+        fields_are_documented("farm image", &made);
         assert_eq!((&made["farm"], &made["medium"]), (&"attic".into(), &medium.into()));
+        assert_eq!(made["signed"], false);
         let bytes = std::fs::read(&out).unwrap();
         assert_eq!(made["bytes"].as_u64().unwrap(), bytes.len() as u64);
         assert!(bytes.len() > size, "{} bytes", bytes.len());
         assert_eq!(addition_in(&bytes).boot_config(), expected);
         let text = world.text(&line);
         assert!(text.contains("keep it like a key") && text.contains("croft media flash"), "{text}");
+        assert!(text.contains("the boot file is not signed"), "{text}");
         assert_eq!(std::fs::read(&out).unwrap(), bytes, "equal input, equal bytes");
     }
     let out = world.home().with_extension("netboot");
@@ -41,7 +52,8 @@ fn a_medium_carries_the_farms_own_settings_signed_by_its_owner() {
 #[test]
 fn what_keeps_a_medium_from_being_made_is_named_with_the_remedy() {
     let world = World::with_farm();
-    let boot_file = world.file("croft.efi", "MZ");
+    let boot_file = boot_file(&world);
+    let no_boot_file = world.file("vmlinuz", "MZ, and then no EFI program");
     let boot = world.file("farm.toml", &world.boot_config());
     let out = world.home().with_extension("img").display().to_string();
     let refusals = [
@@ -56,11 +68,16 @@ fn what_keeps_a_medium_from_being_made_is_named_with_the_remedy() {
             "",
         ),
         (
-            format!("--farm attic --boot-file {boot_file} --boot-config {boot_file}"),
+            format!("--farm attic --boot-file {boot_file} --boot-config {no_boot_file}"),
             "is no boot configuration",
             "",
         ),
         (format!("--farm attic --boot-file {out}.missing --boot-config {boot}"), "can't read ", ".missing"),
+        (
+            format!("--farm attic --boot-file {no_boot_file} --boot-config {boot}"),
+            "vmlinuz is no boot file: make one with 'cargo xtask image --boot-file'",
+            "",
+        ),
     ];
     for (arguments, what, remedy) in refusals {
         let output = world.run(&format!("farm image {arguments} --out {out} --bot bob"));
@@ -96,4 +113,34 @@ fn secure_boot_keys_are_made_once_and_never_overwritten() {
     let again = world.run(&line);
     assert_ne!(again.code, 0);
     assert_eq!(["PK", "KEK", "db"].map(key), before);
+}
+
+#[test]
+fn an_image_or_a_signed_boot_file_replaces_no_device() {
+    let world = World::with_farm();
+    let (boot_file, keys) = (boot_file(&world), world.home().with_extension("keys").display().to_string());
+    let boot = world.file("farm.toml", &world.boot_config());
+    world.text(&format!("media keys {keys}"));
+    let out = world.home().with_extension("out");
+    let image = format!("farm image --farm attic --boot-file {boot_file} --boot-config {boot} --bot bob");
+    let signed = format!("media sign {boot_file} --keys {keys}");
+    // A socket stands for a device, which only root can make.
+    let listener = std::os::unix::net::UnixListener::bind(&out).unwrap();
+    for line in [format!("{image} --medium usb"), format!("{image} --medium iso"), signed.clone()] {
+        let output = world.run(&format!("{line} --out {}", out.display()));
+        assert_eq!(output.code, 2, "{line}: {}", output.err);
+        let says = format!("{} is there and is no regular file: name another one", out.display());
+        assert!(output.err.contains(&says), "{line}: {}", output.err);
+        assert!(!out.is_file(), "{line}");
+    }
+    drop(listener);
+    std::fs::remove_file(&out).unwrap();
+    world.text(&format!("{signed} --out {}", out.display()));
+    let text = world.text(&format!("{signed} --out {}", out.display()));
+    assert!(text.contains("is signed by"), "a file is made anew: {text}");
+
+    let signed_file = out.display().to_string();
+    let line = format!("farm image --farm attic --boot-file {signed_file} --boot-config {boot} --bot bob");
+    let text = world.text(&format!("{line} --out {}", out.with_extension("img").display()));
+    assert!(!text.contains("not signed"), "{text}");
 }

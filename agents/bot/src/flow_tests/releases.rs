@@ -5,7 +5,7 @@ use serde_json::json;
 use super::world::{World, fields_are_documented};
 
 /// An EFI program, right in its headers and useless in its code; several chunks long.
-fn efi_program(fill: u8) -> Vec<u8> {
+pub(super) fn efi_program(fill: u8) -> Vec<u8> {
     const PE: usize = 0x80;
     const SECTION: usize = 2_500_000_usize.next_multiple_of(512);
     let mut file = vec![0; 0x200];

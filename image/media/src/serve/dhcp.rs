@@ -151,7 +151,7 @@ impl Asked {
         let is_ipxe = option(77).windows(4).any(|part| part == b"iPXE") || options.contains_key(&175);
         let client = match (vendor, architecture) {
             ("HTTPClient", 16) => Client::UefiHttp,
-            ("PXEClient", 0 | 6 | 7 | 9) if is_ipxe => Client::Ipxe,
+            ("PXEClient", 0 | 7 | 9) if is_ipxe => Client::Ipxe,
             ("PXEClient", 0) => Client::Bios,
             ("PXEClient", 7 | 9) => Client::Uefi,
             _ => return Err(Ignored::Architecture { machine: Mac(mac), architecture }),
@@ -292,10 +292,15 @@ mod tests {
             told(&pxe(0), &by_tftp).unwrap_err(),
             "02:00:00:00:00:07 boots by BIOS and needs iPXE first: install the package ipxe, or put undionly.kpxe into the folder"
         );
-        assert_eq!(
-            told(&pxe(11), &OFFERS).unwrap_err(),
-            "02:00:00:00:00:07 has architecture 11, for which there is no boot file: only x86-64 boots"
-        );
+        // 6 is UEFI on a 32-bit processor, which iPXE does not change.
+        for (architecture, options) in [(11, pxe(11)), (6, pxe(6)), (6, ipxe(6))] {
+            assert_eq!(
+                told(&options, &OFFERS).unwrap_err(),
+                format!(
+                    "02:00:00:00:00:07 has architecture {architecture}, for which there is no boot file: only x86-64 boots"
+                )
+            );
+        }
     }
 
     #[test]

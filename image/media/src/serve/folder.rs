@@ -1,7 +1,7 @@
-//! The files that are served: those that lie in one folder under plain names, and iPXE for BIOS.
+//! The files that are served: those that the checksums of one folder list, these checksums, and iPXE for BIOS.
 //!
-//! Must never follow a link or a name out of the folder, and never serve half of one folder and half of the next: the
-//! folder is checked against its own checksums before the first answer.
+//! Must never follow a link or a name out of the folder, never serve what somebody else put into it, and never half of one
+//! folder and half of the next: the folder is checked against its own checksums before the first answer.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, openat};
 
-use crate::netboot::{self, BOOT_FILE, NetbootError, SCRIPT};
+use crate::netboot::{self, BOOT_FILE, CHECKSUMS, NetbootError, SCRIPT};
 
 /// iPXE for BIOS machines whose own ROM is another's, and where the distribution's package `ipxe` has it.
 pub const UNDIONLY: &str = "undionly.kpxe";
@@ -39,7 +39,9 @@ pub enum NotServed {
 
 #[derive(Debug)]
 pub struct Folder {
-    folder: OwnedFd,
+    dir: OwnedFd,
+    /// What its checksums list.
+    listed: Vec<String>,
     /// From outside the folder, chosen by us and not by who asks.
     undionly: Option<PathBuf>,
 }
@@ -62,17 +64,16 @@ impl Folder {
             |source: rustix::io::Errno| FolderError::Open { path: path.to_owned(), source: source.into() };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
-        let opened = Self { folder, undionly: None };
         for name in [BOOT_FILE, SCRIPT] {
-            if opened.file(name).is_err() {
+            if in_folder(&folder, name).is_err() {
                 return Err(FolderError::Lacks { path: path.to_owned(), name });
             }
         }
-        netboot::verify(path)
+        let listed = netboot::verify(path)
             .map_err(|source| FolderError::Damaged { path: path.to_owned(), source: Box::new(source) })?;
         let packaged = PathBuf::from(UNDIONLY_PACKAGED);
-        let undionly = (opened.file(UNDIONLY).is_err() && packaged.is_file()).then_some(packaged);
-        Ok(Self { undionly, ..opened })
+        let undionly = (in_folder(&folder, UNDIONLY).is_err() && packaged.is_file()).then_some(packaged);
+        Ok(Self { dir: folder, listed, undionly })
     }
 
     /// Whether BIOS machines without iPXE of their own can be served.
@@ -87,20 +88,33 @@ impl Folder {
     /// [`NotServed`].
     pub fn file(&self, asked: &str) -> Result<Served, NotServed> {
         let name = plain(asked).ok_or(NotServed::Name)?;
-        let file = match &self.undionly {
-            Some(path) if name == UNDIONLY => File::open(path).map_err(|_| NotServed::Missing)?,
-            _ => {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let opened = openat(&self.folder, name, flags, Mode::empty());
-                File::from(opened.map_err(|_| NotServed::Missing)?)
-            }
-        };
-        let metadata = file.metadata().map_err(|_| NotServed::Missing)?;
-        if !metadata.is_file() {
+        if ![CHECKSUMS, UNDIONLY].contains(&name) && !self.listed.iter().any(|listed| listed == name) {
             return Err(NotServed::Missing);
         }
-        Ok(Served { name: name.to_owned(), file, bytes: metadata.len() })
+        match &self.undionly {
+            Some(path) if name == UNDIONLY => Served::new(name, File::open(path)),
+            _ => in_folder(&self.dir, name),
+        }
     }
+}
+
+impl Served {
+    fn new(name: &str, opened: io::Result<File>) -> Result<Self, NotServed> {
+        let file = opened.map_err(|_| NotServed::Missing)?;
+        match file.metadata() {
+            Ok(metadata) if metadata.is_file() => {
+                Ok(Self { name: name.to_owned(), file, bytes: metadata.len() })
+            }
+            _ => Err(NotServed::Missing),
+        }
+    }
+}
+
+/// A file of the folder itself, listed or not.
+fn in_folder(folder: &OwnedFd, name: &str) -> Result<Served, NotServed> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = openat(folder, name, flags, Mode::empty());
+    Served::new(name, opened.map(File::from).map_err(io::Error::from))
 }
 
 /// The name of a file in the folder itself. Firmware likes to put slashes before it.
@@ -139,6 +153,7 @@ pub(crate) mod tests {
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).unwrap();
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         std::fs::write(dir.path().join(".hidden"), "x").unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "x").unwrap();
         for asked in [
             "../etc/passwd",
             "/etc/passwd",
@@ -153,8 +168,11 @@ pub(crate) mod tests {
         ] {
             assert_eq!(folder.file(asked).unwrap_err(), NotServed::Name, "{asked:?}");
         }
-        for asked in ["link", "sub", "nothing"] {
+        for asked in ["link", "sub", "nothing", "notes.txt"] {
             assert_eq!(folder.file(asked).unwrap_err(), NotServed::Missing, "{asked:?}");
+        }
+        for asked in ["boot.ipxe", "autoexec.ipxe", "farm.bin", "SHA256SUMS", UNDIONLY] {
+            assert!(folder.file(asked).is_ok(), "{asked:?}");
         }
     }
 
@@ -179,5 +197,9 @@ pub(crate) mod tests {
         let error = Folder::open(dir.path()).unwrap_err();
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("croft.efi is not what its checksums say"), "{source}");
+        std::fs::write(dir.path().join(CHECKSUMS), b"").unwrap();
+        let error = Folder::open(dir.path()).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(source, "the netboot folder's SHA256SUMS does not list croft.efi: make the folder again");
     }
 }

@@ -83,7 +83,8 @@ impl Request {
         } else {
             connection.contains("keep-alive")
         };
-        let range = named("range").and_then(range);
+        // Defined for GET alone (RFC 9110, 14.2).
+        let range = named("range").and_then(range).filter(|_| !is_head);
         Ok(Some((Self { path, is_head, keep_alive, range }, end)))
     }
 
@@ -211,6 +212,10 @@ mod tests {
         let head = read("HEAD /croft.efi?x HTTP/1.1\r\n\r\n");
         assert_eq!((head.path.as_str(), head.answer(100).body), ("/croft.efi", None));
         assert!(head.answer(100).head.contains("Content-Length: 100\r\n"));
+        for range in ["0-9", "100-"] {
+            let part = read(&format!("HEAD /croft.efi HTTP/1.1\r\nRange: bytes={range}\r\n\r\n"));
+            assert_eq!(part.answer(100), head.answer(100), "a part is of GET alone");
+        }
         assert!(!read("GET / HTTP/1.0\r\n\r\n").keep_alive);
         assert!(!read("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n").keep_alive);
         assert_eq!(read("GET http://192.0.2.1:8080/boot.ipxe HTTP/1.1\r\n\r\n").path, "/boot.ipxe");

@@ -5,20 +5,22 @@
 //! outside of those namespaces.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddrV4, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use croft_it::grid::binary;
 use croft_it::matrix;
-use croft_it::rack::{Rack, SERVER, is_possible};
+use croft_it::rack::{Rack, SERVER, client, is_possible};
 use croft_it::report::{self, Limit, Report, Row, Times};
 use croft_media::esp::Contents;
 use croft_media::netboot;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 /// Machines of a rack.
-const MACHINES: usize = 50;
+const MACHINES: u8 = 50;
 /// One machine has everything within this, or something hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -58,11 +60,11 @@ async fn rack_rows(boot_file: &[u8]) -> Result<Vec<Row>> {
     let (alone, _) = measured(&clients, 1)?;
     let (together, bytes) = measured(&clients, MACHINES)?;
     let content = (boot_file.len() + addition.len()) as f64;
-    let each = bytes as f64 / MACHINES as f64;
+    let each = bytes as f64 / f64::from(MACHINES);
     let times = Times::new(together.clone());
     let last = times.percentile_ms(100.0);
     let first = Times::new(alone).percentile_ms(100.0);
-    let rate = each * MACHINES as f64 / (last / 1e3) / 1e6;
+    let rate = each * f64::from(MACHINES) / (last / 1e3) / 1e6;
     Ok(vec![
         Row::new("bytes on the wire per machine / boot file and addition", each / content, "x")
             .limit(Limit::AtMost { budget: 1.15, goal: 1.10 })
@@ -73,7 +75,7 @@ async fn rack_rows(boot_file: &[u8]) -> Result<Vec<Row>> {
             )),
         Row::new(
             format!("the last of {MACHINES} served at once / one alone, for each machine"),
-            last / first / MACHINES as f64,
+            last / first / f64::from(MACHINES),
             "x",
         )
         .limit(Limit::AtMost { budget: 2.0, goal: 1.2 })
@@ -84,7 +86,7 @@ async fn rack_rows(boot_file: &[u8]) -> Result<Vec<Row>> {
 }
 
 /// How long each machine took, and the bytes that the clients' card received.
-fn measured(namespace: &str, machines: usize) -> Result<(Vec<Duration>, u64)> {
+fn measured(namespace: &str, machines: u8) -> Result<(Vec<Duration>, u64)> {
     let before = received(namespace)?;
     let me = std::env::current_exe()?;
     let output = std::process::Command::new("ip")
@@ -97,7 +99,7 @@ fn measured(namespace: &str, machines: usize) -> Result<(Vec<Duration>, u64)> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let times: Vec<Duration> =
         text.lines().filter_map(|line| Some(Duration::from_micros(line.parse().ok()?))).collect();
-    ensure!(times.len() == machines, "{} of {machines} machines got everything", times.len());
+    ensure!(times.len() == usize::from(machines), "{} of {machines} machines got everything", times.len());
     Ok((times, received(namespace)? - before))
 }
 
@@ -111,13 +113,13 @@ fn received(namespace: &str) -> Result<u64> {
 }
 
 /// Runs inside the clients' namespace: a line of microseconds for each machine.
-fn fetch_all(machines: usize) -> Result<()> {
+fn fetch_all(machines: u8) -> Result<()> {
     let threads: Vec<_> = (0..machines)
-        .map(|_| {
-            std::thread::spawn(|| -> Result<Duration> {
+        .map(|machine| {
+            std::thread::spawn(move || -> Result<Duration> {
                 let started = Instant::now();
                 for (file, least) in [(netboot::BOOT_FILE, 100_000), ("farm.bin", 100)] {
-                    let bytes = fetch(file)?;
+                    let bytes = fetch(machine, file)?;
                     ensure!(bytes >= least, "{file} has only {bytes} bytes");
                 }
                 Ok(started.elapsed())
@@ -132,9 +134,8 @@ fn fetch_all(machines: usize) -> Result<()> {
 }
 
 /// One file by HTTP; the number of bytes of its content, all of which came.
-fn fetch(file: &str) -> Result<u64> {
-    let server: SocketAddr = format!("{SERVER}:8080").parse()?;
-    let mut stream = TcpStream::connect_timeout(&server, PATIENCE).context("can't reach the server")?;
+fn fetch(machine: u8, file: &str) -> Result<u64> {
+    let mut stream = connect(machine).context("can't reach the server")?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(
         format!("GET /{file} HTTP/1.1\r\nHost: {SERVER}:8080\r\nConnection: close\r\n\r\n").as_bytes(),
@@ -155,4 +156,15 @@ fn fetch(file: &str) -> Result<u64> {
     let got = std::io::copy(&mut stream.take(length), &mut std::io::sink())?;
     ensure!(got == length, "{file}: {got} of {length} bytes came");
     Ok(got)
+}
+
+/// From the machine's own address, which the standard library can't choose.
+fn connect(machine: u8) -> Result<TcpStream> {
+    let server: SocketAddrV4 = format!("{SERVER}:8080").parse()?;
+    let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(client(machine), 0))?;
+    rustix::net::connect(&socket, &server)?;
+    Ok(TcpStream::from(socket))
 }

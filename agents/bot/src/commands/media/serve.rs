@@ -12,7 +12,7 @@ mod tasks;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use croft_media::serve::folder::{Folder, FolderError};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use serde::Serialize;
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
 
@@ -31,6 +32,8 @@ use crate::grid::now_ms;
 use crate::terminal::{printable, push, show_time};
 
 const TFTP_PORT: u16 = 69;
+/// Connections that wait to be taken, as tokio has it.
+const BACKLOG: i32 = 1_024;
 /// Events that wait to be shown; more are left out, never waited for.
 const EVENTS: usize = 256;
 /// The same of the same machine is said again after this long, so that a rack is readable.
@@ -104,16 +107,18 @@ pub(crate) async fn serve(c: &mut Context<'_>, flags: &MediaServeFlags) -> Resul
     let folder = Arc::new(folder);
     let (events, mut happened) = mpsc::channel::<Happening>(EVENTS);
 
-    let dhcp = |port| dhcp_socket(&interface.name, port).map_err(Failure::failed);
-    let (server, proxy) = (dhcp(SERVER_PORT)?, dhcp(PROXY_PORT)?);
-    let opened = UdpSocket::bind((interface.address, TFTP_PORT)).await;
-    let tftp = opened.map_err(|error| Failure::failed(open_error("UDP", TFTP_PORT, error)))?;
+    let udp = |port, opened: io::Result<UdpSocket>| {
+        opened.map_err(|error| Failure::failed(open_error("UDP", port, error)))
+    };
+    let server = udp(SERVER_PORT, interface.dhcp_socket(SERVER_PORT))?;
+    let proxy = udp(PROXY_PORT, interface.dhcp_socket(PROXY_PORT))?;
+    let tftp = udp(TFTP_PORT, interface.udp_socket(TFTP_PORT))?;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(tasks::dhcp(server, SERVER_PORT, offers, events.clone()));
     tasks.spawn(tasks::dhcp(proxy, PROXY_PORT, offers, events.clone()));
-    tasks.spawn(tasks::tftp(tftp, interface.address, folder.clone(), events.clone()));
+    tasks.spawn(tasks::tftp(tftp, interface.clone(), folder.clone(), events.clone()));
     if let Some(port) = http_port {
-        let opened = TcpListener::bind((interface.address, port)).await;
+        let opened = interface.tcp_listener(port);
         let listener = opened.map_err(|error| Failure::failed(open_error("TCP", port, error)))?;
         tasks.spawn(tasks::http(listener, folder, events));
     }
@@ -225,17 +230,38 @@ fn choose(there: &[Interface], wanted: Option<&str>) -> Result<Interface, ServeE
     }
 }
 
-/// A socket that hears what is broadcast on one interface, and nothing of the others.
-fn dhcp_socket(interface: &str, port: u16) -> Result<UdpSocket, ServeError> {
-    let open = || -> io::Result<UdpSocket> {
-        let kind = socket2::Type::DGRAM.nonblocking().cloexec();
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, kind, Some(socket2::Protocol::UDP))?;
-        socket.bind_device(Some(interface.as_bytes()))?;
+impl Interface {
+    /// A socket that speaks on this interface alone. Its address is not enough: Linux takes what is sent to it on any other
+    /// interface as well.
+    fn socket(&self, kind: Type) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::IPV4, kind.nonblocking().cloexec(), None)?;
+        socket.bind_device(Some(self.name.as_bytes()))?;
+        Ok(socket)
+    }
+
+    /// Hears what is broadcast, too.
+    fn dhcp_socket(&self, port: u16) -> io::Result<UdpSocket> {
+        let socket = self.socket(Type::DGRAM)?;
         socket.set_broadcast(true)?;
-        socket.bind(&std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
         UdpSocket::from_std(socket.into())
-    };
-    open().map_err(|error| open_error("UDP", port, error))
+    }
+
+    /// Port 0 is any that is free.
+    fn udp_socket(&self, port: u16) -> io::Result<UdpSocket> {
+        let socket = self.socket(Type::DGRAM)?;
+        socket.bind(&SocketAddr::from((self.address, port)).into())?;
+        UdpSocket::from_std(socket.into())
+    }
+
+    fn tcp_listener(&self, port: u16) -> io::Result<TcpListener> {
+        let socket = self.socket(Type::STREAM)?;
+        // Connections of the server before this one don't keep the port.
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from((self.address, port)).into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    }
 }
 
 fn open_error(protocol: &'static str, port: u16, source: io::Error) -> ServeError {
@@ -253,6 +279,8 @@ fn open_error(protocol: &'static str, port: u16, source: io::Error) -> ServeErro
 
 #[cfg(test)]
 mod tests {
+    use socket2::SockRef;
+
     use super::*;
 
     fn interface(name: &str, last: u8) -> Interface {
@@ -274,6 +302,17 @@ mod tests {
             "there is no interface 'eth7' that is up with an IPv4 address: there is eth0 (192.0.2.1); give it one, or choose another with --interface"
         );
         assert!(words(&[], None).starts_with("no interface has an IPv4 address"));
+    }
+
+    #[tokio::test]
+    async fn every_socket_is_on_the_one_interface() {
+        let lo = Interface { name: "lo".to_owned(), address: Ipv4Addr::LOCALHOST };
+        let (dhcp, udp, tcp) =
+            (lo.dhcp_socket(0).unwrap(), lo.udp_socket(0).unwrap(), lo.tcp_listener(0).unwrap());
+        for socket in [SockRef::from(&dhcp), SockRef::from(&udp), SockRef::from(&tcp)] {
+            assert_eq!(socket.device().unwrap().as_deref(), Some(&b"lo"[..]));
+        }
+        assert!(udp.local_addr().unwrap().ip().is_loopback() && tcp.local_addr().unwrap().ip().is_loopback());
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! Strangers speak to them, so sessions, connections, waiting and reading are bounded. They must never wait for whoever
 //! reads the events.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use croft_media::serve::dhcp::{Asked, Ignored, Mac, Offers};
@@ -18,11 +19,14 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Happening;
+use super::{Happening, Interface};
 use crate::grid::now_ms;
 
 /// Machines of a rack that load at the same time; further ones wait, or ask again.
 const AT_ONCE: usize = 64;
+/// Of these for one address, or one host keeps the rack from booting.
+const SESSIONS_PER_ADDRESS: usize = 4;
+const CONNECTIONS_PER_ADDRESS: usize = 8;
 /// Longest datagram that is looked at.
 const DATAGRAM_BYTES: usize = 2_048;
 /// TFTP: what was sent last is sent again after this, and so often.
@@ -44,6 +48,32 @@ fn tell(events: &mpsc::Sender<Happening>, event: Happening) {
 
 fn event(event: &'static str, machine: String, by: &'static str) -> Happening {
     Happening { time_ms: now_ms(), event, machine, by, file: None, bytes: None, reason: None }
+}
+
+/// Who is served now.
+#[derive(Clone, Default)]
+struct Places(Arc<Mutex<BTreeSet<SocketAddr>>>);
+
+/// One machine's place, until it is dropped.
+struct Place {
+    of: SocketAddr,
+    places: Places,
+}
+
+impl Places {
+    /// `None` when all are taken, when this address has `most`, or this very socket has one.
+    fn take(&self, of: SocketAddr, most: usize) -> Option<Place> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_address = taken.iter().filter(|other| other.ip() == of.ip()).count();
+        let is_free = taken.len() < AT_ONCE && of_address < most && taken.insert(of);
+        is_free.then(|| Place { of, places: self.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.of);
+    }
 }
 
 /// Answers machines that boot; one datagram, one answer, no state.
@@ -78,14 +108,14 @@ pub(super) async fn dhcp(socket: UdpSocket, port: u16, offers: Offers, events: m
     }
 }
 
-/// Opens a session for each read request.
+/// Opens a session for each read request; a machine that repeats one has its session already.
 pub(super) async fn tftp(
     socket: UdpSocket,
-    address: Ipv4Addr,
+    interface: Interface,
     folder: Arc<Folder>,
     events: mpsc::Sender<Happening>,
 ) {
-    let sessions = Arc::new(Semaphore::new(AT_ONCE));
+    let sessions = Places::default();
     let mut buffer = vec![0; DATAGRAM_BYTES];
     loop {
         let Ok((len, from)) = socket.recv_from(&mut buffer).await else {
@@ -106,12 +136,12 @@ pub(super) async fn tftp(
             }
         };
         // A machine beyond the limit hears nothing and asks again.
-        let Ok(permit) = sessions.clone().try_acquire_owned() else { continue };
-        let events = events.clone();
+        let Some(place) = sessions.take(from, SESSIONS_PER_ADDRESS) else { continue };
+        let (interface, events) = (interface.clone(), events.clone());
         tokio::spawn(async move {
             let session = Session::new(&request, served.bytes);
-            let sent = timeout(SESSION_LIMIT, send(address, from, session, &served)).await;
-            drop(permit);
+            let sent = timeout(SESSION_LIMIT, send(&interface, from, session, &served)).await;
+            drop(place);
             let mut said = event("took", from.ip().to_string(), "TFTP");
             said.bytes = Some(served.bytes);
             said.file = Some(served.name);
@@ -124,8 +154,13 @@ pub(super) async fn tftp(
 }
 
 /// One file to one machine, from a port of its own (RFC 1350, 4).
-async fn send(address: Ipv4Addr, to: SocketAddr, mut session: Session, served: &Served) -> io::Result<()> {
-    let socket = UdpSocket::bind((address, 0)).await?;
+async fn send(
+    interface: &Interface,
+    to: SocketAddr,
+    mut session: Session,
+    served: &Served,
+) -> io::Result<()> {
+    let socket = interface.udp_socket(0)?;
     socket.connect(to).await?;
     let retry = session.timeout_s.map_or(RETRY, |seconds| Duration::from_secs(seconds.into()));
     let mut buffer = vec![0; DATAGRAM_BYTES];
@@ -169,6 +204,7 @@ async fn send(address: Ipv4Addr, to: SocketAddr, mut session: Session, served: &
 /// Serves connections, so many at a time.
 pub(super) async fn http(listener: TcpListener, folder: Arc<Folder>, events: mpsc::Sender<Happening>) {
     let connections = Arc::new(Semaphore::new(AT_ONCE));
+    let places = Places::default();
     loop {
         // Never closed.
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
@@ -176,10 +212,17 @@ pub(super) async fn http(listener: TcpListener, folder: Arc<Folder>, events: mps
             tokio::time::sleep(PAUSE).await;
             continue;
         };
+        // Hung up on; waiting would take what others need.
+        let Some(place) = places.take(from, CONNECTIONS_PER_ADDRESS) else {
+            let mut said = event("is not served", from.ip().to_string(), "HTTP");
+            said.reason = Some(format!("it has {CONNECTIONS_PER_ADDRESS} connections already"));
+            tell(&events, said);
+            continue;
+        };
         let (folder, events) = (folder.clone(), events.clone());
         tokio::spawn(async move {
             let served = connection(stream, from, &folder, &events).await;
-            drop(permit);
+            drop((place, permit));
             if let Err(error) = served {
                 tracing::debug!(%from, %error, "a connection broke off");
             }
@@ -255,6 +298,8 @@ async fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use croft_media::esp::Contents;
     use croft_media::netboot;
 
@@ -269,6 +314,123 @@ mod tests {
 
     fn boot_file() -> Vec<u8> {
         (0..200_000_u32).flat_map(u32::to_le_bytes).collect()
+    }
+
+    fn loopback(name: &str) -> Interface {
+        Interface { name: name.to_owned(), address: Ipv4Addr::LOCALHOST }
+    }
+
+    /// A machine at this address of the loopback, which has many.
+    async fn machine(last: u8) -> UdpSocket {
+        UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).await.unwrap()
+    }
+
+    /// The port of the session that answers; `None` when none does.
+    async fn answered(machine: &UdpSocket) -> Option<u16> {
+        let mut buffer = vec![0; 4_096];
+        let received = timeout(Duration::from_millis(300), machine.recv_from(&mut buffer)).await.ok()?;
+        let (len, from) = received.unwrap();
+        assert_eq!(&buffer[..len], b"\0\x06tsize\0800000\0");
+        Some(from.port())
+    }
+
+    const READ: &[u8] = b"\0\x01croft.efi\0octet\0tsize\x000\0";
+
+    #[tokio::test]
+    async fn a_repeated_read_request_has_its_session_already() {
+        let (_dir, folder) = folder(&boot_file());
+        let socket = loopback("lo").udp_socket(0).unwrap();
+        let server = socket.local_addr().unwrap();
+        let serving = tokio::spawn(tftp(socket, loopback("lo"), folder, mpsc::channel(8).0));
+        let machine = machine(1).await;
+        machine.send_to(READ, server).await.unwrap();
+        let session = answered(&machine).await.expect("a session");
+        machine.send_to(READ, server).await.unwrap();
+        // Only the session itself repeats itself, and later.
+        assert!(answered(&machine).await.is_none_or(|port| port == session));
+        // It ends, and the machine begins anew.
+        machine.send_to(b"\0\x05\0\0stop\0", (Ipv4Addr::LOCALHOST, session)).await.unwrap();
+        let again = async {
+            loop {
+                machine.send_to(READ, server).await.unwrap();
+                if let Some(port) = answered(&machine).await.filter(|port| *port != session) {
+                    return port;
+                }
+            }
+        };
+        timeout(Duration::from_secs(10), again).await.expect("the place is free again");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn one_address_holds_some_tftp_sessions_and_leaves_the_others_to_others() {
+        let (_dir, folder) = folder(&boot_file());
+        let socket = loopback("lo").udp_socket(0).unwrap();
+        let server = socket.local_addr().unwrap();
+        let serving = tokio::spawn(tftp(socket, loopback("lo"), folder, mpsc::channel(8).0));
+        let mut greedy = Vec::new();
+        for _ in 0..SESSIONS_PER_ADDRESS {
+            let socket = machine(1).await;
+            socket.send_to(READ, server).await.unwrap();
+            assert!(answered(&socket).await.is_some());
+            greedy.push(socket);
+        }
+        let (one_more, other) = (machine(1).await, machine(2).await);
+        one_more.send_to(READ, server).await.unwrap();
+        other.send_to(READ, server).await.unwrap();
+        assert!(answered(&other).await.is_some());
+        assert_eq!(answered(&one_more).await, None);
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_tftp_session_goes_by_the_interface_and_by_no_other() {
+        let (_dir, folder) = folder(&boot_file());
+        let socket = loopback("lo").udp_socket(0).unwrap();
+        let server = socket.local_addr().unwrap();
+        let (events, mut happened) = mpsc::channel(8);
+        // That the interface is not there is how it shows here that the session wants it.
+        let serving = tokio::spawn(tftp(socket, loopback("croft-none"), folder, events));
+        machine(1).await.send_to(READ, server).await.unwrap();
+        let said = happened.recv().await.unwrap();
+        assert_eq!((said.event, said.by), ("did not take", "TFTP"));
+        assert!(said.reason.unwrap().contains("No such device"));
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn one_address_holds_some_http_connections_and_leaves_the_others_to_others() {
+        let (_dir, folder) = folder(b"kernel");
+        let listener = loopback("lo").tcp_listener(0).unwrap();
+        let server = listener.local_addr().unwrap();
+        let (events, mut happened) = mpsc::channel(64);
+        let serving = tokio::spawn(http(listener, folder, events));
+        let ask = async |last: u8| -> (TcpStream, bool) {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind((Ipv4Addr::new(127, 0, 0, last), 0).into()).unwrap();
+            let mut stream = socket.connect(server).await.unwrap();
+            let mut answer = [0; 15];
+            // A connection that was hung up on may refuse either.
+            let is_answered = stream.write_all(b"HEAD /croft.efi HTTP/1.1\r\n\r\n").await.is_ok()
+                && stream.read_exact(&mut answer).await.is_ok();
+            assert!(!is_answered || &answer == b"HTTP/1.1 200 OK");
+            (stream, is_answered)
+        };
+        let mut greedy = Vec::new();
+        for _ in 0..CONNECTIONS_PER_ADDRESS {
+            let (stream, is_answered) = ask(1).await;
+            assert!(is_answered);
+            greedy.push(stream);
+        }
+        assert!(!ask(1).await.1);
+        let said = happened.recv().await.unwrap();
+        assert_eq!((said.event, said.machine.as_str()), ("is not served", "127.0.0.1"));
+        assert_eq!(said.reason.unwrap(), "it has 8 connections already");
+        assert!(ask(2).await.1);
+        greedy.pop();
+        let again = async { while !ask(1).await.1 {} };
+        timeout(Duration::from_secs(10), again).await.expect("the place is free again");
+        serving.abort();
     }
 
     #[tokio::test]
@@ -302,7 +464,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let server = socket.local_addr().unwrap();
         let (events, mut happened) = mpsc::channel(8);
-        let serving = tokio::spawn(tftp(socket, Ipv4Addr::LOCALHOST, folder, events));
+        let serving = tokio::spawn(tftp(socket, loopback("lo"), folder, events));
         let machine = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         machine.send_to(b"\0\x02croft.efi\0octet\0", server).await.unwrap();
         let mut buffer = vec![0; 4_096];
