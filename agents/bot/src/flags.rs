@@ -362,8 +362,7 @@ Example:
 
 The boot file is the same for every farm ('cargo xtask image --boot-file' makes one). What is the
 farm's own comes from its boot configuration, is signed by its owner, and lies beside the boot
-file: grid, farm, permission to join, addresses. Equal input gives equal bytes. A machine that
-boots over the network does not find it yet.
+file: grid, farm, permission to join, addresses. Equal input gives equal bytes.
 JSON: {farm, medium, out, boot_file_sha256, signed, addition_bytes, bytes}")]
     Image(FarmImageFlags),
     /// The machines of a farm
