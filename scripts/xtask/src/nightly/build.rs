@@ -30,8 +30,8 @@ pub(super) trait Builder {
     fn ready(&self) -> Result<()> {
         Ok(())
     }
-    /// Builds the tree in `source`; everything that it keeps goes to `cache`.
-    fn build(&self, source: &Path, cache: &Path) -> Result<Built>;
+    /// Builds the tree in `source` as a release of this version; everything that it keeps goes to `cache`.
+    fn build(&self, source: &Path, cache: &Path, release: &str) -> Result<Built>;
     /// Name and text of each table and paper about what was built.
     fn measure(&self, source: &Path, cache: &Path, built: &Built) -> Result<Vec<(String, String)>>;
 }
@@ -40,7 +40,7 @@ pub(super) trait Builder {
 pub(super) struct Quick;
 
 impl Builder for Quick {
-    fn build(&self, source: &Path, cache: &Path) -> Result<Built> {
+    fn build(&self, source: &Path, cache: &Path, _: &str) -> Result<Built> {
         let programs = build_ours(source, cache, &["croft-init", "croft-guest"])?;
         let artifacts = programs.into_iter().map(|(name, path)| Artifact { name, path }).collect();
         Ok(Built { artifacts, components: Vec::new() })
@@ -105,11 +105,11 @@ impl Builder for Full {
         hardening::version().map(drop)
     }
 
-    fn build(&self, source: &Path, cache: &Path) -> Result<Built> {
+    fn build(&self, source: &Path, cache: &Path, release: &str) -> Result<Built> {
         if self.reuse_kernels {
             self.lend_kernels(cache)?;
         }
-        repo::run(Self::xtask(source, cache).args(["image", "--boot-file"]))?;
+        repo::run(Self::xtask(source, cache).args(["image", "--boot-file", "--release", release]))?;
         let folder = Self::image_folder(source, cache)?;
         let artifact = |name: &str| Artifact { name: name.to_owned(), path: folder.join(name) };
         let mut artifacts: Vec<Artifact> = FILES.iter().map(|name| artifact(name)).collect();
