@@ -10,6 +10,7 @@
 mod build;
 mod changes;
 mod compare;
+mod debian;
 mod hardening;
 mod release;
 mod sbom;

@@ -165,6 +165,12 @@ impl Component {
         }
     }
 
+    /// With a line for people.
+    pub(super) fn described(mut self, text: &str) -> Self {
+        self.description = Some(text.to_owned());
+        self
+    }
+
     /// With the SPDX expression of its licence.
     pub(super) fn licensed(mut self, expression: &str) -> Self {
         self.licenses = vec![License { expression: expression.to_owned() }];
