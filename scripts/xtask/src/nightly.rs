@@ -26,7 +26,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::repo;
+use crate::{image, repo};
 use build::{Builder, Built, Full, Quick};
 use shelf::{Shelf, Slot};
 
@@ -192,6 +192,10 @@ impl Nightly<'_> {
         {
             let _ = write!(page, "\n## {name}\n\n```text\n{}\n```\n", text.trim_end());
         }
+        if built.artifacts.iter().any(|artifact| image::MEDIA.iter().any(|(_, name)| *name == artifact.name))
+        {
+            let _ = write!(page, "\n{}", how_to_boot(&version));
+        }
         let _ = write!(page, "\n## Changes\n\n{changes}");
         put("README.md", &page)
     }
@@ -207,6 +211,28 @@ impl Nightly<'_> {
             .with_context(|| format!("{} is damaged: point `latest` to another nightly", path.display()))?;
         Ok(Some(version.commit))
     }
+}
+
+/// What a developer does with the media, and how the boot file is made again.
+fn how_to_boot(version: &Version) -> String {
+    let Version { number, commit, .. } = version;
+    format!(
+        "## How to boot it\n\n\
+         croft-usb.img (stick) and croft.iso (disc) boot under UEFI, without Secure Boot, and have no farm's part: the \
+         machine says that it finds none, unless another disk or the server that it would boot from has one.\n\n\
+         ```sh\n\
+         croft media flash croft-usb.img /dev/sdX\n\
+         ```\n\n\
+         A stick with a farm's part, signed by the farm's bot, is made of croft.efi:\n\n\
+         ```sh\n\
+         croft --bot farmer farm image --farm alpha --boot-file croft.efi --out usb.img    # or --medium iso\n\
+         croft media flash usb.img /dev/sdX\n\
+         ```\n\n\
+         The same bytes are made of commit {commit} by:\n\n\
+         ```sh\n\
+         cargo xtask image --boot-file --media --release {number}\n\
+         ```\n"
+    )
 }
 
 /// The commit's files, and nothing else, in a fresh place.

@@ -16,7 +16,7 @@ use croft_image_builder::vmm::CLOUD_HYPERVISOR_SHA256;
 use super::compare::Artifact;
 use super::sbom::Component;
 use super::{debian, hardening, sha256};
-use crate::image::MICROCODE_SUMS;
+use crate::image::{MEDIA, MICROCODE_SUMS};
 use crate::repo;
 
 /// What one build made.
@@ -58,7 +58,7 @@ impl Builder for Quick {
     }
 }
 
-/// Kernels, image, boot file; hardening score and bench.
+/// Kernels, image, boot file, media; hardening score and bench.
 pub(super) struct Full {
     pub(super) reuse_kernels: bool,
     /// Of the caller.
@@ -115,11 +115,12 @@ impl Builder for Full {
         if self.reuse_kernels {
             self.lend_kernels(cache)?;
         }
-        let image = ["image", "--boot-file", "--release", release];
+        let image = ["image", "--boot-file", "--media", "--release", release];
         repo::run(Self::xtask(source, cache).args(image))?;
         let folder = Self::image_folder(source, cache)?;
         let artifact = |name: &str| Artifact { name: name.to_owned(), path: folder.join(name) };
-        let mut artifacts: Vec<Artifact> = FILES.iter().map(|name| artifact(name)).collect();
+        let media = MEDIA.iter().map(|(_, name)| name);
+        let mut artifacts: Vec<Artifact> = FILES.iter().chain(media).map(|name| artifact(name)).collect();
         for flavor in ["node", "guest"] {
             let kernel = kernel_folder(source, cache, flavor)?;
             artifacts.push(Artifact { name: format!("{flavor}.config"), path: kernel.join("config") });

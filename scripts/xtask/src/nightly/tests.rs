@@ -10,13 +10,15 @@ struct Stand {
     contents: [&'static str; 2],
     turn: Cell<usize>,
     measures: Result<(), &'static str>,
+    /// Beside croft.efi.
+    media: bool,
     /// What each build was told to be.
     releases: RefCell<Vec<String>>,
 }
 
 impl Stand {
     fn new(contents: [&'static str; 2]) -> Self {
-        Self { contents, turn: Cell::new(0), measures: Ok(()), releases: RefCell::default() }
+        Self { contents, turn: Cell::new(0), measures: Ok(()), media: false, releases: RefCell::default() }
     }
 }
 
@@ -28,7 +30,9 @@ impl Builder for Stand {
         fs::create_dir_all(cache)?;
         let path = cache.join("made");
         fs::write(&path, self.contents[self.turn.replace(self.turn.get() + 1)])?;
-        let artifacts = vec![Artifact { name: "croft.efi".to_owned(), path }];
+        let media = image::MEDIA.iter().map(|(_, name)| *name).filter(|_| self.media);
+        let names = std::iter::once("croft.efi").chain(media);
+        let artifacts = names.map(|name| Artifact { name: name.to_owned(), path: path.clone() }).collect();
         Ok(Built { artifacts, components: Vec::new() })
     }
 
@@ -143,6 +147,24 @@ fn both_builds_are_one_release_and_the_next_nightly_of_the_day_is_a_greater_one(
         assert!(page.starts_with(&format!("# Croft {release} of 2026-01-31\n")), "{page}");
         assert!(scene.latest("sbom.cdx.json").contains(&format!("\"bom-ref\": \"croft@{release}\"")));
     }
+}
+
+#[test]
+fn who_gets_media_reads_how_to_boot_them_and_how_to_give_them_a_farm() {
+    let scene = Scene::new();
+    scene.make(&Stand { media: true, ..Stand::new(["a", "a"]) }, None).unwrap();
+    assert_eq!((scene.latest("croft-usb.img"), scene.latest("croft.iso")), ("a".to_owned(), "a".to_owned()));
+    let page = scene.latest("README.md");
+    for text in [
+        "- croft-usb.img: 1 bytes",
+        "croft media flash croft-usb.img /dev/sdX",
+        "farm image --farm alpha --boot-file croft.efi",
+        "cargo xtask image --boot-file --media --release 0.1.2026013101\n",
+    ] {
+        assert!(page.contains(text), "{text} is missing: {page}");
+    }
+    scene.make(&Stand::new(["a", "a"]), None).unwrap();
+    assert!(!scene.latest("README.md").contains("How to boot it"), "a quick one has nothing to boot");
 }
 
 #[test]
