@@ -137,10 +137,14 @@ impl Builder for Full {
         score.judge()?;
         eprintln!("nightly: hardening: {score}");
         let bench = repo::capture(Self::xtask(source, cache).args(["bench", "boot"]))?;
+        let boot_file = Self::image_folder(source, cache)?.join("croft.efi");
+        let mut media = Self::xtask(source, cache);
+        let media = repo::capture(media.env("CROFT_BOOT_FILE", boot_file).args(["bench", "media"]))?;
         let mut tables = vec![
             ("hardening.json".to_owned(), json),
             ("hardening.txt".to_owned(), format!("{score}\n  {}\n", score.failed.join("\n  "))),
             ("bench.txt".to_owned(), bench),
+            ("bench-media.txt".to_owned(), media),
         ];
         let folder = source.join("target/bench");
         for entry in fs::read_dir(&folder).with_context(|| format!("can't read {}", folder.display()))? {
