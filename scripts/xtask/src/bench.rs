@@ -20,7 +20,7 @@ enum What {
     /// when asked for.
     Market,
     /// What making a USB image, an ISO and a netboot folder costs. Needs 'cargo xtask image --boot-file'. Builds in
-    /// release. Only when asked for.
+    /// release. Only when asked for, and in a nightly.
     Media,
     /// What a rack of fifty takes that boots from one netboot server at once. Needs 'cargo xtask image --boot-file' and
     /// root. Builds in release. Only when asked for.

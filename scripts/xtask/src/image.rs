@@ -8,9 +8,12 @@
 //! Must never put programs into an image that were built with the caller's flags.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -30,6 +33,12 @@ const OURS: [(&str, &str); 3] = [("croft-init", "init"), ("croft-node", "node"),
 
 /// AMD's whole, and Intel's for some years; what keeps the boot file within its goal.
 const MICROCODE_KB: u32 = 3_000;
+
+/// Media without a farm's part: as croft-media's program calls them, and their files.
+pub(crate) const MEDIA: [(&str, &str); 2] = [("usb", "croft-usb.img"), ("iso", "croft.iso")];
+
+/// Beside the boot file: which microcode it holds, as `sha256sum` prints it.
+pub(crate) const MICROCODE_SUMS: &str = "microcode";
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -51,6 +60,9 @@ pub(crate) struct Arguments {
     /// Another argument on the boot file's command line: for machines under test.
     #[arg(long = "append", value_name = "ARGUMENT", requires = "boot_file")]
     append: Vec<String>,
+    /// Wrap the boot file as a USB image and a disc without a farm's part: DIR/croft-usb.img and DIR/croft.iso.
+    #[arg(long, requires = "boot_file")]
+    media: bool,
     /// The version in /etc/croft/release, by which the ledger knows the image [default: that of this source].
     #[arg(long, value_name = "VERSION", value_parser = parse_release)]
     release: Option<String>,
@@ -92,6 +104,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         let file = step("boot file", || boot_file(&image.initramfs, &append, arguments, &out))?;
         println!("{}", file.display());
+        if arguments.media {
+            for file in step("media", || media(&file, &out))? {
+                println!("{}", file.display());
+            }
+        }
     }
     println!("{}", out.display());
     if !image.sizes.within_budget() {
@@ -100,15 +117,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// As nodes read it: three numbers, without leading zeros.
-fn parse_release(text: &str) -> Result<String, String> {
-    let numbers: Vec<u32> = text.split('.').filter_map(|part| part.parse().ok()).collect();
-    let shown: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-    if numbers.len() == 3 && shown.join(".") == text {
-        Ok(text.to_owned())
-    } else {
-        Err("write three numbers, such as 1.4.20".to_owned())
-    }
+/// As nodes read it: three numbers without leading zeros, none larger than theirs (`ReleaseVersion`).
+pub(crate) fn parse_release(text: &str) -> Result<String, String> {
+    let parse = || {
+        let mut parts = text.split('.');
+        let (major, minor) = (parts.next()?.parse::<u16>().ok()?, parts.next()?.parse::<u16>().ok()?);
+        let patch = parts.next()?.parse::<u32>().ok()?;
+        // One text per version: also neither a sign nor a fourth part.
+        (format!("{major}.{minor}.{patch}") == text).then(|| text.to_owned())
+    };
+    parse().ok_or_else(|| "write three numbers such as 1.4.20, up to 65535.65535.4294967295".to_owned())
 }
 
 /// What an emulated machine must be told. The counter's frequency is rounded to a megahertz: it is measured anew each
@@ -131,7 +149,29 @@ fn boot_file(initramfs: &Path, append: &[String], arguments: &Arguments, out: &P
         kernel::boot_file::make(initramfs, &command_line, arguments.microcode_kb, arguments.keep_work)?;
     let file = out.join("croft.efi");
     fs::copy(&made, &file).with_context(|| format!("cannot write {}", file.display()))?;
+    let sums = out.join(MICROCODE_SUMS);
+    fs::write(&sums, kernel::microcode_sums(arguments.microcode_kb)?)
+        .with_context(|| format!("cannot write {}", sums.display()))?;
     Ok(file)
+}
+
+/// Makes the media without a farm's part of a boot file. By a program of croft-media, so that this one stays quick to build.
+fn media(boot_file: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()));
+    let mut made = Vec::new();
+    for (medium, name) in MEDIA {
+        let file = absolute(&out.join(name))?;
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(repo::root());
+        cargo.args(["run", "--quiet", "--locked", "-p", "croft-media", "--example", "media", "--", medium]);
+        repo::capture(cargo.arg(absolute(boot_file)?).arg(&file))?;
+        // Written for its owner alone, as one with a farm's permission to join must be: this one has none.
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644))
+            .with_context(|| format!("cannot give {} its mode", file.display()))?;
+        made.push(file);
+    }
+    Ok(made)
 }
 
 /// What boots: the node's bzImage, and the directory with the guests' vmlinux and bzImage.
@@ -213,4 +253,30 @@ fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let done = work()?;
     eprintln!("image: {name}: {:.1} s", started.elapsed().as_secs_f32());
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_what_nodes_read_as_one_and_nothing_else() {
+        for good in ["0.1.0", "1.4.20", "65535.65535.4294967295"] {
+            assert_eq!(parse_release(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "1.4",
+            "1.4.20.1",
+            "1.04.20",
+            "+1.4.20",
+            " 1.4.20",
+            "65536.0.0",
+            "0.65536.0",
+            "0.0.4294967296",
+        ] {
+            let text = parse_release(bad).unwrap_err();
+            assert_eq!(text, "write three numbers such as 1.4.20, up to 65535.65535.4294967295", "{bad}");
+        }
+    }
 }

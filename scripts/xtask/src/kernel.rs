@@ -183,6 +183,12 @@ pub(crate) fn ensure_all() -> Result<Vec<Kernel>> {
     built
 }
 
+/// What microcode a boot file with this much room for it gets: sum and path of each, as `sha256sum` prints them.
+pub(crate) fn microcode_sums(room_kb: u32) -> Result<String> {
+    let folder = microcode::folder();
+    Ok(microcode::collect(&folder, u64::from(room_kb) * 1_000)?.sums(&folder))
+}
+
 /// The kernel for the present fragments, source and compiler, if it was built before.
 pub(crate) fn find(flavor: Flavor, options: &Options) -> Result<Option<Kernel>> {
     Recipe::read(flavor, options)?.result()

@@ -10,7 +10,9 @@
 mod build;
 mod changes;
 mod compare;
+mod debian;
 mod hardening;
+mod release;
 mod sbom;
 mod shelf;
 
@@ -24,9 +26,9 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::repo;
+use crate::{image, repo};
 use build::{Builder, Built, Full, Quick};
-use shelf::Shelf;
+use shelf::{Shelf, Slot};
 
 /// Builds everything twice, compares, and puts the result with its papers into a dated folder that `latest` names.
 #[derive(Debug, Args)]
@@ -51,6 +53,7 @@ pub(crate) struct Arguments {
 /// `version.json`: what this nightly is.
 #[derive(Debug, Serialize, Deserialize)]
 struct Version {
+    /// Of the release that its image says it is.
     #[serde(rename = "version")]
     number: String,
     commit: String,
@@ -65,7 +68,9 @@ struct Nightly<'a> {
     root: &'a Path,
     work: PathBuf,
     shelf: Shelf,
-    date: String,
+    slot: Slot,
+    /// Of both builds: what nodes compare.
+    release: String,
     sign_key: Option<&'a Path>,
     remarks: Vec<String>,
 }
@@ -76,9 +81,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(date) => date.clone(),
         None => repo::capture(Command::new("date").args(["-u", "+%F"]))?.trim().to_owned(),
     };
-    if !shelf::is_date(&date) {
-        return Err(shelf::ShelfError::Date(date).into());
-    }
     if let Some(key) = arguments.sign_key.as_deref().filter(|key| !key.is_file()) {
         bail!("{} is no file: --sign-key wants an ed25519 key in PEM", key.display());
     }
@@ -93,11 +95,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         eprintln!("nightly: what is not committed is not in it");
     }
     let out = arguments.out.clone().unwrap_or_else(|| root.join("target/nightly"));
+    let shelf = Shelf::open(&out)?;
+    let slot = shelf.next(&date)?;
     let nightly = Nightly {
         root: &root,
         work: repo::cache()?.join("nightly"),
-        shelf: Shelf::open(&out)?,
-        date,
+        release: release::version(env!("CARGO_PKG_VERSION"), &slot)?,
+        shelf,
+        slot,
         sign_key: arguments.sign_key.as_deref(),
         remarks,
     };
@@ -120,10 +125,10 @@ impl Nightly<'_> {
         for (place, source) in [(&one, &source), (&two, &other)] {
             unpack(self.root, &commit, place, source)?;
         }
-        eprintln!("nightly: first build");
-        let first = builder.build(&source, &one.join("cache"))?;
+        eprintln!("nightly: {}, first build", self.release);
+        let first = builder.build(&source, &one.join("cache"), &self.release)?;
         eprintln!("nightly: second build");
-        let second = builder.build(&other, &two.join("cache"))?;
+        let second = builder.build(&other, &two.join("cache"), &self.release)?;
         compare::compare(&first.artifacts, &second.artifacts)?;
         eprintln!("nightly: {} files, equal byte by byte", first.artifacts.len());
         for artifact in &first.artifacts {
@@ -136,7 +141,7 @@ impl Nightly<'_> {
         if let Some(key) = self.sign_key {
             sign(&draft, key)?;
         }
-        let folder = self.shelf.publish(&self.date)?;
+        let folder = self.shelf.publish(&self.slot)?;
         for place in [&one, &two] {
             let _ = fs::remove_dir_all(place);
         }
@@ -161,19 +166,19 @@ impl Nightly<'_> {
             remarks.push("not signed: no --sign-key".to_owned());
         }
         let version = Version {
-            number: env!("CARGO_PKG_VERSION").to_owned(),
+            number: self.release.clone(),
             commit: commit.to_owned(),
-            date: self.date.clone(),
+            date: self.slot.date().to_owned(),
             remarks,
         };
         put("version.json", &(serde_json::to_string_pretty(&version)? + "\n"))?;
         let changes = changes::list(self.root, self.last_commit()?.as_deref())?;
         put("CHANGES.md", &changes)?;
-        put("sbom.cdx.json", &sbom::make(source, built.components.clone())?)?;
+        put("sbom.cdx.json", &sbom::make(source, &self.release, built.components.clone())?)?;
         for (name, text) in tables {
             put(name, text)?;
         }
-        let mut page = format!("# Croft {} of {}\n\nCommit {commit}.\n", version.number, self.date);
+        let mut page = format!("# Croft {} of {}\n\nCommit {commit}.\n", version.number, version.date);
         for remark in &version.remarks {
             let _ = writeln!(page, "{remark}.");
         }
@@ -186,6 +191,10 @@ impl Nightly<'_> {
             tables.iter().filter(|(name, _)| Path::new(name).extension().is_none_or(|e| e != "json"))
         {
             let _ = write!(page, "\n## {name}\n\n```text\n{}\n```\n", text.trim_end());
+        }
+        if built.artifacts.iter().any(|artifact| image::MEDIA.iter().any(|(_, name)| *name == artifact.name))
+        {
+            let _ = write!(page, "\n{}", how_to_boot(&version));
         }
         let _ = write!(page, "\n## Changes\n\n{changes}");
         put("README.md", &page)
@@ -202,6 +211,28 @@ impl Nightly<'_> {
             .with_context(|| format!("{} is damaged: point `latest` to another nightly", path.display()))?;
         Ok(Some(version.commit))
     }
+}
+
+/// What a developer does with the media, and how the boot file is made again.
+fn how_to_boot(version: &Version) -> String {
+    let Version { number, commit, .. } = version;
+    format!(
+        "## How to boot it\n\n\
+         croft-usb.img (stick) and croft.iso (disc) boot under UEFI, without Secure Boot, and have no farm's part: the \
+         machine says that it finds none, unless another disk or the server that it would boot from has one.\n\n\
+         ```sh\n\
+         croft media flash croft-usb.img /dev/sdX\n\
+         ```\n\n\
+         A stick with a farm's part, signed by the farm's bot, is made of croft.efi:\n\n\
+         ```sh\n\
+         croft --bot farmer farm image --farm alpha --boot-file croft.efi --out usb.img    # or --medium iso\n\
+         croft media flash usb.img /dev/sdX\n\
+         ```\n\n\
+         The same bytes are made of commit {commit} by:\n\n\
+         ```sh\n\
+         cargo xtask image --boot-file --media --release {number}\n\
+         ```\n"
+    )
 }
 
 /// The commit's files, and nothing else, in a fresh place.

@@ -6,11 +6,13 @@
 //!
 //! Must never take more than its share of the boot file, nor a file of another name or size than a maker gives out.
 
+use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 /// What one file may have: the largest so far have 600 kB.
@@ -42,6 +44,11 @@ pub(super) enum CollectError {
     },
     #[error("{path} has {bytes} bytes: that is no microcode (at most {FILE_BYTES_MAX})")]
     TooLarge { path: PathBuf, bytes: u64 },
+}
+
+/// The builder's firmware, where [`super::boot_file::make`] looks: `CROFT_FIRMWARE`, else the distribution's.
+pub(super) fn folder() -> PathBuf {
+    env::var_os("CROFT_FIRMWARE").map_or_else(|| "/lib/firmware".into(), PathBuf::from)
 }
 
 /// Takes what a firmware folder (`/lib/firmware`) has, up to `room_bytes` altogether.
@@ -121,6 +128,16 @@ impl Microcode {
         text
     }
 
+    /// SHA-256 and path of each file, as `sha256sum` prints them.
+    pub(super) fn sums(&self, folder: &Path) -> String {
+        let mut text = String::new();
+        for blob in &self.blobs {
+            let sum = hex::encode(Sha256::digest(&blob.bytes));
+            let _ = writeln!(text, "{sum}  {}", folder.join(&blob.name).display());
+        }
+        text
+    }
+
     /// The names as Kconfig takes them.
     pub(super) fn setting(&self) -> String {
         let names: Vec<&str> = self.blobs.iter().map(|blob| blob.name.as_str()).collect();
@@ -181,6 +198,14 @@ mod tests {
             text,
             "microcode: 2 files of /fw, 1 kB; 1 for older processors have no room (see --microcode-kb)"
         );
+    }
+
+    #[test]
+    fn each_file_that_is_taken_has_its_sum_and_path_and_no_other() {
+        let dir = folder(&[("intel-ucode/06-cf-02", 3), ("intel-ucode/06-55-04", 2_000)]);
+        let text = collect(dir.path(), 1_000).unwrap().sums(Path::new("/fw"));
+        let sum = hex::encode(Sha256::digest([7; 3]));
+        assert_eq!(text, format!("{sum}  /fw/intel-ucode/06-cf-02\n"));
     }
 
     #[test]

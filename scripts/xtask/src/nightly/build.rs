@@ -8,13 +8,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+use croft_image_builder::Vmm;
 use croft_image_builder::build::{ALIOTH, RegistryProgram, VIRTIOFSD, build_ours};
 use croft_image_builder::vmm::CLOUD_HYPERVISOR_SHA256;
 
 use super::compare::Artifact;
 use super::sbom::Component;
-use super::{hardening, sha256};
+use super::{debian, hardening, sha256};
+use crate::image::{MEDIA, MICROCODE_SUMS};
 use crate::repo;
 
 /// What one build made.
@@ -30,8 +32,8 @@ pub(super) trait Builder {
     fn ready(&self) -> Result<()> {
         Ok(())
     }
-    /// Builds the tree in `source`; everything that it keeps goes to `cache`.
-    fn build(&self, source: &Path, cache: &Path) -> Result<Built>;
+    /// Builds the tree in `source` as a release of this version; everything that it keeps goes to `cache`.
+    fn build(&self, source: &Path, cache: &Path, release: &str) -> Result<Built>;
     /// Name and text of each table and paper about what was built.
     fn measure(&self, source: &Path, cache: &Path, built: &Built) -> Result<Vec<(String, String)>>;
 }
@@ -40,7 +42,7 @@ pub(super) trait Builder {
 pub(super) struct Quick;
 
 impl Builder for Quick {
-    fn build(&self, source: &Path, cache: &Path) -> Result<Built> {
+    fn build(&self, source: &Path, cache: &Path, _: &str) -> Result<Built> {
         let programs = build_ours(source, cache, &["croft-init", "croft-guest"])?;
         let artifacts = programs.into_iter().map(|(name, path)| Artifact { name, path }).collect();
         Ok(Built { artifacts, components: Vec::new() })
@@ -56,7 +58,7 @@ impl Builder for Quick {
     }
 }
 
-/// Kernels, image, boot file; hardening score and bench.
+/// Kernels, image, boot file, media; hardening score and bench.
 pub(super) struct Full {
     pub(super) reuse_kernels: bool,
     /// Of the caller.
@@ -102,24 +104,30 @@ impl Full {
 
 impl Builder for Full {
     fn ready(&self) -> Result<()> {
-        hardening::version().map(drop)
+        hardening::version()?;
+        // Which of the two monitors it will be changes none of the distribution's files.
+        debian::packages(&debian::collected(&repo::root(), Vmm::CloudHypervisor)?)?;
+        debian::packages(&debian::linked()?)?;
+        Ok(())
     }
 
-    fn build(&self, source: &Path, cache: &Path) -> Result<Built> {
+    fn build(&self, source: &Path, cache: &Path, release: &str) -> Result<Built> {
         if self.reuse_kernels {
             self.lend_kernels(cache)?;
         }
-        repo::run(Self::xtask(source, cache).args(["image", "--boot-file"]))?;
+        let image = ["image", "--boot-file", "--media", "--release", release];
+        repo::run(Self::xtask(source, cache).args(image))?;
         let folder = Self::image_folder(source, cache)?;
         let artifact = |name: &str| Artifact { name: name.to_owned(), path: folder.join(name) };
-        let mut artifacts: Vec<Artifact> = FILES.iter().map(|name| artifact(name)).collect();
+        let media = MEDIA.iter().map(|(_, name)| name);
+        let mut artifacts: Vec<Artifact> = FILES.iter().chain(media).map(|name| artifact(name)).collect();
         for flavor in ["node", "guest"] {
             let kernel = kernel_folder(source, cache, flavor)?;
             artifacts.push(Artifact { name: format!("{flavor}.config"), path: kernel.join("config") });
             artifacts
                 .push(Artifact { name: format!("{flavor}.System.map"), path: kernel.join("System.map") });
         }
-        let components = components(&folder, &kernel_folder(source, cache, "node")?)?;
+        let components = components(source, &folder, &kernel_folder(source, cache, "node")?)?;
         Ok(Built { artifacts, components })
     }
 
@@ -129,10 +137,14 @@ impl Builder for Full {
         score.judge()?;
         eprintln!("nightly: hardening: {score}");
         let bench = repo::capture(Self::xtask(source, cache).args(["bench", "boot"]))?;
+        let boot_file = Self::image_folder(source, cache)?.join("croft.efi");
+        let mut media = Self::xtask(source, cache);
+        let media = repo::capture(media.env("CROFT_BOOT_FILE", boot_file).args(["bench", "media"]))?;
         let mut tables = vec![
             ("hardening.json".to_owned(), json),
             ("hardening.txt".to_owned(), format!("{score}\n  {}\n", score.failed.join("\n  "))),
             ("bench.txt".to_owned(), bench),
+            ("bench-media.txt".to_owned(), media),
         ];
         let folder = source.join("target/bench");
         for entry in fs::read_dir(&folder).with_context(|| format!("can't read {}", folder.display()))? {
@@ -153,16 +165,20 @@ fn kernel_folder(source: &Path, cache: &Path, flavor: &str) -> Result<PathBuf> {
     Ok(text.trim().into())
 }
 
-/// What the image holds beside our own programs: `inputs` of the image folder names most of it.
-fn components(image: &Path, kernel: &Path) -> Result<Vec<Component>> {
+/// What the image holds beside our own programs: `inputs` of the image folder names what was built, the manifests what
+/// the distribution gives, and `microcode` what is linked into the boot file.
+fn components(source: &Path, image: &Path, kernel: &Path) -> Result<Vec<Component>> {
+    let read = |name: &str| {
+        let path = image.join(name);
+        fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))
+    };
     let config = kernel.join("config");
     let config = fs::read_to_string(&config).with_context(|| format!("can't read {}", config.display()))?;
     let linux = kernel_version(&config).context("the kernel's configuration names no version")?;
     let purl = format!("pkg:deb/debian/linux-source-6.12@{linux}");
     let mut components =
         vec![Component::other("operating-system", "linux", linux, Some(purl)).licensed("GPL-2.0-only")];
-    let path = image.join("inputs");
-    let inputs = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
+    let inputs = read("inputs")?;
     for (name, file) in inputs.lines().filter_map(|line| line.split_once('=')) {
         let registry = |program: RegistryProgram, licence: &str| {
             let purl = format!("pkg:cargo/{}@{}", program.name, program.version);
@@ -181,20 +197,12 @@ fn components(image: &Path, kernel: &Path) -> Result<Vec<Component>> {
         };
         components.push(component.hashed(&sha256(Path::new(file))?));
     }
-    for package in ["e2fsprogs", "libc6"] {
-        components.push(debian(package)?);
-    }
+    let vmm = croft_image_builder::image::open(image)?.sizes.vmm;
+    let mut files = debian::collected(source, vmm)?;
+    files.extend(debian::linked()?);
+    components.extend(debian::packages(&files)?.iter().map(debian::Package::component));
+    components.extend(debian::microcode(&read(MICROCODE_SUMS)?)?);
     Ok(components)
-}
-
-/// A package of the distribution whose programs or libraries the image takes.
-fn debian(package: &str) -> Result<Component> {
-    let version = repo::capture(Command::new("dpkg-query").args(["-W", "-f", "${Version}\n", package]))?;
-    let Some(version) = version.lines().next().filter(|version| !version.is_empty()) else {
-        bail!("{package} has no version, though the image takes files of it");
-    };
-    let purl = format!("pkg:deb/debian/{package}@{}", version.replace('+', "%2B").replace('~', "%7E"));
-    Ok(Component::other("library", package, version, Some(purl)))
 }
 
 /// "6.12.95" from the head of a kernel configuration.
@@ -214,9 +222,55 @@ mod tests {
         assert_eq!(kernel_version("CONFIG_A=y\n"), None);
     }
 
+    /// An image folder with as much as the bill of materials reads, and its kernel's beside it.
+    fn image(microcode: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        put("config", "# Linux/x86 6.12.95 Kernel Configuration\n");
+        put("virtiofsd.program", "v");
+        put("inputs", &format!("release=/x\nvirtiofsd={}\n", dir.path().join("virtiofsd.program").display()));
+        put("microcode", microcode);
+        let sizes = serde_json::json!({
+            "vmm": "alioth", "parts": [], "total_bytes": 1, "budget_bytes": 2, "goal_bytes": 2
+        });
+        put("sizes.json", &sizes.to_string());
+        for name in ["bzImage", "initramfs.zst", "key"] {
+            put(name, "");
+        }
+        dir
+    }
+
     #[test]
-    fn a_package_that_is_not_installed_is_named() {
-        let text = debian("croft-no-such-package").unwrap_err().to_string();
-        assert!(text.contains("croft-no-such-package"), "{text}");
+    fn the_bill_has_what_is_built_what_the_distribution_gives_and_what_the_boot_file_holds() {
+        let dir = image("aabb  /nowhere/intel-ucode/06-cf-02\n");
+        let components = components(&repo::root(), dir.path(), dir.path()).unwrap();
+        let json = serde_json::to_value(&components).unwrap();
+        let names: Vec<&str> = json.as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+        let expected = [
+            "linux",
+            "virtiofsd",
+            "e2fsprogs",
+            "libc6",
+            "libc6-dev",
+            "libseccomp-dev",
+            "intel-ucode/06-cf-02",
+        ];
+        for name in expected {
+            assert!(names.contains(&name), "{name} is missing: {names:?}");
+        }
+        let mut references: Vec<&str> =
+            json.as_array().unwrap().iter().map(|c| c["bom-ref"].as_str().unwrap()).collect();
+        references.sort_unstable();
+        let all = references.len();
+        references.dedup();
+        assert_eq!(references.len(), all, "each is listed once");
+    }
+
+    #[test]
+    fn an_image_without_its_list_of_microcode_has_no_bill() {
+        let dir = image("");
+        fs::remove_file(dir.path().join(MICROCODE_SUMS)).unwrap();
+        let text = components(&repo::root(), dir.path(), dir.path()).unwrap_err().to_string();
+        assert!(text.contains("can't read") && text.ends_with("/microcode"), "{text}");
     }
 }

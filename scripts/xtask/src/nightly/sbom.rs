@@ -165,6 +165,12 @@ impl Component {
         }
     }
 
+    /// With a line for people.
+    pub(super) fn described(mut self, text: &str) -> Self {
+        self.description = Some(text.to_owned());
+        self
+    }
+
     /// With the SPDX expression of its licence.
     pub(super) fn licensed(mut self, expression: &str) -> Self {
         self.licenses = vec![License { expression: expression.to_owned() }];
@@ -178,8 +184,8 @@ impl Component {
     }
 }
 
-/// The document for the tree at `root` and what else goes into the image.
-pub(super) fn make(root: &Path, others: Vec<Component>) -> Result<String> {
+/// The document for the tree at `root`, as a release of this version, and what else goes into the image.
+pub(super) fn make(root: &Path, version: &str, others: Vec<Component>) -> Result<String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root).args(["metadata", "--format-version", "1", "--locked"]);
@@ -187,11 +193,11 @@ pub(super) fn make(root: &Path, others: Vec<Component>) -> Result<String> {
     let metadata = repo::capture(&mut command)?;
     let path = root.join("Cargo.lock");
     let lock = std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-    let document = document(&metadata, &lock, others)?;
+    let document = document(&metadata, &lock, version, others)?;
     Ok(serde_json::to_string_pretty(&document)? + "\n")
 }
 
-fn document(metadata: &str, lock: &str, others: Vec<Component>) -> Result<Document> {
+fn document(metadata: &str, lock: &str, version: &str, others: Vec<Component>) -> Result<Document> {
     let metadata: Metadata = serde_json::from_str(metadata).context("cargo's metadata has another form")?;
     let lock: Lock = toml::from_str(lock).context("Cargo.lock has another form")?;
     let checksums: BTreeMap<(&str, &str), &str> = lock
@@ -217,7 +223,7 @@ fn document(metadata: &str, lock: &str, others: Vec<Component>) -> Result<Docume
             depends_on: on.iter().map(|id| references[id].clone()).collect(),
         })
         .collect();
-    let image = Component::other("operating-system", "croft", env!("CARGO_PKG_VERSION"), None);
+    let image = Component::other("operating-system", "croft", version, None);
     let shipped = metadata.packages.iter().filter(|package| SHIPPED.contains(&package.name.as_str()));
     let direct = shipped.map(|package| references[package.id.as_str()].clone());
     let depends_on = direct.chain(others.iter().map(|other| other.reference.clone())).collect();

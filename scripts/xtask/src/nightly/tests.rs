@@ -1,6 +1,6 @@
 //! The nightly with a builder that only writes files, in a history of its own.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use super::compare::Artifact;
 use super::*;
@@ -10,22 +10,29 @@ struct Stand {
     contents: [&'static str; 2],
     turn: Cell<usize>,
     measures: Result<(), &'static str>,
+    /// Beside croft.efi.
+    media: bool,
+    /// What each build was told to be.
+    releases: RefCell<Vec<String>>,
 }
 
 impl Stand {
     fn new(contents: [&'static str; 2]) -> Self {
-        Self { contents, turn: Cell::new(0), measures: Ok(()) }
+        Self { contents, turn: Cell::new(0), measures: Ok(()), media: false, releases: RefCell::default() }
     }
 }
 
 impl Builder for Stand {
-    fn build(&self, source: &Path, cache: &Path) -> Result<Built> {
+    fn build(&self, source: &Path, cache: &Path, release: &str) -> Result<Built> {
         assert!(source.join("Cargo.toml").is_file(), "the commit's files are there");
         assert!(!source.join("uncommitted").exists());
+        self.releases.borrow_mut().push(release.to_owned());
         fs::create_dir_all(cache)?;
         let path = cache.join("made");
         fs::write(&path, self.contents[self.turn.replace(self.turn.get() + 1)])?;
-        let artifacts = vec![Artifact { name: "croft.efi".to_owned(), path }];
+        let media = image::MEDIA.iter().map(|(_, name)| *name).filter(|_| self.media);
+        let names = std::iter::once("croft.efi").chain(media);
+        let artifacts = names.map(|name| Artifact { name: name.to_owned(), path: path.clone() }).collect();
         Ok(Built { artifacts, components: Vec::new() })
     }
 
@@ -88,11 +95,14 @@ impl Scene {
 
     fn make(&self, builder: &Stand, key: Option<&Path>) -> Result<PathBuf> {
         let root = self.root();
+        let shelf = Shelf::open(&self.shelf())?;
+        let slot = shelf.next("2026-01-31")?;
         let nightly = Nightly {
             root: &root,
             work: self.dir.path().join("work"),
-            shelf: Shelf::open(&self.shelf())?,
-            date: "2026-01-31".to_owned(),
+            release: release::version("0.1.0", &slot)?,
+            shelf,
+            slot,
             sign_key: key,
             remarks: vec!["quick".to_owned()],
         };
@@ -122,6 +132,39 @@ fn two_equal_builds_are_published_with_their_papers() {
     for name in ["croft.efi", "version.json", "CHANGES.md", "sbom.cdx.json", "sizes.txt", "README.md"] {
         assert!(sums.contains(&format!("  {name}\n")), "{name} has no sum: {sums}");
     }
+}
+
+#[test]
+fn both_builds_are_one_release_and_the_next_nightly_of_the_day_is_a_greater_one() {
+    let scene = Scene::new();
+    for release in ["0.1.2026013101", "0.1.2026013102"] {
+        let stand = Stand::new(["a", "a"]);
+        scene.make(&stand, None).unwrap();
+        assert_eq!(*stand.releases.borrow(), [release, release]);
+        let version: Version = serde_json::from_str(&scene.latest("version.json")).unwrap();
+        assert_eq!((version.number.as_str(), version.date.as_str()), (release, "2026-01-31"));
+        let page = scene.latest("README.md");
+        assert!(page.starts_with(&format!("# Croft {release} of 2026-01-31\n")), "{page}");
+        assert!(scene.latest("sbom.cdx.json").contains(&format!("\"bom-ref\": \"croft@{release}\"")));
+    }
+}
+
+#[test]
+fn who_gets_media_reads_how_to_boot_them_and_how_to_give_them_a_farm() {
+    let scene = Scene::new();
+    scene.make(&Stand { media: true, ..Stand::new(["a", "a"]) }, None).unwrap();
+    assert_eq!((scene.latest("croft-usb.img"), scene.latest("croft.iso")), ("a".to_owned(), "a".to_owned()));
+    let page = scene.latest("README.md");
+    for text in [
+        "- croft-usb.img: 1 bytes",
+        "croft media flash croft-usb.img /dev/sdX",
+        "farm image --farm alpha --boot-file croft.efi",
+        "cargo xtask image --boot-file --media --release 0.1.2026013101\n",
+    ] {
+        assert!(page.contains(text), "{text} is missing: {page}");
+    }
+    scene.make(&Stand::new(["a", "a"]), None).unwrap();
+    assert!(!scene.latest("README.md").contains("How to boot it"), "a quick one has nothing to boot");
 }
 
 #[test]

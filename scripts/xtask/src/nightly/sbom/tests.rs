@@ -46,7 +46,7 @@ const LOCK: &str =
 fn made() -> Value {
     let kernel =
         Component::other("operating-system", "linux", "6.12", None).licensed("GPL-2.0-only").hashed("cc");
-    serde_json::to_value(document(&metadata(true), LOCK, vec![kernel]).unwrap()).unwrap()
+    serde_json::to_value(document(&metadata(true), LOCK, "0.1.2026013101", vec![kernel]).unwrap()).unwrap()
 }
 
 #[test]
@@ -106,12 +106,12 @@ fn a_crate_has_its_licence_hash_and_address() {
 #[test]
 fn equal_inputs_give_equal_bytes_and_others_another_serial_number() {
     assert_eq!(made().to_string(), made().to_string());
-    let without = document(&metadata(true), LOCK, Vec::new()).unwrap();
+    let without = document(&metadata(true), LOCK, "0.1.2026013101", Vec::new()).unwrap();
     assert_ne!(made()["serialNumber"].as_str().unwrap(), without.serial_number);
 }
 
 #[test]
 fn a_program_that_cargo_does_not_know_is_named() {
-    let error = document(&metadata(false), LOCK, Vec::new()).unwrap_err();
+    let error = document(&metadata(false), LOCK, "0.1.2026013101", Vec::new()).unwrap_err();
     assert_eq!(error.to_string(), "croft-node is not in cargo's metadata, though the image has it");
 }
