@@ -8,7 +8,6 @@
 //! everywhere. What a loader passes as command line is not heard: whoever can edit a boot entry must not be able to
 //! name another init. Must never hand out a file whose configuration does not hold what was asked for.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,9 +42,6 @@ const INITRAMFS: &str = "croft.cpio.zst";
 /// Folder of the microcode inside the objects, and the same as seen from the source, which is how Kconfig wants it.
 const MICROCODE: &str = "croft-microcode";
 const MICROCODE_FROM_SOURCE: &str = "croft-node/croft-microcode";
-/// Where the distribution keeps firmware; `CROFT_FIRMWARE` names another.
-const FIRMWARE: &str = "/lib/firmware";
-
 /// In the objects of a boot file that was linked: the key of their kernel.
 const LINKED: &str = ".croft-linked";
 
@@ -63,7 +59,7 @@ pub(crate) fn make(
     let command_line = checked(command_line)?;
     let recipe = Recipe::read(Flavor::Node, &Options::default())?;
     let content = fs::read(initramfs).with_context(|| format!("can't read {}", initramfs.display()))?;
-    let folder = env::var_os("CROFT_FIRMWARE").map_or_else(|| FIRMWARE.into(), PathBuf::from);
+    let folder = microcode::folder();
     let microcode = microcode::collect(&folder, u64::from(microcode_kb) * 1_000)?;
     eprintln!("kernel node: {}", microcode.describe(&folder));
     let key = key(&recipe, &content, &command_line, &microcode);

@@ -40,8 +40,11 @@ async fn rows(first: &Path, (version, next): (&str, &PathBuf)) -> Result<Vec<Row
     let key = releases::key(&grid).await?;
     grid.croft(["--bot", "farmer", "farm", "policy", "alpha", "--channel", "stable"]).await?;
     say("booting from a stick");
-    let mut node = grid.boot_medium(first, false).await?;
+    let medium = grid.medium(first, false).await?;
+    let started = Instant::now();
+    let mut node = medium.clone().start().await?;
     scene::registered(&mut node).await?;
+    let booted = started.elapsed();
     let mut scene = Scene::with(grid, node)?;
     scene.deploy(&oci::cache(), &mut say).await?;
     let web = scene.web();
@@ -50,7 +53,7 @@ async fn rows(first: &Path, (version, next): (&str, &PathBuf)) -> Result<Vec<Row
     say("a restart through firmware, in order: power button, then power");
     let watch = http::Watch::start(web, "/");
     ensure!(node.powerdown(LIMIT).await?.is_clean(), "the machine did not end in order");
-    let mut node = grid.boot_medium(first, false).await?;
+    let mut node = medium.start().await?;
     http::wait_for_ok(web, "/", LIMIT).await.with_context(|| node.serial().tail())?;
     let restart = watch.longest_gap();
     scene::registered(&mut node).await?;
@@ -75,6 +78,12 @@ async fn rows(first: &Path, (version, next): (&str, &PathBuf)) -> Result<Vec<Row
         Row::new(what, upgrade.as_secs_f64() / restart.as_secs_f64(), "x")
             .limit(Limit::AtMost { budget: 1.0, goal: 0.8 })
             .note(format!("{:.1} s and {:.1} s", upgrade.as_secs_f64(), restart.as_secs_f64())),
+        Row::new(
+            "power-on through firmware to registered / silence of the restart",
+            booted.as_secs_f64() / restart.as_secs_f64(),
+            "x",
+        )
+        .note(format!("{:.1} s, from a stick", booted.as_secs_f64())),
         Row::new(
             "published to booting / silence of the upgrade",
             fetched.as_secs_f64() / upgrade.as_secs_f64(),
