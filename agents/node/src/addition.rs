@@ -24,6 +24,8 @@ use crate::netboot::{self, Round};
 
 /// Disks alone are looked at for this long. USB sticks that a machine booted from are there by then.
 const DISKS_FIRST: Duration = Duration::from_secs(5);
+/// What can be taken out and does not answer is waited for so long.
+const SLOW_MEDIUM: Duration = Duration::from_secs(20);
 /// After this, what was found is said and the node starts anew; slow controllers and DHCP servers are up by then.
 const PATIENCE: Duration = Duration::from_secs(45);
 const PAUSE: Duration = Duration::from_millis(500);
@@ -61,24 +63,22 @@ pub async fn find(roots: Roots) -> Result<Found, AdditionError> {
     let started = Instant::now();
     let mut looker = Looker::new(roots.clone());
     let mut said = BTreeSet::new();
-    let built_in = loop {
-        let mut built_in = None;
-        if let Disks::Found(place, addition) = disks(&mut looker, &mut said).await? {
-            let disk = name_of(&place);
+    loop {
+        let listed = started.elapsed();
+        let on_disks = disks(&mut looker, &mut said).await?;
+        // A stick or a disc that is slow may be what the machine was booted from.
+        let waits =
+            looker.unanswered().any(|disk| medium::is_removable(&roots, disk)) && listed < SLOW_MEDIUM;
+        if let Disks::Found(place, addition) = on_disks {
             let is_removable = medium::is_removable(&roots, Path::new(&place));
-            let found = Found { place, disk, addition: *addition, network: None };
-            if is_removable {
-                return Ok(found);
+            if !waits && (is_removable || listed >= DISKS_FIRST) {
+                let disk = name_of(&place);
+                return Ok(Found { place, disk, addition: *addition, network: None });
             }
-            built_in = Some(found);
-        }
-        if started.elapsed() >= DISKS_FIRST {
-            break built_in;
+        } else if !waits && listed >= DISKS_FIRST {
+            break;
         }
         sleep(PAUSE).await;
-    };
-    if let Some(found) = built_in {
-        return Ok(found);
     }
     tracing::info!("no disk has a farm's addition: asking the network where this machine would boot from");
     let network = match Network::start(NetworkConfig::default()).await {

@@ -90,11 +90,17 @@ impl Looker {
         self.look_with(|disk| File::open(disk).and_then(|mut file| addition(&mut file))).await
     }
 
+    /// Disks that have not answered the last look.
+    pub fn unanswered(&self) -> impl Iterator<Item = &Path> {
+        self.asked.keys().map(PathBuf::as_path)
+    }
+
     async fn look_with(
         &mut self,
         read: impl Fn(&Path) -> Answer + Clone + Send + 'static,
     ) -> Result<(PathBuf, Validated), MediumError> {
         let disks = disks(&self.roots);
+        self.asked.retain(|disk, _| disks.contains(disk));
         for disk in &disks {
             self.asked
                 .entry(disk.clone())

@@ -27,10 +27,12 @@ pub enum MembershipError {
     Open(#[from] OpenDocumentsError),
     #[error("whose node this machine is can't be read")]
     Read(#[from] GetDocumentError),
-    #[error("what the data disk says of this machine's owner is damaged: wipe the disk to begin anew")]
+    #[error(
+        "what the data disk says of this machine's owner is damaged: take the disk out and wipe it in another machine to begin anew"
+    )]
     Damaged(#[from] DecodeError),
     #[error(
-        "this machine is a node of bot {} on chain {}, and the farm's addition is of bot {} for chain {}: take out that medium, or stop that server; to give the machine to another farm, wipe its data disk",
+        "this machine is a node of bot {} on chain {}, and the farm's addition is of bot {} for chain {}: take out that medium, or stop that server; to give the machine to another farm, take its data disk out and wipe it in another machine",
         kept.bot.short(), kept.chain.0.short(), found.bot.short(), found.chain.0.short()
     )]
     Other { kept: Box<Owner>, found: Box<Owner> },
@@ -110,7 +112,7 @@ mod tests {
                 other.chain.0.short()
             );
             assert!(error.starts_with(&expected), "{error}");
-            assert!(error.ends_with("to give the machine to another farm, wipe its data disk"), "{error}");
+            assert!(error.ends_with("to give the machine to another farm, take its data disk out and wipe it in another machine"), "{error}");
         }
         // What the image itself says needs no addition, and makes nobody the owner.
         open(dir.path(), None).unwrap().joined();

@@ -87,6 +87,8 @@ pub struct Registered {
     ledger: Arc<Ledger>,
     time: Arc<Time>,
     witness: Option<Arc<Witness>>,
+    /// Whether the ledger may know other addresses than the profile: an answer was lost.
+    addresses_unsure: bool,
     /// As it registered last.
     standing: Standing,
     /// Where the reports of earlier boots ended: nothing before is covered again.
@@ -111,6 +113,7 @@ impl Unregistered {
                     ledger,
                     time,
                     witness,
+                    addresses_unsure: false,
                     standing,
                     reported_until_ms,
                 };
@@ -276,16 +279,17 @@ impl Registered {
     /// # Errors
     /// [`RegisterError`].
     pub async fn set_addresses(&mut self, addresses: Vec<String>) -> Result<(), RegisterError> {
-        if addresses == self.profile.addresses {
+        if addresses == self.profile.addresses && !self.addresses_unsure {
             return Ok(());
         }
+        self.addresses_unsure = true;
         let profile = Profile { addresses, ..self.profile.clone() };
         let node = body(&profile, self.farm, self.session);
         self.ledger
             .submit(Command::RegisterNode { node, join: None, attestation: None })
             .await
             .map_err(refused)?;
-        self.profile = profile;
+        (self.profile, self.addresses_unsure) = (profile, false);
         Ok(())
     }
 

@@ -64,8 +64,8 @@ const POOL: &str = "10.90.0.0/16";
 const LEDGER_WAIT: Duration = Duration::from_secs(20);
 /// The same where contracts of an earlier boot wait to be started: one attempt.
 const LEDGER_WAIT_WITH_WORKLOADS: Duration = Duration::from_secs(6);
-/// How long a machine that needs a person waits for one, before it looks again whether it still does.
-const STUCK: Duration = Duration::from_secs(300);
+/// How long a machine that needs a person waits for one, before it restarts and looks whether it still does.
+const STUCK: Duration = Duration::from_secs(600);
 const REGISTER_WAIT: Duration = Duration::from_secs(30);
 /// What guests may send in one packet when nobody knows the uplink's.
 const MTU_BYTES: u32 = 1500;
@@ -321,7 +321,11 @@ impl Start<'_> {
 
     /// What stands in the way only a person can remove: the menu has to work meanwhile, which may be what it takes.
     async fn stuck(&self, error: Fatal, alive: &Alive) -> Fatal {
-        self.log.line(Level::Error, &format!("croft: the node can't run: {}", chain(&error)));
+        let reason = chain(&error);
+        self.log.line(Level::Error, &format!("croft: the node can't run: {reason}"));
+        alive.through(tokio::time::sleep(STUCK)).await;
+        // What a trial can't do, the release before may; a disk may answer again; and one that was wiped is taken.
+        alive.say(&Message::Reboot(reason));
         alive.through(tokio::time::sleep(STUCK)).await;
         error
     }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_init::notify::{KERNEL_FOLDER, Message, Notifier, loaded_of, refusal_of};
+use croft_init::notify::{KERNEL_FOLDER, Message, Notifier, loaded_of, refusal_of, trouble_of};
 use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody};
 use croft_protocol::{
     Body, Command, FarmId, NodeId, Record, RecordId, Rejection, ReleaseId, ReleaseVersion, StateKey, limits,
@@ -72,6 +72,8 @@ pub enum UpgradeError {
     /// The kernel's word on the file.
     #[error("the release can't be booted: {0}")]
     Refused(String),
+    #[error("the release can't be loaded now: {0}")]
+    NotNow(String),
     #[error("init did not {what} it within {} s", KEXEC_WAIT.as_secs())]
     Late { what: &'static str },
     #[error(transparent)]
@@ -80,6 +82,14 @@ pub enum UpgradeError {
     Mark { mark: PathBuf, source: std::io::Error },
     #[error("the TPM's thread ended before it answered")]
     Ended,
+}
+
+impl UpgradeError {
+    /// Whether it would come again at every try, and on other machines.
+    fn is_of_the_release(&self) -> bool {
+        use files::BootFileError::{NoProgram, OtherProgram};
+        matches!(self, Self::Refused(_) | Self::Files(NoProgram { .. } | OtherProgram { .. }))
+    }
 }
 
 /// The journal and the boot files of this machine, with what this boot is.
@@ -189,9 +199,7 @@ impl Upgrades {
         let told = match tokio::task::spawn_blocking(move || teller.about_to_run(authenticode)).await {
             Ok(Ok(told)) => told,
             Ok(Err(error)) => {
-                if matches!(error, TellError::Unsure(_)) {
-                    self.go_back("the TPM may have been told of a release that does not run").await;
-                } else {
+                if !matches!(error, TellError::Unsure(_)) {
                     let _ = std::fs::remove_file(mark);
                 }
                 return error.into();
@@ -208,18 +216,14 @@ impl Upgrades {
         let asked = self.tell_init(&Message::Kexec(kernel));
         // Init ends this process.
         sleep(KEXEC_WAIT).await;
-        if told == Told::Register {
-            // A quote of this boot would speak of a release that does not run.
-            self.go_back("it was loaded, and init did not go on with it").await;
-        }
         asked.map_or_else(|error| error, |()| UpgradeError::Late { what: "go on with" })
     }
 
     /// Has init load a boot file; the kernel's path.
     async fn load(&self, of: &Installed) -> Result<PathBuf, UpgradeError> {
         let kernel = self.files.stage(&of.boot_file, &self.kernels)?;
-        let (loaded, refused) = (loaded_of(&kernel), refusal_of(&kernel));
-        for old in [&loaded, &refused] {
+        let (loaded, refused, trouble) = (loaded_of(&kernel), refusal_of(&kernel), trouble_of(&kernel));
+        for old in [&loaded, &refused, &trouble] {
             let _ = std::fs::remove_file(old);
         }
         self.tell_init(&Message::Load(kernel.clone()))?;
@@ -228,8 +232,15 @@ impl Upgrades {
             if loaded.exists() {
                 return Ok(kernel);
             }
-            if let Some(reason) = std::fs::read_to_string(&refused).ok().filter(|reason| !reason.is_empty()) {
-                return Err(UpgradeError::Refused(reason.chars().take(300).collect()));
+            let said = |file: &Path| {
+                let reason = std::fs::read_to_string(file).ok().filter(|reason| !reason.is_empty())?;
+                Some(reason.chars().take(300).collect())
+            };
+            if let Some(reason) = said(&refused) {
+                return Err(UpgradeError::Refused(reason));
+            }
+            if let Some(reason) = said(&trouble) {
+                return Err(UpgradeError::NotNow(reason));
             }
             sleep(Duration::from_millis(200)).await;
         }
@@ -259,11 +270,19 @@ impl Upgrades {
                 tracing::info!(release = %of.version, "going on with the release that was confirmed here");
                 let error = self.kexec(&of).await;
                 tracing::error!(error = %chain_of(&error), "the confirmed release can't be reached; this one goes on");
+                self.restart_if_told().await;
             }
         }
     }
 
     /// Restarts the machine, which boots what its medium has.
+    /// A quote of this boot would speak of a release that does not run.
+    async fn restart_if_told(&self) {
+        if let Some(reason) = told_in_vain(&self.kernels) {
+            self.go_back(&reason).await;
+        }
+    }
+
     async fn go_back(&self, reason: &str) {
         go_back(self.notifier.as_deref(), reason).await;
     }
@@ -281,12 +300,12 @@ pub async fn go_back(notifier: Option<&Notifier>, reason: &str) {
     sleep(KEXEC_WAIT).await;
 }
 
-/// Why this boot has to end, if an agent ended between the TPM and the kernel that it told of: quotes of this boot speak of
-/// a release that does not run. The journal is not asked: its disk may be what ended that agent.
+/// Why this boot has to end, if the TPM was or may have been told of a kernel that did not start, by this agent or an earlier
+/// one. The journal is not asked: its disk may be what ended that agent.
 #[must_use]
 pub fn told_in_vain(kernels: &Path) -> Option<String> {
     let release = std::fs::read_to_string(kernels.join(TOLD)).ok()?;
-    Some(format!("the TPM was told of release {release}, and the agent ended before it started"))
+    Some(format!("the TPM was told of release {release}, which did not start"))
 }
 
 fn read(documents: &Documents) -> Result<Journal, UpgradeError> {
@@ -458,7 +477,7 @@ impl Upgrades {
         self.change(|journal| journal.arm(release.clone()))?;
         let error = self.kexec(&release).await;
         // Still here: nothing was booted, and this release goes on.
-        if matches!(error, UpgradeError::Refused(_)) {
+        if error.is_of_the_release() {
             let reason = chain_of(&error);
             self.change(|journal| journal.give_up(reason))?;
         } else {
@@ -466,6 +485,7 @@ impl Upgrades {
             self.change(Journal::disarm)?;
             self.try_not_before = Some(Instant::now() + TRY_AGAIN);
         }
+        self.restart_if_told().await;
         Err(error)
     }
 }

@@ -27,8 +27,9 @@ const PULL_EVERY: Duration = Duration::from_secs(60);
 /// A node whose TPM could be worth more asks again this often: a registration an hour's sixth costs little.
 const IMPROVE_EVERY: Duration = Duration::from_secs(600);
 
-/// Between two tries to say where the node is reached.
-const READDRESS_EVERY: Duration = Duration::from_secs(20);
+/// Between two tries to say where the node is reached: the first pause, and what it doubles to.
+const READDRESS_FIRST: Duration = Duration::from_secs(20);
+const READDRESS_MOST: Duration = Duration::from_secs(1200);
 
 /// What the main loop hears.
 #[derive(Debug)]
@@ -142,6 +143,7 @@ pub async fn speak(
     let Some(mut registered) = register(unregistered, &heard).await else { return };
     // When to say again where the node is reached; the moment that links change is the one in which saying it fails.
     let mut again: Option<Instant> = None;
+    let mut pause = READDRESS_FIRST;
     let mut improve = tokio::time::interval_at(Instant::now() + IMPROVE_EVERY, IMPROVE_EVERY);
     loop {
         tokio::select! {
@@ -173,17 +175,18 @@ pub async fn speak(
             () = sleep_until_some(again) => {
                 let now = addresses.borrow_and_update().clone();
                 again = match registered.set_addresses(now).await {
-                    Ok(()) => None,
-                    // Nobody else may speak for this node: what it heard last is what counts.
-                    Err(RegisterError::Refused(rejection)) => {
-                        tracing::warn!(%rejection, "the ledger does not take the new addresses");
-                        None
-                    }
+                    // Another machine that has the node's key says where the node is.
+                    Ok(()) | Err(RegisterError::Refused(Rejection::StaleSession { .. })) => None,
                     Err(error) => {
                         tracing::warn!(error = %chain_of(&error), "the ledger does not know the new addresses yet");
-                        Some(Instant::now() + READDRESS_EVERY)
+                        let at = Instant::now() + pause;
+                        pause = (2 * pause).min(READDRESS_MOST);
+                        Some(at)
                     }
                 };
+                if again.is_none() {
+                    pause = READDRESS_FIRST;
+                }
             }
         }
     }

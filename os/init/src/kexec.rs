@@ -28,6 +28,17 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// Whether the file is what is wrong, and will be at every other try and on every other machine of the kind.
+    #[must_use]
+    pub fn is_of_the_file(&self) -> bool {
+        let Self::Refused { source, .. } = self else { return false };
+        let errors =
+            [libc::EPERM, libc::EKEYREJECTED, libc::ENOKEY, libc::EBADMSG, libc::ENOEXEC, libc::EINVAL];
+        source.raw_os_error().is_some_and(|error| errors.contains(&error))
+    }
+}
+
 /// Loads a boot file in place of what was loaded before. Takes up to some seconds: the kernel reads and hashes it.
 ///
 /// # Errors
@@ -76,6 +87,14 @@ mod tests {
         let path = folder.path().join("k.efi");
         let error = load(&path).unwrap_err();
         assert_eq!(error.to_string(), format!("kernel {} can't be opened", path.display()));
+        assert!(!error.is_of_the_file());
+        let refused = |error| LoadError::Refused {
+            path: path.clone(),
+            hint: "",
+            source: io::Error::from_raw_os_error(error),
+        };
+        assert!(refused(libc::ENOEXEC).is_of_the_file() && refused(libc::EKEYREJECTED).is_of_the_file());
+        assert!(!refused(libc::ENOMEM).is_of_the_file() && !refused(libc::EBUSY).is_of_the_file());
         // Never a real kernel: where the tests run as root, it would be loaded.
         std::fs::write(&path, b"no kernel").unwrap();
         let error = load(&path).unwrap_err().to_string();

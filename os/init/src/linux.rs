@@ -378,10 +378,12 @@ impl Machine for Linux {
 
     fn begin_load(&mut self, kernel: PathBuf) {
         self.beside(|| {
-            let refused = kexec::load(&kernel).err().map(|error| chain(&error));
-            if let Some(reason) = &refused {
-                // Node waits for this file or the other, and gives up by itself where even this fails.
-                let _ = fs::write(notify::refusal_of(&kernel), reason);
+            let error = kexec::load(&kernel).err();
+            let refused = error.as_ref().map(|error| chain(error));
+            if let (Some(error), Some(reason)) = (&error, &refused) {
+                let told = if error.is_of_the_file() { notify::refusal_of } else { notify::trouble_of };
+                // Node waits for one of these files, and gives up by itself where even this fails.
+                let _ = fs::write(told(&kernel), reason);
             }
             Input::Loaded { kernel, refused }
         });

@@ -30,7 +30,8 @@ pub enum Message {
     Reboot(String),
     /// Switch the machine off in order, for the reason given.
     Poweroff(String),
-    /// Load the kernel in this file, and leave [`loaded_of`] or [`refusal_of`] it. Nothing ends.
+    /// Load the kernel in this file, and leave [`loaded_of`], [`refusal_of`] or [`trouble_of`] it. Nothing
+    /// ends.
     Load(PathBuf),
     /// End in order and go on with the kernel in this file, if it is the one that was loaded last; else nothing ends.
     Kexec(PathBuf),
@@ -45,10 +46,16 @@ pub fn loaded_of(kernel: &Path) -> PathBuf {
     kernel.with_extension("loaded")
 }
 
-/// Where init says why a kernel was refused.
+/// Where init says why a kernel was refused, for what it is.
 #[must_use]
 pub fn refusal_of(kernel: &Path) -> PathBuf {
     kernel.with_extension("refused")
+}
+
+/// Where init says why a kernel could not be loaded now, which is no fault of it.
+#[must_use]
+pub fn trouble_of(kernel: &Path) -> PathBuf {
+    kernel.with_extension("trouble")
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

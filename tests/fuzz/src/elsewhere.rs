@@ -49,6 +49,10 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("agents/ledger/src/state_map.rs", "reads nodes of the map that jmt wrote on this very disk"),
     ("agents/ledger/src/work.rs", "reads what this ledger wrote; values are the target state-value"),
     (
+        "agents/node/src/membership.rs",
+        "this node's own document of two hashes, with its digest; damage is a test beside it",
+    ),
+    (
         "agents/node/src/upgrade.rs",
         "records are the target record, after their proof; the journal is this node's own document, with its digest",
     ),

@@ -435,7 +435,7 @@ fn an_agent_that_ended_when_the_tpm_was_told_is_known_to_the_next_one_until_the_
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(told_in_vain(dir.path()), None);
     std::fs::write(dir.path().join(TOLD), "1.2.0").unwrap();
-    let reason = "the TPM was told of release 1.2.0, and the agent ended before it started";
+    let reason = "the TPM was told of release 1.2.0, which did not start";
     assert_eq!(told_in_vain(dir.path()).unwrap(), reason);
 }
 
@@ -497,8 +497,13 @@ async fn trouble_of_this_machine_is_no_fault_of_the_release() {
     assert_eq!(error.to_string(), "this node was not started by init, so nobody boots a release");
     assert_eq!(upgrades.journal, Journal::default(), "neither given up nor told");
     assert!(upgrades.try_not_before.is_some(), "and not tried without a pause");
-    let (upgrades, start) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
-    assert_eq!((start, upgrades.journal), (Start::Normal, Journal::default()));
+    let (mut upgrades, start) = open(Arc::new(OsFiles), dir.path(), "1.1.0").unwrap();
+    assert_eq!((start, &upgrades.journal), (Start::Normal, &Journal::default()));
+    // Bytes that are what the keys signed for, and another program than they say, stay so.
+    let mut lies = of;
+    lies.boot_file.authenticode = Hash([7; 32]);
+    upgrades.try_out(lies.clone()).await.unwrap_err();
+    assert!(upgrades.journal.has_given_up(&lies.id()));
 }
 
 struct Blobs {
