@@ -453,6 +453,8 @@ impl Bench {
             rack.as_ref().context("the row has a server")?.said(text, Duration::from_secs(1)).await?;
         }
         if let Some(folder) = std::env::var_os("CROFT_SCREENSHOTS") {
+            // The line was heard before it was painted.
+            tokio::time::sleep(Duration::from_secs(3)).await;
             let name: String =
                 row.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
             machine.screenshot(&PathBuf::from(folder).join(format!("boot-{name}.png"))).await?;
