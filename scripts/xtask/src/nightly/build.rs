@@ -207,7 +207,13 @@ fn components(source: &Path, image: &Path, kernel: &Path) -> Result<Vec<Componen
 
 /// "6.12.95" from the head of a kernel configuration.
 fn kernel_version(config: &str) -> Option<&str> {
-    config.lines().take(5).find_map(|line| line.strip_prefix("# Linux/x86 ")?.split_whitespace().next())
+    config.lines().take(5).find_map(|line| {
+        // After the architecture as the build names it: x86 or x86_64.
+        line.strip_prefix("# Linux/")?
+            .strip_suffix(" Kernel Configuration")?
+            .split_once(' ')
+            .map(|(_, version)| version)
+    })
 }
 
 #[cfg(test)]
@@ -216,9 +222,12 @@ mod tests {
 
     #[test]
     fn the_kernels_version_is_read_from_its_configuration() {
-        let config =
-            "#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86 6.12.95 Kernel Configuration\n#\n";
-        assert_eq!(kernel_version(config), Some("6.12.95"));
+        for architecture in ["x86", "x86_64"] {
+            let config = format!(
+                "#\n# Automatically generated file; DO NOT EDIT.\n# Linux/{architecture} 6.12.95 Kernel Configuration\n#\n"
+            );
+            assert_eq!(kernel_version(&config), Some("6.12.95"));
+        }
         assert_eq!(kernel_version("CONFIG_A=y\n"), None);
     }
 
