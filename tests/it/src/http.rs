@@ -99,11 +99,13 @@ impl Watch {
         Self { answered, asks }
     }
 
-    /// The longest time between two answers since the start. Ends the asking.
+    /// The longest time without an answer since the start, also if it lasts. Ends the asking.
     #[must_use]
     pub fn longest_gap(self) -> Duration {
         self.asks.abort();
-        longest_gap(&self.answered.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.push(Instant::now());
+        longest_gap(&answered)
     }
 }
 
@@ -144,6 +146,14 @@ mod tests {
             |seconds: &[u64]| seconds.iter().map(|s| start + Duration::from_secs(*s)).collect::<Vec<_>>();
         assert_eq!(longest_gap(&at(&[0, 1, 9, 10])), Duration::from_secs(8));
         assert_eq!(longest_gap(&at(&[0])), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_gap_that_lasts_counts() {
+        let start = Instant::now();
+        let answered = [0, 9, 10].map(|seconds| start - Duration::from_secs(30 - seconds)).to_vec();
+        let watch = Watch { answered: Arc::new(Mutex::new(answered)), asks: tokio::spawn(async {}) };
+        assert!(watch.longest_gap() >= Duration::from_secs(20));
     }
 
     #[test]
