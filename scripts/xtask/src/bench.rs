@@ -2,10 +2,13 @@
 //!
 //! The measuring itself is two programs of `tests/it`, so that this one stays quick to build.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
+
+use crate::repo;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
@@ -123,8 +126,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !built.success() {
         bail!("the programs to measure with can't be built: see above");
     }
-    let mut command = cargo();
-    command.args(["run", "--quiet", "-p", "croft-it", "--bin", "bench", "--"]);
+    let mut command = program("debug", "bench");
     match arguments.what {
         Some(What::Boot) => drop(command.arg("boot")),
         Some(What::Deploy) => drop(command.arg("deploy")),
@@ -144,9 +146,14 @@ fn in_release(program: &str, beside: &[&str], arguments: &[String]) -> Result<()
     if !build.status().context("starting cargo")?.success() {
         bail!("the programs to measure with can't be built: see above");
     }
-    let mut command = cargo();
-    command.args(["run", "--release", "--quiet", "-p", "croft-it", "--bin", program, "--"]).args(arguments);
-    measured(&mut command)
+    measured(self::program("release", program).args(arguments))
+}
+
+/// What was built. Not by `cargo run`: for one package alone it takes other features, and builds everything once more.
+fn program(profile: &str, name: &str) -> Command {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo::root().join("target"), PathBuf::from);
+    Command::new(target.join(profile).join(name))
 }
 
 fn measured(command: &mut Command) -> Result<()> {
