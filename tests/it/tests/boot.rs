@@ -19,6 +19,14 @@ use croft_qemu_harness::{Boot, Medium, NetworkBoot, Profile, SecureBoot};
 /// From power-on to the line that a row waits for, with emulation on a busy machine.
 const LIMIT: Duration = Duration::from_secs(240);
 const VALID: &str = "the farm's addition is valid";
+/// What a farmer adds to `boot.toml` for a bond whose untagged network is nobody's.
+const BOND: &str = r#"
+[[link]]
+name = "bond0"
+mode = "dhcp"
+bond = { members = ["eth0", "eth1"], mode = "active-backup" }
+vlan = 7
+"#;
 
 /// What a machine boots from in a row.
 #[derive(Clone, Copy, PartialEq)]
@@ -77,6 +85,8 @@ struct Row {
     second_disk: bool,
     /// That one is about to die: it gives a sector in eight seconds.
     dying_disk: bool,
+    /// Two cards in a bond, and addresses in a VLAN of it alone.
+    bonded: bool,
     /// What the machine's clock begins with.
     clock_year: Option<u16>,
     full_only: bool,
@@ -109,6 +119,7 @@ const ROW: Row = Row {
     no_virtualisation: false,
     second_disk: false,
     dying_disk: false,
+    bonded: false,
     clock_year: None,
     full_only: false,
 };
@@ -236,6 +247,13 @@ fn rows() -> Vec<Row> {
             ..ROW
         },
         Row {
+            name: "a VLAN on a bond of two cards",
+            says: &[VALID, "bond0.7 10.78.7."],
+            bonded: true,
+            full_only: true,
+            ..ROW
+        },
+        Row {
             name: "too little memory",
             says: &[VALID, "of memory, and nothing can be sold below 448 MiB: add memory"],
             memory_mib: 448,
@@ -343,6 +361,12 @@ impl Bench {
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 out
             }
+            From::Stick(Spoilt::Nothing) if row.bonded => {
+                let (config, out) = (self.dir.path().join("bond.toml"), self.dir.path().join("bond.img"));
+                std::fs::write(&config, std::fs::read_to_string(&self.config)? + BOND)?;
+                self.grid.image_of(("alpha", &config), &self.boot_file, "usb", &out).await?;
+                out
+            }
             From::Stick(_) | From::SecureStick(Signed::No) => {
                 self.medium(&self.boot_file, "usb", "usb.img").await?
             }
@@ -374,7 +398,10 @@ impl Bench {
     /// The switch of a row, with what serves on it.
     async fn rack(&self, number: usize, row: &Row, state: &Path) -> Result<Rack> {
         let mut rack = Rack::new(&number.to_string()).await?;
-        if !row.no_dhcp {
+        if row.bonded {
+            rack.second_tap().await?;
+            rack.dhcp_in_vlan(state).await?;
+        } else if !row.no_dhcp {
             rack.dhcp(state)?;
         }
         if let Some(megabit) = row.slow {
@@ -411,6 +438,11 @@ impl Bench {
         }
         for nic in &mut profile.nic {
             nic.model = row.nic;
+        }
+        if row.bonded {
+            let mut second = profile.nic.first().context("the first card is described")?.clone();
+            (second.name, second.mac) = ("second".into(), Some("52:54:00:c0:f7:02".into()));
+            profile.nic.push(second);
         }
         profile.clock_year = row.clock_year;
         (profile.serial, profile.nested) = (!row.no_serial, !row.no_virtualisation);
@@ -469,7 +501,7 @@ impl Bench {
 
 impl Row {
     fn is_on_switch(&self) -> bool {
-        self.no_dhcp || self.two_servers || matches!(self.from, From::Network(_))
+        self.no_dhcp || self.bonded || self.two_servers || matches!(self.from, From::Network(_))
     }
 }
 
