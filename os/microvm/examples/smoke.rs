@@ -35,6 +35,8 @@ const NAMESPACE: &str = "/run/netns-smoke";
 const VOLUME: &str = "/images/volume.img";
 const SHARED: &str = "/images/shared";
 const LIMIT: Duration = Duration::from_secs(300);
+/// How often a case may lose its guest to the emulation and be run once more; see [`is_unexplained`].
+const BROKEN_BY_EMULATION: u32 = 2;
 
 fn main() {
     croft_microvm::jail::maybe_enter();
@@ -190,7 +192,13 @@ async fn cases(vmm: &str, microvms: &Microvms, only: Option<&str>) -> u32 {
         ($name:literal, $run:expr) => {
             if only.is_none_or(|only| only == $name) {
                 let began = Instant::now();
-                let result: Result<(), String> = $run.await;
+                let mut result: Result<(), String> = $run.await;
+                for again in 1..=BROKEN_BY_EMULATION {
+                    let Some(why) = result.as_ref().err().filter(|why| is_unexplained(why)) else { break };
+                    println!("SMOKE case {vmm} {}: once more ({again}): {why}", $name);
+                    until_nothing_is_left().await;
+                    result = $run.await;
+                }
                 match result {
                     Ok(()) => {
                         println!("SMOKE case {vmm} {}: ok in {} ms", $name, began.elapsed().as_millis())
@@ -201,10 +209,7 @@ async fn cases(vmm: &str, microvms: &Microvms, only: Option<&str>) -> u32 {
                     }
                 }
                 // A VM of a failed case stops when its handle is dropped.
-                let began = Instant::now();
-                while !left_overs().is_empty() && began.elapsed() < LIMIT {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+                until_nothing_is_left().await;
                 let left = left_overs();
                 if !left.is_empty() {
                     failed += 1;
@@ -224,6 +229,22 @@ async fn cases(vmm: &str, microvms: &Microvms, only: Option<&str>) -> u32 {
     case!("killed", killed(microvms));
     case!("large-config", large_config(microvms));
     failed
+}
+
+/// A guest that ended without a word, or spins for ever: about one case in forty that writes much, on a busy host, with
+/// the node's KVM injecting one event again and again. QEMU's emulation of VMRUN (10.0) leaves the vector of an interrupt
+/// that it injected behind as a pending exception; where another thread kicks the processor before anything else happens
+/// in it, the guest takes that interrupt twice, the second time with interrupts off. A fault of ours or of the VMM that
+/// looks like it comes again.
+fn is_unexplained(why: &str) -> bool {
+    ["the VMM ended with exit code 0", "the guest has been silent for"].iter().any(|end| why.contains(end))
+}
+
+async fn until_nothing_is_left() {
+    let began = Instant::now();
+    while !left_overs().is_empty() && began.elapsed() < LIMIT {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// What must be gone between two cases.
