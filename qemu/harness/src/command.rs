@@ -131,10 +131,19 @@ impl Medium {
 /// What QEMU starts.
 #[derive(Debug)]
 pub(crate) enum Start<'a> {
-    /// Without firmware's help.
-    Kernel { kernel: &'a Path, initramfs: &'a Path, arguments: Vec<String> },
+    /// Handed over by QEMU: to itself, or to UEFI firmware.
+    Kernel { kernel: &'a Path, initramfs: &'a Path, arguments: Vec<String>, firmware: Option<Firmware<'a>> },
     /// Firmware, and what it finds.
     Medium { firmware: Firmware<'a>, medium: &'a Medium },
+}
+
+impl<'a> Start<'a> {
+    fn firmware(&self) -> Option<Firmware<'a>> {
+        match self {
+            Self::Kernel { firmware, .. } => *firmware,
+            Self::Medium { firmware, .. } => Some(*firmware),
+        }
+    }
 }
 
 /// The machine's own software.
@@ -195,8 +204,8 @@ impl Layout<'_> {
             MachineType::Pc => "pc",
         };
         add(&["-nodefaults", "-no-user-config", "-name", &format!("croft-{}", profile.name)]);
-        match self.start {
-            Start::Medium { firmware: Firmware::Uefi { secure: true, .. }, .. } => {
+        match self.start.firmware() {
+            Some(Firmware::Uefi { secure: true, .. }) => {
                 add(&["-machine", &format!("{machine},smm=on")]);
                 add(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
             }
@@ -242,17 +251,17 @@ impl Layout<'_> {
     }
 
     fn add_start(&self, add: &mut impl FnMut(&[&str])) {
+        if let Some(Firmware::Uefi { code, variables, .. }) = self.start.firmware() {
+            let code = format!("if=pflash,unit=0,format=raw,readonly=on,file={}", value(code));
+            add(&["-drive", &code]);
+            add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", value(variables))]);
+        }
         match &self.start {
-            Start::Kernel { kernel, initramfs, arguments } => {
+            Start::Kernel { kernel, initramfs, arguments, .. } => {
                 add(&["-kernel", &kernel.to_string_lossy(), "-initrd", &initramfs.to_string_lossy()]);
                 add(&["-append", &arguments.join(" ")]);
             }
-            Start::Medium { firmware, medium } => {
-                if let Firmware::Uefi { code, variables, .. } = firmware {
-                    let code = format!("if=pflash,unit=0,format=raw,readonly=on,file={}", value(code));
-                    add(&["-drive", &code]);
-                    add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={}", value(variables))]);
-                }
+            Start::Medium { medium, .. } => {
                 let file = medium.path().map(value).unwrap_or_default();
                 match medium {
                     Medium::Usb(_) => {
@@ -399,6 +408,7 @@ mod tests {
                 kernel: Path::new("/k"),
                 initramfs: Path::new("/i"),
                 arguments: profile.kernel_arguments(),
+                firmware: None,
             },
             disks: &disks,
             forwards,

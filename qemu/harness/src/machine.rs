@@ -54,6 +54,8 @@ const BOOT_FILE: &str = "/etc/croft/boot.toml";
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// The same with Secure Boot in it.
 const SECURE_FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
+/// The machine's own store of variables, in its state.
+const VARIABLES: &str = "firmware-variables";
 const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// What happens when the guest restarts the machine.
@@ -147,6 +149,16 @@ enum Source {
     Medium(Medium),
 }
 
+/// What the firmware is given to check with what it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+enum Keys {
+    /// It can't check anything.
+    #[default]
+    None,
+    SetupMode,
+    Enrolled(SecureBoot),
+}
+
 /// Everything that decides a boot; `start` makes it a [`Machine`].
 #[derive(Debug, Clone)]
 pub struct Boot {
@@ -160,7 +172,7 @@ pub struct Boot {
     on_reboot: OnReboot,
     accelerator: Option<Accelerator>,
     tpm: Option<PathBuf>,
-    keys: Option<SecureBoot>,
+    firmware: Keys,
     namespace: Option<String>,
     wire: Option<Wire>,
 }
@@ -185,7 +197,7 @@ impl Boot {
             on_reboot: OnReboot::default(),
             accelerator: None,
             tpm: None,
-            keys: None,
+            firmware: Keys::default(),
             namespace: None,
             wire: None,
         }
@@ -259,7 +271,14 @@ impl Boot {
     /// Firmware with Secure Boot on and these keys enrolled. Only for media.
     #[must_use]
     pub fn secure_boot(self, keys: SecureBoot) -> Self {
-        Self { keys: Some(keys), ..self }
+        Self { firmware: Keys::Enrolled(keys), ..self }
+    }
+
+    /// Firmware that could check what it starts and has no keys yet: in setup mode, until a boot with the same state
+    /// gave it some. For a kernel, too.
+    #[must_use]
+    pub fn setup_mode(self) -> Self {
+        Self { firmware: Keys::SetupMode, ..self }
     }
 
     /// QEMU runs in this network namespace, and the NICs are its taps `tap0`, `tap1`. Needs root; nothing is forwarded.
@@ -323,15 +342,22 @@ impl Boot {
                 let mut arguments = self.profile.kernel_arguments();
                 arguments.extend(decision.accelerator.kernel_arguments());
                 arguments.extend(self.kernel_arguments.iter().cloned());
-                Start::Kernel { kernel, initramfs: &initramfs, arguments }
+                let mut firmware = None;
+                if self.firmware != Keys::None {
+                    variables = self.state.join(VARIABLES);
+                    self.variables(&variables)?;
+                    let code = Path::new(SECURE_FIRMWARE);
+                    firmware = Some(Firmware::Uefi { code, variables: &variables, secure: true });
+                }
+                Start::Kernel { kernel, initramfs: &initramfs, arguments, firmware }
             }
             Source::Medium(medium) => {
                 if !self.files.is_empty() || !self.kernel_arguments.is_empty() {
                     let path = medium.path().unwrap_or(Path::new("the network")).to_owned();
                     return Err(StartError::SealedMedium { path });
                 }
-                variables = self.state.join("firmware-variables");
-                let secure = self.keys.is_some();
+                variables = self.state.join(VARIABLES);
+                let secure = self.firmware != Keys::None;
                 let code = Path::new(if secure { SECURE_FIRMWARE } else { FIRMWARE });
                 let firmware = if medium.is_bios() {
                     Firmware::Bios
@@ -361,7 +387,7 @@ impl Boot {
             return Ok(());
         }
         let mut store = std::fs::read(FIRMWARE_VARIABLES).map_err(no_firmware)?;
-        if let Some(keys) = &self.keys {
+        if let Keys::Enrolled(keys) = &self.firmware {
             store = keys.enrol(store, Path::new(FIRMWARE_VARIABLES))?;
         }
         std::fs::write(path, store).map_err(|source| StartError::State { path: self.state.clone(), source })

@@ -16,9 +16,6 @@ use tokio::time::timeout;
 /// The server's address on the switch.
 pub const SERVER: &str = "10.78.0.1";
 const DHCP: &str = "10.78.0.2";
-/// A VLAN of the switch, and what the DHCP server has and gives there.
-const VLAN: u16 = 7;
-const VLAN_DHCP: &str = "10.78.7.2";
 /// The second server's.
 pub const OTHER_SERVER: &str = "10.78.0.3";
 /// Programs that play machines, each with an address of its own: a server serves only so much to one address.
@@ -92,52 +89,16 @@ impl Rack {
         &self.switch
     }
 
-    /// A second tap, `tap1`, for a machine with two cards.
-    ///
-    /// # Errors
-    /// Names the command that failed.
-    pub async fn second_tap(&self) -> Result<()> {
-        ip(&[
-            &["-n", &self.switch, "tuntap", "add", "dev", "tap1", "mode", "tap"],
-            &["-n", &self.switch, "link", "set", "tap1", "master", "br0", "up"],
-        ])
-        .await
-    }
-
     /// Starts the DHCP server, which knows of no boot file.
     ///
     /// # Errors
     /// When there is no dnsmasq.
     pub fn dhcp(&mut self, dir: &Path) -> Result<()> {
-        self.give_addresses(dir, "eth0", DHCP)
-    }
-
-    /// Starts a DHCP server that is heard in VLAN 7 alone, and gives addresses of 10.78.7.0/24.
-    ///
-    /// # Errors
-    /// When there is no dnsmasq; names the command that failed.
-    pub async fn dhcp_in_vlan(&mut self, dir: &Path) -> Result<()> {
-        let (office, id) = (self.office.as_str(), VLAN.to_string());
-        let (link, address) = (format!("eth0.{id}"), format!("{VLAN_DHCP}/24"));
-        ip(&[
-            &["-n", office, "link", "add", "link", "eth0", "name", &link, "type", "vlan", "id", &id],
-            &["-n", office, "address", "add", &address, "dev", &link],
-            &["-n", office, "link", "set", &link, "up"],
-        ])
-        .await?;
-        self.give_addresses(dir, &link, VLAN_DHCP)
-    }
-
-    /// Those of the last octets 50 to 99 in the network of the server's own `address`.
-    fn give_addresses(&mut self, dir: &Path, link: &str, address: &str) -> Result<()> {
-        let (network, _) = address.rsplit_once('.').context("an IPv4 address")?;
         let log = std::fs::File::create(dir.join("dnsmasq.log"))?;
         let child = Command::new("ip")
             .args(["netns", "exec", &self.office, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null"])
-            .args(["--port=0", "--bind-interfaces", "--user=root", "--pid-file"])
-            .args(["--dhcp-authoritative", "--log-facility=-"])
-            .arg(format!("--interface={link}"))
-            .arg(format!("--dhcp-range={network}.50,{network}.99,1h"))
+            .args(["--port=0", "--interface=eth0", "--bind-interfaces", "--user=root", "--pid-file"])
+            .args(["--dhcp-authoritative", "--dhcp-range=10.78.0.50,10.78.0.99,1h", "--log-facility=-"])
             .arg(format!("--dhcp-option=3,{SERVER}"))
             .arg(format!("--dhcp-leasefile={}", dir.join("leases").display()))
             .stdin(Stdio::null())

@@ -9,21 +9,25 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use croft_image_builder::{Archive, Entry, Kind};
 use croft_it::grid::{self, Grid};
 use croft_it::matrix;
 use croft_it::rack::{self, Rack};
 use croft_it::table::Table;
 use croft_qemu_harness::profile::{Disk, DiskModel, NicModel};
-use croft_qemu_harness::{Boot, Medium, NetworkBoot, Profile, SecureBoot};
+use croft_qemu_harness::{Boot, Medium, NetworkBoot, Profile, SecureBoot, Wire};
+use tokio::net::UdpSocket;
 
 /// From power-on to the line that a row waits for, with emulation on a busy machine.
 const LIMIT: Duration = Duration::from_secs(240);
 const VALID: &str = "the farm's addition is valid";
-/// What a farmer adds to `boot.toml` for a bond whose untagged network is nobody's.
+/// What a farmer adds to `boot.toml` for a VLAN on a bond.
 const BOND: &str = r#"
 [[link]]
 name = "bond0"
-mode = "dhcp"
+mode = "static"
+addresses = ["10.78.7.10/24"]
+gateway = "10.78.7.1"
 bond = { members = ["eth0", "eth1"], mode = "active-backup" }
 vlan = 7
 "#;
@@ -85,8 +89,6 @@ struct Row {
     second_disk: bool,
     /// That one is about to die: it gives a sector in eight seconds.
     dying_disk: bool,
-    /// Two cards in a bond, and addresses in a VLAN of it alone.
-    bonded: bool,
     /// What the machine's clock begins with.
     clock_year: Option<u16>,
     full_only: bool,
@@ -119,7 +121,6 @@ const ROW: Row = Row {
     no_virtualisation: false,
     second_disk: false,
     dying_disk: false,
-    bonded: false,
     clock_year: None,
     full_only: false,
 };
@@ -247,13 +248,6 @@ fn rows() -> Vec<Row> {
             ..ROW
         },
         Row {
-            name: "a VLAN on a bond of two cards",
-            says: &[VALID, "bond0.7 10.78.7."],
-            bonded: true,
-            full_only: true,
-            ..ROW
-        },
-        Row {
             name: "too little memory",
             says: &[VALID, "of memory, and nothing can be sold below 448 MiB: add memory"],
             memory_mib: 448,
@@ -361,12 +355,6 @@ impl Bench {
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 out
             }
-            From::Stick(Spoilt::Nothing) if row.bonded => {
-                let (config, out) = (self.dir.path().join("bond.toml"), self.dir.path().join("bond.img"));
-                std::fs::write(&config, std::fs::read_to_string(&self.config)? + BOND)?;
-                self.grid.image_of(("alpha", &config), &self.boot_file, "usb", &out).await?;
-                out
-            }
             From::Stick(_) | From::SecureStick(Signed::No) => {
                 self.medium(&self.boot_file, "usb", "usb.img").await?
             }
@@ -398,10 +386,7 @@ impl Bench {
     /// The switch of a row, with what serves on it.
     async fn rack(&self, number: usize, row: &Row, state: &Path) -> Result<Rack> {
         let mut rack = Rack::new(&number.to_string()).await?;
-        if row.bonded {
-            rack.second_tap().await?;
-            rack.dhcp_in_vlan(state).await?;
-        } else if !row.no_dhcp {
+        if !row.no_dhcp {
             rack.dhcp(state)?;
         }
         if let Some(megabit) = row.slow {
@@ -438,11 +423,6 @@ impl Bench {
         }
         for nic in &mut profile.nic {
             nic.model = row.nic;
-        }
-        if row.bonded {
-            let mut second = profile.nic.first().context("the first card is described")?.clone();
-            (second.name, second.mac) = ("second".into(), Some("52:54:00:c0:f7:02".into()));
-            profile.nic.push(second);
         }
         profile.clock_year = row.clock_year;
         (profile.serial, profile.nested) = (!row.no_serial, !row.no_virtualisation);
@@ -501,7 +481,7 @@ impl Bench {
 
 impl Row {
     fn is_on_switch(&self) -> bool {
-        self.no_dhcp || self.bonded || self.two_servers || matches!(self.from, From::Network(_))
+        self.no_dhcp || self.two_servers || matches!(self.from, From::Network(_))
     }
 }
 
@@ -557,6 +537,115 @@ async fn a_machine_boots_by_every_path_and_by_none_that_is_not_signed() {
     eprintln!("{}", table.show());
     bench.grid.stop().await.unwrap();
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+/// Whether a frame asks in VLAN 7 who has the gateway of [`BOND`]; `Err` where the machine speaks outside of it.
+fn asks_for_the_gateway(frame: &[u8]) -> Result<bool> {
+    const ARP: &[u8] = &[0x08, 0x06];
+    ensure!(frame.get(12..14) != Some(ARP), "a request without a tag: {frame:02x?}");
+    let tag = frame.get(14..16).map(|tag| u16::from_be_bytes([tag[0], tag[1]]) & 0x0fff);
+    let is_arp = frame.get(12..14) == Some(&[0x81, 0x00]) && frame.get(16..18) == Some(ARP);
+    let (sender, wanted) = (frame.get(32..36), frame.get(42..46));
+    Ok(is_arp && tag == Some(7) && sender == Some(&[10, 78, 7, 10]) && wanted == Some(&[10, 78, 7, 1]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bond_goes_over_to_its_other_card_and_speaks_in_its_vlan() -> Result<()> {
+    let Some([boot_file]) = matrix::boot_files(["CROFT_BOOT_FILE"]) else { return Ok(()) };
+    if !matrix::wants_all() {
+        return Ok(());
+    }
+    let bench = Bench::new(boot_file).await?;
+    let (config, stick) = (bench.dir.path().join("bond.toml"), bench.dir.path().join("bond.img"));
+    std::fs::write(&config, std::fs::read_to_string(&bench.config)? + BOND)?;
+    bench.grid.image_of(("alpha", &config), &bench.boot_file, "usb", &stick).await?;
+    let mut profile = Profile::named("standard")?;
+    profile.memory_mib = 1536;
+    profile.disk.clear();
+
+    // The second card's wire ends here.
+    let (ours, free) = (UdpSocket::bind("127.0.0.1:0").await?, UdpSocket::bind("127.0.0.1:0").await?);
+    let (there, here) = (ours.local_addr()?.port(), free.local_addr()?.port());
+    drop(free);
+    let wire = Wire { mac: "52:54:00:c0:f7:99".into(), there, here };
+    let boot = Boot::medium(profile, Medium::Usb(stick), bench.dir.path().join("bond"));
+    let mut machine = boot.wire(wire).lifetime(2 * LIMIT).start().await?;
+    machine.serial().wait_for(VALID, LIMIT).await?;
+    machine.serial().wait_for("bond0.7 10.78.7.10/24", LIMIT).await?;
+    machine.set_link("lan", false).await?;
+    let heard = tokio::time::timeout(LIMIT, async {
+        let mut frame = [0; 2048];
+        loop {
+            // QEMU is silent until it is there.
+            let Ok(length) = ours.recv(&mut frame).await else { continue };
+            if asks_for_the_gateway(&frame[..length])? {
+                return Ok::<_, anyhow::Error>(());
+            }
+        }
+    });
+    heard.await.context("nothing came in the VLAN over the second card")??;
+    machine.kill().await?;
+    bench.grid.stop().await
+}
+
+/// An initramfs whose PID 1 gives the firmware the files that `croft media keys` left in `folder`.
+fn enrolling(folder: &Path, dir: &Path) -> Result<PathBuf> {
+    let (program, packed) = (dir.join("enrol"), dir.join("enrol.zst"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/boot/enrol.c");
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-static", "-Os", "-Wall", "-Werror", "-o"]).arg(&program).arg(source);
+    ensure!(compiler.status().context("cc: run scripts/setup")?.success(), "cc failed");
+    let mut archive = Archive::new();
+    archive.insert("/init", Entry::file(std::fs::read(program)?, 0o755))?;
+    let console = Entry { kind: Kind::CharacterDevice { major: 5, minor: 1 }, mode: 0o600 };
+    archive.insert("/dev/console", console)?;
+    for name in ["db.auth", "KEK.auth", "PK.auth"] {
+        archive.insert(&format!("/enrol/{name}"), Entry::file(std::fs::read(folder.join(name))?, 0o444))?;
+    }
+    std::fs::write(&packed, croft_image_builder::compress(&archive, 3).bytes)?;
+    Ok(packed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firmware_in_setup_mode_takes_our_keys_and_then_starts_only_what_they_signed() -> Result<()> {
+    let (Some([boot_file]), Some([kernel])) =
+        (matrix::boot_files(["CROFT_BOOT_FILE"]), matrix::boot_files(["CROFT_TEST_KERNEL"]))
+    else {
+        return Ok(());
+    };
+    if !matrix::wants_all() {
+        return Ok(());
+    }
+    let bench = Bench::new(boot_file).await?;
+    let state = bench.dir.path().join("setup-mode");
+    std::fs::create_dir_all(&state)?;
+    let mut profile = Profile::named("standard")?;
+    profile.memory_mib = 1536;
+    profile.disk.clear();
+    let signed = bench.medium(&bench.signed, "usb", "signed.img").await?;
+    let unsigned = bench.medium(&bench.boot_file, "usb", "usb.img").await?;
+
+    let initramfs = enrolling(&bench.dir.path().join("keys/enrol"), bench.dir.path())?;
+    let boot = Boot::new(profile.clone(), kernel, initramfs, &state).setup_mode().lifetime(LIMIT);
+    let mut machine = boot.start().await?;
+    let serial = machine.serial();
+    for variable in ["db", "KEK", "PK"] {
+        serial.wait_for(format!("enrol: {variable}: taken"), LIMIT).await?;
+    }
+    machine.wait_exit(LIMIT).await?;
+
+    for (stick, says) in [
+        (signed, &["UEFI Secure Boot is enabled", "Kernel is locked down from EFI Secure Boot", VALID][..]),
+        (unsigned, &["Access Denied"]),
+    ] {
+        let boot = Boot::medium(profile.clone(), Medium::Usb(stick), &state).setup_mode().lifetime(LIMIT);
+        let mut machine = boot.start().await?;
+        for text in says {
+            machine.serial().wait_for(*text, LIMIT).await?;
+        }
+        machine.kill().await?;
+    }
+    bench.grid.stop().await
 }
 
 #[tokio::test]
