@@ -36,6 +36,8 @@ vlan = 7
 #[derive(Clone, Copy, PartialEq)]
 enum From {
     Network(NetworkBoot),
+    /// The signed boot file by UEFI HTTP; Secure Boot is on, and there is a TPM.
+    SecureNetwork,
     /// A stick with the farm's addition: as it is, or spoilt.
     Stick(Spoilt),
     /// A stick whose boot file is signed, not signed, or altered after it; Secure Boot is on.
@@ -166,6 +168,14 @@ fn rows() -> Vec<Row> {
             from: From::Network(UefiPxe),
             says: &["farm.bin"],
             served: &["asks by UEFI PXE: croft.efi", "took by TFTP: croft.efi"],
+            full_only: true,
+            ..ROW
+        },
+        Row {
+            name: "OVMF, Secure Boot, TPM, HTTP",
+            from: From::SecureNetwork,
+            says: &["Kernel is locked down from EFI Secure Boot", "farm.bin", "key in the TPM"],
+            served: &["took by HTTP: croft.efi"],
             full_only: true,
             ..ROW
         },
@@ -346,6 +356,7 @@ impl Bench {
     async fn prepare(&self, row: &Row) -> Result<Medium> {
         let stick = match row.from {
             From::Network(boot) => return Ok(Medium::Network(boot)),
+            From::SecureNetwork => return Ok(Medium::Network(NetworkBoot::UefiHttp)),
             From::Stick(Spoilt::Expired) => {
                 let (config, out) =
                     (self.dir.path().join("expired.toml"), self.dir.path().join("expired.img"));
@@ -392,8 +403,11 @@ impl Bench {
         if let Some(megabit) = row.slow {
             rack.slow_down(megabit).await?;
         }
-        if row.two_servers || matches!(row.from, From::Network(_)) {
-            let folder = self.medium(&self.boot_file, "netboot", "netboot").await?;
+        if row.two_servers || row.from.is_network() {
+            let folder = match row.from {
+                From::SecureNetwork => self.medium(&self.signed, "netboot", "signed-netboot").await?,
+                _ => self.medium(&self.boot_file, "netboot", "netboot").await?,
+            };
             let more: &[&str] = if row.no_http { &["--no-http"] } else { &[] };
             rack.serve(&grid::binary("croft")?, &folder, more).await?;
         }
@@ -441,8 +455,11 @@ impl Bench {
 
         let rack = if row.is_on_switch() { Some(self.rack(number, row, &state).await?) } else { None };
         let mut boot = Boot::medium(profile, self.prepare(row).await?, &state).lifetime(2 * LIMIT);
-        if matches!(row.from, From::SecureStick(_)) {
+        if matches!(row.from, From::SecureStick(_) | From::SecureNetwork) {
             boot = boot.secure_boot(self.keys.clone());
+        }
+        if row.from == From::SecureNetwork {
+            boot = boot.tpm(state.join("tpm"));
         }
         if let Some(rack) = &rack {
             boot = boot.namespace(rack.namespace());
@@ -481,7 +498,13 @@ impl Bench {
 
 impl Row {
     fn is_on_switch(&self) -> bool {
-        self.no_dhcp || self.two_servers || matches!(self.from, From::Network(_))
+        self.no_dhcp || self.two_servers || self.from.is_network()
+    }
+}
+
+impl From {
+    fn is_network(self) -> bool {
+        matches!(self, Self::Network(_) | Self::SecureNetwork)
     }
 }
 
