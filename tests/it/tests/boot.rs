@@ -671,6 +671,28 @@ async fn firmware_in_setup_mode_takes_our_keys_and_then_starts_only_what_they_si
     bench.grid.stop().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_initramfs_that_a_uefi_loader_hands_over_does_not_replace_the_signed_one() -> Result<()> {
+    let Some([boot_file]) = matrix::boot_files(["CROFT_BOOT_FILE"]) else { return Ok(()) };
+    if !matrix::wants_all() {
+        return Ok(());
+    }
+    let bench = Bench::new(boot_file).await?;
+    let state = bench.dir.path().join("handed-over");
+    std::fs::create_dir_all(&state)?;
+    let mut profile = Profile::named("standard")?;
+    profile.memory_mib = 1536;
+    profile.disk.clear();
+    let foreign = enrolling(&bench.dir.path().join("keys/enrol"), bench.dir.path())?;
+    let boot = Boot::new(profile, &bench.boot_file, foreign, &state).setup_mode().lifetime(LIMIT);
+    let mut machine = boot.start().await?;
+    machine.serial().wait_for("croft: stage 8/11", LIMIT).await?;
+    let foreign = machine.serial().find("enrol:");
+    ensure!(foreign.is_none(), "the foreign one ran: {foreign:?}");
+    machine.kill().await?;
+    bench.grid.stop().await
+}
+
 #[tokio::test]
 async fn a_netboot_server_without_a_rack_says_what_is_missing() -> Result<()> {
     let croft = grid::binary("croft")?;
