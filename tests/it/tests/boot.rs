@@ -686,7 +686,7 @@ async fn an_initramfs_that_a_uefi_loader_hands_over_does_not_replace_the_signed_
     let foreign = enrolling(&bench.dir.path().join("keys/enrol"), bench.dir.path())?;
     let boot = Boot::new(profile, &bench.boot_file, foreign, &state).setup_mode().lifetime(LIMIT);
     let mut machine = boot.start().await?;
-    machine.serial().wait_for("croft: stage 8/11", LIMIT).await?;
+    machine.serial().wait_for("croft: stage 4/11", LIMIT).await?;
     let foreign = machine.serial().find("enrol:");
     ensure!(foreign.is_none(), "the foreign one ran: {foreign:?}");
     machine.kill().await?;
