@@ -191,6 +191,7 @@ impl Node {
             addresses: vec!["192.0.2.7".to_owned()],
             release: "0.1.0".to_owned(),
             session: 1,
+            troubles: Vec::new(),
         };
         self.submit(Command::RegisterNode { node, join: Some(join), attestation: None }).await;
     }
