@@ -200,7 +200,7 @@ async fn register(
     let mut back_off = BackOff::default();
     loop {
         // What is wrong now: a network that was out of order when the boot came by is there by now.
-        unregistered.profile.troubles = troubles.borrow_and_update().clone();
+        unregistered.profile.troubles.clone_from(&troubles.borrow_and_update());
         match unregistered.register().await {
             Ok((registered, height)) => {
                 let session = registered.session();

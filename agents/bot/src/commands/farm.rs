@@ -7,7 +7,9 @@ use croft_protocol::boot::{BootConfig, FarmJoin, GridPin, NodeSettings};
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::keys::Domain;
 use croft_protocol::record::{Draining, FarmBody, TrustClass};
-use croft_protocol::{BotId, Capacity, Command, FarmId, Hash, Kind, Name, NodeId, PriceList, PublicKey};
+use croft_protocol::{
+    BotId, Capacity, Command, FarmId, Hash, Kind, Name, NodeId, NodeTrouble, PriceList, PublicKey,
+};
 use serde::Serialize;
 
 use super::show::{self, BotNames};
@@ -188,6 +190,8 @@ struct NodeView {
     trust: TrustClass,
     /// Why it is not worth more.
     trust_reasons: Vec<String>,
+    /// What is wrong with the machine and what to do, in its own words.
+    troubles: Vec<NodeTrouble>,
     /// Authenticode SHA-256 of the boot file that runs, where a TPM vouches for one that is known.
     boot_file: Option<Hash>,
     release: String,
@@ -293,6 +297,7 @@ fn view(node: Node, farm: &FarmBody, online: bool) -> NodeView {
         draining: node.draining,
         trust: node.body.trust,
         trust_reasons: node.trust.map(|trust| trust.reasons).unwrap_or_default(),
+        troubles: node.body.troubles,
         boot_file,
         release: node.body.release,
         capacity_version: node.capacity.version,
@@ -354,6 +359,9 @@ fn nodes_text(nodes: &[NodeView]) -> String {
     for n in nodes {
         for reason in &n.trust_reasons {
             push!(text, "{} is {}: {}\n", n.node, show::trust(n.trust), printable(reason));
+        }
+        for trouble in &n.troubles {
+            push!(text, "{} {}\n", n.node, show::trouble(trouble));
         }
     }
     text

@@ -13,7 +13,8 @@ use croft_protocol::record::{
 use croft_protocol::seal::SealingKey;
 use croft_protocol::workload::Workload;
 use croft_protocol::{
-    Body, Capacity, Command, CommandBody, ContractBody, ContractState, Name, SecretKey, SignedCommand, limits,
+    Body, Capacity, Command, CommandBody, ContractBody, ContractState, Name, NodeTrouble, SecretKey,
+    SignedCommand, limits,
 };
 use croft_transport::{Client, Relayed, frame, peer_accept};
 use tokio::sync::{oneshot, watch};
@@ -28,11 +29,17 @@ const WITHIN: Duration = Duration::from_secs(20);
 pub(super) struct Behaviour {
     pub(super) state: WorkloadState,
     pub(super) step: String,
+    /// What it says is wrong with it.
+    pub(super) troubles: Vec<NodeTrouble>,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { state: WorkloadState::Running, step: "microVM 'web' is running".to_owned() }
+        Self {
+            state: WorkloadState::Running,
+            step: "microVM 'web' is running".to_owned(),
+            troubles: Vec::new(),
+        }
     }
 }
 
@@ -191,7 +198,7 @@ impl Node {
             addresses: vec!["192.0.2.7".to_owned()],
             release: "0.1.0".to_owned(),
             session: 1,
-            troubles: Vec::new(),
+            troubles: self.behaviour.troubles.clone(),
         };
         self.submit(Command::RegisterNode { node, join: Some(join), attestation: None }).await;
     }
