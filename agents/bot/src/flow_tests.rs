@@ -219,6 +219,23 @@ fn what_is_wrong_with_a_machine_stands_where_its_farmer_and_its_users_look() {
 }
 
 #[test]
+fn a_machine_that_is_refused_is_listed_with_what_to_do() {
+    let world = World::with_farm();
+    let _node = FakeNode::start(&world, Behaviour::default());
+    assert_eq!(world.json("farm nodes attic")["refused"].as_array().unwrap().len(), 0);
+    // Another machine that calls itself the same.
+    FakeNode::is_refused(&world);
+    let nodes = world.json("farm nodes attic");
+    fields_are_documented("farm nodes", &nodes);
+    let refused = &nodes["refused"][0];
+    assert_eq!((&refused["node"], &refused["farm"]), (&"node-1".into(), &"attic".into()));
+    assert_eq!(refused["reason"], "node name 'node-1' is taken: choose another name");
+    let text = world.text("farm nodes attic");
+    assert!(text.contains("('node-1') of farm attic was refused 1 times, last "), "{text}");
+    assert!(text.contains(": node name 'node-1' is taken: choose another name\n"), "{text}");
+}
+
+#[test]
 fn a_workload_that_the_node_refuses_is_explained_with_its_reason() {
     let world = World::with_farm();
     let behaviour = Behaviour {

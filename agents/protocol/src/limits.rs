@@ -117,6 +117,8 @@ pub const NODE_TROUBLES: usize = 8;
 pub const TROUBLE_SUBJECT_BYTES: usize = 64;
 /// The reason of a trouble, and its remedy: a sentence each. Longer, and a node that flaps fills the ledger.
 pub const TROUBLE_TEXT_BYTES: usize = 256;
+/// Refused machines of one farm that a replica remembers.
+pub const REFUSED_PER_FARM: usize = 32;
 /// The text of one message between bots. A mailbox holds some hundred of the longest.
 pub const MESSAGE_BYTES: usize = 32 * 1024;
 /// The same signed, padded and sealed; a link of a key that was replaced has 160 bytes.

@@ -81,6 +81,20 @@ impl FakeNode {
         Self { stop, thread: Some(thread), opened }
     }
 
+    /// Another one, which the ledger does not take.
+    pub(super) fn is_refused(world: &World) {
+        let config = BootConfig::parse(&world.boot_config()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let key = SecretKey::generate().unwrap();
+            let client = Client::new(&key, config.grid.replicas.clone()).unwrap();
+            let node = Node::new(&config, key, client.clone(), Behaviour::default(), Opened::default());
+            let command = node.signed(node.registration(&config));
+            client.submit(command).await.expect_err("it is refused");
+            client.close().await;
+        });
+    }
+
     /// The last workload that it opened.
     pub(super) fn workload(&self) -> Workload {
         self.opened.0.0.lock().unwrap().clone().expect("a workload was opened")
@@ -131,16 +145,7 @@ async fn serve(
     opened: Opened,
     ready: oneshot::Sender<()>,
 ) {
-    let mut node = Node {
-        sealing: SealingKey::from_seed(&key.seed()),
-        chain: config.grid.chain,
-        client: client.clone(),
-        sequence: 0,
-        behaviour: behaviour.clone(),
-        opened,
-        reported_ms: now_ms(),
-        key,
-    };
+    let mut node = Node::new(&config, key, client.clone(), behaviour.clone(), opened);
     let mut calls = client.listen();
     let mut events = client.follow(vec![Concern::Node(node.key.public())]).await.unwrap();
     node.register(&config).await;
@@ -169,7 +174,18 @@ async fn serve(
 }
 
 impl Node {
-    async fn submit(&mut self, command: Command) {
+    fn new(
+        config: &BootConfig,
+        key: SecretKey,
+        client: Client,
+        behaviour: Behaviour,
+        opened: Opened,
+    ) -> Self {
+        let (sealing, chain) = (SealingKey::from_seed(&key.seed()), config.grid.chain);
+        Self { key, sealing, chain, client, sequence: 0, behaviour, opened, reported_ms: now_ms() }
+    }
+
+    fn signed(&self, command: Command) -> SignedCommand {
         let body = CommandBody {
             chain: self.chain,
             author: self.key.public(),
@@ -177,11 +193,20 @@ impl Node {
             expires_height: 10_000,
             command,
         };
-        self.client.submit(SignedCommand::sign(body, &self.key)).await.unwrap();
+        SignedCommand::sign(body, &self.key)
+    }
+
+    async fn submit(&mut self, command: Command) {
+        self.client.submit(self.signed(command)).await.unwrap();
         self.sequence += 1;
     }
 
     async fn register(&mut self, config: &BootConfig) {
+        let command = self.registration(config);
+        self.submit(command).await;
+    }
+
+    fn registration(&self, config: &BootConfig) -> Command {
         let join = config.farm.permission().unwrap();
         let node = NodeBody {
             farm: join.join.farm,
@@ -200,7 +225,7 @@ impl Node {
             session: 1,
             troubles: self.behaviour.troubles.clone(),
         };
-        self.submit(Command::RegisterNode { node, join: Some(join), attestation: None }).await;
+        Command::RegisterNode { node, join: Some(join), attestation: None }
     }
 
     /// Opens a contract's workload and reports on it.
