@@ -366,13 +366,7 @@ file: grid, farm, permission to join, addresses. Equal input gives equal bytes.
 JSON: {farm, medium, out, boot_file_sha256, signed, addition_bytes, bytes}")]
     Image(FarmImageFlags),
     /// The machines of a farm
-    #[command(after_help = "\
-Example:
-  croft farm nodes attic
-
-JSON: {nodes: [{node, id, farm, country, region, online, draining?, trust, trust_reasons, boot_file, release,
-       capacity_version, total, used, free, contracts, addresses, cpu_model, threads, vendor, product, session, height}]}
-'online' is what the replica says; everything else is proved.")]
+    #[command(after_help = farm::NODES_HELP)]
     Nodes {
         /// Which farm [default: all of the acting bot]
         name: Option<Name>,
@@ -645,7 +639,7 @@ Example:
   croft explain web
 
 JSON: {name, contract, state, reason?, states: [{state, version, height, time_ms, hash}], escrow, rate, price,
-       node: {node, id, farm, online, trust?, trust_reasons, addresses}, report: {state, detail, height, time_ms, ran_ms}?,
+       node: {node, id, farm, online, trust?, trust_reasons, troubles: [{kind, subject, reason, remedy}], addresses}, report: {state, detail, height, time_ms, ran_ms}?,
        explanation: {state, steps, vms}?, explanation_error?, quorum?, funded_until_ms?, missing?, advice: [text]}")]
 pub struct ContractFlags {
     /// The contract; an ended one too

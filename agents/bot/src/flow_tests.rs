@@ -20,8 +20,9 @@ mod validators;
 mod world;
 
 use croft_protocol::record::WorkloadState;
+use croft_protocol::{NodeTrouble, TroubleKind};
 use fake_node::{Behaviour, FakeNode};
-use world::World;
+use world::{World, fields_are_documented};
 
 const WEB: &str = r#"
 name = "web"
@@ -175,11 +176,72 @@ fn an_interrupted_upload_goes_on_and_a_second_deploy_sends_nothing() {
 }
 
 #[test]
+fn what_is_wrong_with_a_machine_stands_where_its_farmer_and_its_users_look() {
+    let world = World::with_farm();
+    let trouble = |kind, subject, reason, remedy| NodeTrouble::new(kind, subject, reason, remedy);
+    let troubles = vec![
+        trouble(
+            TroubleKind::Virtualisation,
+            "",
+            "no microVM can run here",
+            "enable it in the firmware setup",
+        ),
+        trouble(TroubleKind::Disk, "sda", "failing: it is worn out", "replace the disk"),
+    ];
+    let _node = FakeNode::start(&world, Behaviour { troubles, ..Behaviour::default() });
+    let text = world.text("farm nodes attic");
+    let first =
+        "node-1 has trouble with virtualisation: no microVM can run here: enable it in the firmware setup\n";
+    assert!(text.contains(first), "{text}");
+    assert!(
+        text.contains("node-1 has trouble with disk sda: failing: it is worn out: replace the disk\n"),
+        "{text}"
+    );
+    let nodes = world.json("farm nodes attic");
+    let disk = &nodes["nodes"][0]["troubles"][1];
+    assert_eq!((&disk["kind"], &disk["subject"]), (&"disk".into(), &"sda".into()));
+    assert_eq!(disk["remedy"], "replace the disk");
+    fields_are_documented("farm nodes", &nodes);
+    let found = world.json("ledger query nodes");
+    assert_eq!(found["nodes"][0]["troubles"], nodes["nodes"][0]["troubles"]);
+    fields_are_documented("ledger query nodes", &found);
+
+    let history = world.text("ledger history node attic/node-1");
+    assert!(history.contains("registered, release 0.1.0"), "{history}");
+
+    let file = world.file("web.toml", WEB);
+    world.json(&format!("deploy {file} --bot alice"));
+    let explained = world.json("explain web --bot alice");
+    assert_eq!(explained["node"]["troubles"][0]["reason"], "no microVM can run here");
+    fields_are_documented("explain", &explained);
+    let text = world.text("explain web --bot alice");
+    assert!(text.contains("  the node has trouble with disk sda: failing: it is worn out"), "{text}");
+}
+
+#[test]
+fn a_machine_that_is_refused_is_listed_with_what_to_do() {
+    let world = World::with_farm();
+    let _node = FakeNode::start(&world, Behaviour::default());
+    assert_eq!(world.json("farm nodes attic")["refused"].as_array().unwrap().len(), 0);
+    // Another machine that calls itself the same.
+    FakeNode::is_refused(&world);
+    let nodes = world.json("farm nodes attic");
+    fields_are_documented("farm nodes", &nodes);
+    let refused = &nodes["refused"][0];
+    assert_eq!((&refused["node"], &refused["farm"]), (&"node-1".into(), &"attic".into()));
+    assert_eq!(refused["reason"], "node name 'node-1' is taken: choose another name");
+    let text = world.text("farm nodes attic");
+    assert!(text.contains("('node-1') of farm attic was refused 1 times, last "), "{text}");
+    assert!(text.contains(": node name 'node-1' is taken: choose another name\n"), "{text}");
+}
+
+#[test]
 fn a_workload_that_the_node_refuses_is_explained_with_its_reason() {
     let world = World::with_farm();
     let behaviour = Behaviour {
         state: WorkloadState::Refused,
         step: "the image's verity root does not match".to_owned(),
+        ..Behaviour::default()
     };
     let _node = FakeNode::start(&world, behaviour);
     let file = world.file("web.toml", WEB);

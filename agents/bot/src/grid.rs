@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use borsh::BorshDeserialize;
 use croft_light::{LightError, Tip, verify_history};
-use croft_protocol::api::{Concern, Failure as ReplicaFailure, Page, ProvedRecord, Query};
+use croft_protocol::api::{Concern, Failure as ReplicaFailure, Page, ProvedRecord, Query, RefusedNode};
 use croft_protocol::boot::GridPin;
 use croft_protocol::contract::PublishedPort;
 use croft_protocol::record::{BotBody, Draining, FarmBody, FarmId, NodeBody};
@@ -507,6 +507,11 @@ impl Grid {
             present.extend(said.map_err(|e| self.error(e))?);
         }
         Ok(present)
+    }
+
+    /// Machines of a farm that replicas saw refused lately.
+    pub async fn refused_unproved(&self, farm: FarmId) -> Vec<RefusedNode> {
+        self.verified.unproved().refused(farm).await
     }
 
     /// The genesis; whoever relies on it compares its chain id with the pinned one.

@@ -143,5 +143,6 @@ pub(crate) fn node_body(farm: &Farm) -> NodeBody {
         addresses: Vec::new(),
         release: "0.1.0".to_owned(),
         session: 1,
+        troubles: Vec::new(),
     }
 }

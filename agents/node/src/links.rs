@@ -7,9 +7,10 @@ use std::time::Duration;
 use croft_network::clock::{self, LedgerBounds, UnixTime};
 use croft_network::{BondConfig, BondMode, LinkConfig, LinkMode, MacAddr, NetworkConfig, sntp};
 use croft_protocol::boot::{self, BootConfig};
-use croft_protocol::limits;
+use croft_protocol::{TroubleKind, limits};
 
 use crate::time::Time;
+use crate::troubles::{self, Troubles};
 
 /// One round of questions to time servers; a boot goes on meanwhile.
 const NTP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -17,6 +18,8 @@ const NTP_TIMEOUT: Duration = Duration::from_secs(3);
 const NTP_EVERY: Duration = Duration::from_secs(3600);
 /// Between two rounds while nobody answers.
 const NTP_RETRY: Duration = Duration::from_secs(64);
+/// After so many rounds without an answer the farmer hears of it.
+const NTP_PATIENCE: u32 = 8;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -90,7 +93,9 @@ pub async fn keep_time(
     time: Arc<Time>,
     servers: Vec<String>,
     status: tokio::sync::watch::Receiver<croft_network::NetworkStatus>,
+    troubles: Troubles,
 ) {
+    let mut unanswered = 0_u32;
     loop {
         let (names, resolvers) = {
             let status = status.borrow();
@@ -98,6 +103,7 @@ pub async fn keep_time(
             names.extend(status.ntp().iter().map(ToString::to_string));
             (names, status.dns())
         };
+        let asks = !names.is_empty();
         let pause = match sntp::query_names(&names, &resolvers, NTP_TIMEOUT).await {
             Ok(measured) => {
                 let decision = clock::choose_time(clock::now(), &measured.offsets(), bounds(&time));
@@ -115,6 +121,10 @@ pub async fn keep_time(
                 NTP_RETRY
             }
         };
+        unanswered = if asks && pause == NTP_RETRY { unanswered.saturating_add(1) } else { 0 };
+        // The first rounds fall into the boot, where nothing answers yet.
+        let trouble = (unanswered >= NTP_PATIENCE).then(troubles::no_time_server);
+        troubles.set(TroubleKind::Clock, trouble.into_iter().collect());
         tokio::time::sleep(pause).await;
     }
 }

@@ -10,6 +10,7 @@ use croft_microvm::spec::{SpecError, VmSpec};
 use croft_microvm::status::{Phase, VmStatus};
 use croft_microvm::vmm::{Alioth, CloudHypervisor, Vmm};
 use croft_microvm::{Microvm, Microvms, OpenError, VmmSettings};
+use croft_protocol::{NodeTrouble, TroubleKind};
 use tokio::sync::watch;
 
 const CLOUD_HYPERVISOR: &str = "/usr/bin/cloud-hypervisor";
@@ -21,13 +22,13 @@ pub enum MachineError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Spec(#[from] SpecError),
-    #[error("microVMs can't run on this machine: {reason}")]
+    #[error("{reason}")]
     None { reason: String },
 }
 
 /// All microVMs, or why there can be none.
 pub struct Machines {
-    microvms: Result<Microvms, String>,
+    microvms: Result<Microvms, NodeTrouble>,
     vmm: &'static str,
 }
 
@@ -40,9 +41,8 @@ impl Machines {
         } else {
             ("alioth", Arc::new(Alioth::new(ALIOTH)))
         };
-        let microvms = Microvms::open(VmmSettings::node(emulated), driver)
-            .await
-            .map_err(|error| croft_microvm::error_chain(&error));
+        let microvms =
+            Microvms::open(VmmSettings::node(emulated), driver).await.map_err(|error| none(&error));
         Self { microvms, vmm }
     }
 
@@ -54,8 +54,8 @@ impl Machines {
 
     /// Why no microVM can run here, if none can.
     #[must_use]
-    pub fn trouble(&self) -> Option<&str> {
-        self.microvms.as_ref().err().map(String::as_str)
+    pub fn trouble(&self) -> Option<&NodeTrouble> {
+        self.microvms.as_ref().err()
     }
 
     /// Starts one.
@@ -64,11 +64,28 @@ impl Machines {
     /// [`MachineError`].
     pub fn start(&self, spec: VmSpec) -> Result<Machine, MachineError> {
         let microvms =
-            self.microvms.as_ref().map_err(|reason| MachineError::None { reason: reason.clone() })?;
+            self.microvms.as_ref().map_err(|trouble| MachineError::None { reason: trouble.to_string() })?;
         let memory_bytes = spec.memory_bytes;
         let microvm = microvms.start(spec)?;
         Ok(Machine { changes: microvm.watch(), microvm, memory_bytes })
     }
+}
+
+/// Why there can be none, and what to do.
+fn none(error: &OpenError) -> NodeTrouble {
+    let (reason, remedy) = match error {
+        OpenError::NoKvm { source } => (
+            format!("/dev/kvm can't be opened ({source})"),
+            "enable virtualisation (VT-x or AMD-V) in the firmware setup",
+        ),
+        OpenError::NoVmm { path, source } => (
+            format!("the monitor {} can't be used ({source})", path.display()),
+            "boot the node from a complete release",
+        ),
+        other => (croft_microvm::error_chain(other), "restart the node; if it stays so, report this"),
+    };
+    let reason = format!("no microVM can run here: {reason}");
+    NodeTrouble::new(TroubleKind::Virtualisation, "", &reason, remedy)
 }
 
 /// One microVM. Dropping it stops it.

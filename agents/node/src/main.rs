@@ -26,6 +26,7 @@ mod screen;
 mod sequence;
 mod spec;
 mod time;
+mod troubles;
 mod upgrade;
 mod voice;
 mod volumes;
@@ -58,7 +59,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(sequence::Start { log: &*log, notifier }.run()) {
+    match runtime
+        .block_on(sequence::Start { log: &*log, notifier, troubles: troubles::Troubles::default() }.run())
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log.line(Level::Error, &format!("croft: the node can't run: {}", ledger::chain_of(&error)));

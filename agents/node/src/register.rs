@@ -13,12 +13,14 @@ use croft_protocol::boot::BootConfig;
 use croft_protocol::command::SignedJoin;
 use croft_protocol::record::{ContractReport, HardwareSummary, NodeBody, ReportBody, TrustClass};
 use croft_protocol::{
-    Body, Capacity, Command, FarmId, Name, NodeId, NodeTrust, Record, RecordId, Rejection, StateKey, limits,
+    Body, Capacity, Command, FarmId, Name, NodeId, NodeTrouble, NodeTrust, Record, RecordId, Rejection,
+    StateKey, limits, trouble,
 };
 
 use crate::ledger::{Ledger, LedgerError, chain_of};
 use crate::time::Time;
-use crate::witness::Witness;
+use crate::troubles;
+use crate::witness::{Witness, WitnessError};
 
 /// What this machine says of itself, whatever its session.
 #[derive(Debug, Clone)]
@@ -30,6 +32,8 @@ pub struct Profile {
     pub trust: TrustClass,
     pub addresses: Vec<String>,
     pub release: String,
+    /// All that is wrong, in any number and order.
+    pub troubles: Vec<NodeTrouble>,
 }
 
 /// The node's name: as configured, or from its key.
@@ -87,8 +91,10 @@ pub struct Registered {
     ledger: Arc<Ledger>,
     time: Arc<Time>,
     witness: Option<Arc<Witness>>,
-    /// Whether the ledger may know other addresses than the profile: an answer was lost.
-    addresses_unsure: bool,
+    /// Whether the ledger may know another profile than this one: an answer was lost.
+    unsure: bool,
+    /// Why there is no quote, in the node's own words on the ledger.
+    no_quote: Option<NodeTrouble>,
     /// As it registered last.
     standing: Standing,
     /// Where the reports of earlier boots ended: nothing before is covered again.
@@ -102,7 +108,7 @@ impl Unregistered {
     /// [`RegisterError`]; the node stays unregistered and may try again.
     pub async fn register(self) -> Result<(Registered, u64), (Self, RegisterError)> {
         match self.try_register().await {
-            Ok(Entered { session, reported_until_ms, height, standing }) => {
+            Ok(Entered { session, reported_until_ms, height, standing, no_quote }) => {
                 let Self { id, join, profile, ledger, time, witness } = self;
                 let farm = join.join.farm;
                 let registered = Registered {
@@ -113,7 +119,8 @@ impl Unregistered {
                     ledger,
                     time,
                     witness,
-                    addresses_unsure: false,
+                    unsure: false,
+                    no_quote,
                     standing,
                     reported_until_ms,
                 };
@@ -141,11 +148,11 @@ impl Unregistered {
             _ => 0,
         };
         let session = next_session(known.as_ref().map_or(0, |node| node.session), random_step());
-        let node = body(&self.profile, self.join.join.farm, session);
+        let node = body(&self.profile, None, self.join.join.farm, session);
         let join = known.is_none().then(|| self.join.clone());
         let (ledger, id) = (&self.ledger, &self.id);
-        let (height, standing) = submit(ledger, self.witness.as_deref(), id, node, join).await?;
-        Ok(Entered { session, reported_until_ms, height, standing })
+        let (height, standing, no_quote) = submit(ledger, self.witness.as_deref(), id, node, join).await?;
+        Ok(Entered { session, reported_until_ms, height, standing, no_quote })
     }
 }
 
@@ -155,6 +162,7 @@ struct Entered {
     reported_until_ms: u64,
     height: u64,
     standing: Standing,
+    no_quote: Option<NodeTrouble>,
 }
 
 /// Later than every one before. By how much is chance: two machines with one key that start at the same moment must not
@@ -170,15 +178,17 @@ fn random_step() -> u16 {
     u16::from_le_bytes(bytes)
 }
 
-/// Registers with a quote where the TPM gives one. Returns the height, and what the ledger makes of it.
+/// Registers with a quote where the TPM gives one. Returns the height, what the ledger makes of it, and why there is no
+/// quote where that does not go away by itself.
 async fn submit(
     ledger: &Ledger,
     witness: Option<&Witness>,
     id: &NodeId,
-    node: NodeBody,
+    mut node: NodeBody,
     join: Option<SignedJoin>,
-) -> Result<(u64, Standing), RegisterError> {
+) -> Result<(u64, Standing, Option<NodeTrouble>), RegisterError> {
     let mut reasons = Vec::new();
+    let mut no_quote = None;
     let attestation = match witness {
         None => None,
         Some(witness) => match witness.attest(ledger, id, &node).await {
@@ -186,6 +196,12 @@ async fn submit(
             Err(error) => {
                 let reason = chain_of(&error);
                 tracing::warn!(reason, "the node registers without a quote");
+                if !matches!(error, WitnessError::Ledger(_) | WitnessError::NoHeader) {
+                    let trouble = troubles::no_quote(&reason);
+                    node.troubles.push(trouble.clone());
+                    node.troubles = trouble::bounded(node.troubles);
+                    no_quote = Some(trouble);
+                }
                 reasons.push(reason);
                 None
             }
@@ -197,11 +213,11 @@ async fn submit(
     }
     let height = submitted.map_err(refused)?;
     if witness.is_none() {
-        return Ok((height, Standing { class: TrustClass::Plain, reasons }));
+        return Ok((height, Standing { class: TrustClass::Plain, reasons }, no_quote));
     }
     let mut standing = standing(ledger, id).await?;
     standing.reasons.extend(reasons);
-    Ok((height, standing))
+    Ok((height, standing, no_quote))
 }
 
 /// What the ledger makes of the node now.
@@ -223,7 +239,8 @@ fn refused(error: LedgerError) -> RegisterError {
     }
 }
 
-fn body(profile: &Profile, farm: FarmId, session: u64) -> NodeBody {
+fn body(profile: &Profile, no_quote: Option<&NodeTrouble>, farm: FarmId, session: u64) -> NodeBody {
+    let troubles = profile.troubles.iter().chain(no_quote).cloned().collect();
     NodeBody {
         farm,
         name: profile.name.clone(),
@@ -234,6 +251,7 @@ fn body(profile: &Profile, farm: FarmId, session: u64) -> NodeBody {
         addresses: profile.addresses.clone(),
         release: profile.release.clone(),
         session,
+        troubles: trouble::bounded(troubles),
     }
 }
 
@@ -258,7 +276,7 @@ impl Registered {
             return Ok(false);
         }
         let Some(witness) = self.witness.clone() else { return Ok(false) };
-        let node = body(&self.profile, self.farm, self.session);
+        let node = body(&self.profile, None, self.farm, self.session);
         // Only what is new is worth a record.
         let Some(attestation) = witness.better(&self.ledger, &self.id, &node).await else { return Ok(false) };
         let attestation = Some(Box::new(attestation));
@@ -268,29 +286,37 @@ impl Registered {
             witness.not_taken();
         }
         submitted.map_err(refused)?;
+        self.no_quote = None;
         let standing = standing(&self.ledger, &self.id).await?;
         let changed = standing != self.standing;
         self.standing = standing;
         Ok(changed)
     }
 
-    /// Says that the node is reached elsewhere now.
+    /// Says where the node is reached now, and what is wrong with it. Neither needs a new quote. Returns whether that took
+    /// a record.
     ///
     /// # Errors
     /// [`RegisterError`].
-    pub async fn set_addresses(&mut self, addresses: Vec<String>) -> Result<(), RegisterError> {
-        if addresses == self.profile.addresses && !self.addresses_unsure {
-            return Ok(());
+    pub async fn tell(
+        &mut self,
+        addresses: Vec<String>,
+        troubles: Vec<NodeTrouble>,
+    ) -> Result<bool, RegisterError> {
+        let profile = Profile { addresses, troubles, ..self.profile.clone() };
+        let say = |profile: &Profile| body(profile, self.no_quote.as_ref(), self.farm, self.session);
+        let node = say(&profile);
+        if node == say(&self.profile) && !self.unsure {
+            self.profile = profile;
+            return Ok(false);
         }
-        self.addresses_unsure = true;
-        let profile = Profile { addresses, ..self.profile.clone() };
-        let node = body(&profile, self.farm, self.session);
+        self.unsure = true;
         self.ledger
             .submit(Command::RegisterNode { node, join: None, attestation: None })
             .await
             .map_err(refused)?;
-        (self.profile, self.addresses_unsure) = (profile, false);
-        Ok(())
+        (self.profile, self.unsure) = (profile, false);
+        Ok(true)
     }
 
     /// Reports. Returns until when the report covers, which may be less than asked for.

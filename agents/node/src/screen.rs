@@ -25,6 +25,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::troubles;
+
 /// Between two pictures: a block a second is no reason to send more.
 const EVERY: Duration = Duration::from_secs(1);
 /// Before the screen is looked for again.
@@ -135,14 +137,9 @@ async fn send(writer: &mut (impl AsyncWriteExt + Unpin), message: &ToScreen) -> 
 #[must_use]
 pub fn links(status: &NetworkStatus) -> Vec<Link> {
     let mut links: Vec<Link> = status.links.iter().map(|link| shown(link, status)).collect();
-    links.extend(status.failed.iter().map(|failed| Link {
-        name: failed.link.clone(),
-        state: Line::new(Tone::Bad, failed.cause.clone()),
-        ..Link::default()
-    }));
-    links.extend(status.missing.iter().map(|name| Link {
-        name: name.clone(),
-        state: Line::new(Tone::Bad, "the settings name it, and this machine does not have it"),
+    links.extend(troubles::absent_links(status).into_iter().map(|trouble| Link {
+        state: Line::new(Tone::Bad, trouble.to_string()),
+        name: trouble.subject,
         ..Link::default()
     }));
     links
@@ -150,23 +147,14 @@ pub fn links(status: &NetworkStatus) -> Vec<Link> {
 
 fn shown(link: &LinkStatus, status: &NetworkStatus) -> Link {
     let is_uplink = status.uplink.as_ref() == Some(&link.name);
-    let state = match (link.state, &link.last_error) {
-        (LinkState::Off, _) => Line::new(Tone::Plain, "off: its settings say so"),
-        _ if !link.carrier => {
-            // Where another card carries everything, an empty socket is no fault.
-            let tone = if status.uplink.is_some() { Tone::Plain } else { Tone::Bad };
-            Line::new(tone, format!("no carrier on {}: check the cable", link.name))
+    let state = match troubles::link(link, status) {
+        Some((tone, trouble)) => Line::new(tone, trouble.to_string()),
+        None if link.state == LinkState::Off => Line::new(Tone::Plain, "off: its settings say so"),
+        None if !link.carrier => {
+            Line::new(Tone::Plain, format!("no carrier on {}: check the cable", link.name))
         }
-        (LinkState::Failed | LinkState::WaitingForDhcp, Some(cause)) => Line::new(Tone::Bad, cause.clone()),
-        (LinkState::Failed, None) => Line::new(Tone::Bad, "it failed; tried again soon"),
-        (LinkState::WaitingForDhcp | LinkState::NoCarrier, _) => {
-            Line::new(Tone::Warning, "asks for an address: check the DHCP server, or set an address with F1")
-        }
-        (LinkState::Ready, _) if is_uplink => Line::new(Tone::Good, "ready"),
-        (LinkState::Ready, _) if link.gateways.is_empty() && status.uplink.is_none() => {
-            Line::new(Tone::Warning, "it has no gateway: name one in the settings, or with F1")
-        }
-        (LinkState::Ready, _) => Line::new(Tone::Plain, "ready"),
+        None if is_uplink => Line::new(Tone::Good, "ready"),
+        None => Line::new(Tone::Plain, "ready"),
     };
     let mut addresses = link.addresses.clone();
     // Link-local addresses say nothing where there is another.
@@ -217,7 +205,7 @@ fn disk(one: &Examined, medium: Option<&str>, data: Option<&str>) -> Disk {
     };
     let verdict = match &one.verdict {
         _ if is_medium => "the machine started from it".to_owned(),
-        Verdict::Foreign { .. } => format!("{}; to give it to the node wipe it with F1", one.verdict),
+        Verdict::Foreign { .. } => format!("{}; {}", one.verdict, troubles::WIPE),
         verdict => match verdict.remedy(name) {
             Some(remedy) => format!("{verdict}; {remedy}"),
             None => verdict.to_string(),

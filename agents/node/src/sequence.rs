@@ -23,7 +23,7 @@ use croft_network::{Network, NetworkStatus, WaitLimits};
 use croft_protocol::boot::BootConfig;
 use croft_protocol::contract::KeptContract;
 use croft_protocol::record::HardwareSummary;
-use croft_protocol::{ContractId, Hash};
+use croft_protocol::{ContractId, Hash, TroubleKind};
 use croft_screen::Status;
 use croft_storage::data::{self, Attached, Data, Medium, WhyMemory};
 use croft_storage::documents::Documents;
@@ -45,6 +45,7 @@ use crate::running::{Entered, Running};
 use crate::screen::{self, Board};
 use crate::spec::GuestFiles;
 use crate::time::Time;
+use crate::troubles::{self, Troubles};
 use crate::upgrade::{self, Upgrades};
 use crate::voice::{self, Heard};
 use crate::volumes::Volumes;
@@ -107,16 +108,18 @@ pub enum Fatal {
 pub struct Start<'a> {
     pub log: &'a dyn Log,
     pub notifier: Option<Notifier>,
+    pub troubles: Troubles,
 }
 
 /// A node waits for nobody on the network. Whatever does all the same is a defect, and everyone shall see it.
-fn say_what_listens(log: &dyn Log) {
+fn say_what_listens(log: &dyn Log, troubles: &Troubles) {
     match croft_network::listeners(Path::new("/")) {
         Ok(found) if found.is_empty() => log.line(Level::Notice, "croft: listeners: none"),
         Ok(found) => {
             let names: Vec<String> = found.iter().map(ToString::to_string).collect();
-            let text = format!("croft: listeners: {}: a node must have none: report this", names.join(", "));
-            log.line(Level::Error, &text);
+            let names = names.join(", ");
+            log.line(Level::Error, &format!("croft: listeners: {names}: a node must have none: report this"));
+            troubles.set(TroubleKind::Other, vec![troubles::listens(&names)]);
         }
         Err(error) => log.line(Level::Error, &format!("croft: listeners: {}", chain(&error))),
     }
@@ -138,11 +141,16 @@ impl Start<'_> {
         board.change(|status| status.farm = boot.farm.name.to_string());
 
         let network = Arc::new(self.network(&boot, started, &alive, &board).await?);
-        let keep = links::keep_time(time.clone(), boot.clock.ntp.clone(), network.subscribe());
+        let (servers, status) = (boot.clock.ntp.clone(), network.subscribe());
+        let keep = links::keep_time(time.clone(), servers, status, self.troubles.clone());
         tokio::spawn(keep);
         let inventory = alive.through(self.inventory()).await;
         let (data, disks) = alive.through(self.disks(&inventory)).await?;
         let ours = data.as_ref().ok().and_then(data_disk);
+        if let Ok(data) = &data {
+            let found = troubles::disks(data, &disks, &inventory.health, medium.as_deref());
+            self.troubles.set(TroubleKind::Disk, found);
+        }
         let shown = (disks.as_slice(), &inventory.health);
         let attendant = Attendant::new(network.clone(), &boot, medium, ours, shown, board.clone())?;
         tokio::spawn(attendant.serve(orders));
@@ -154,7 +162,7 @@ impl Start<'_> {
             Ok(joined) => joined,
             Err(error) => return Err(self.stuck(error, &alive).await),
         };
-        let upgrades = alive.through(upgrades(&data, notifier)).await;
+        let upgrades = alive.through(upgrades(&data, notifier, &self.troubles)).await;
         let Identified { identity, witness, .. } = alive.through(self.identity(&data)).await?;
         let name = register::name(&boot, &identity.id());
         board.change(|status| {
@@ -173,6 +181,7 @@ impl Start<'_> {
         let in_reach = alive.through(self.ledger(&ledger, &boot, &time, known.len())).await;
 
         let machines = Machines::open(is_emulated()).await;
+        self.troubles.set(TroubleKind::Virtualisation, machines.trouble().cloned().into_iter().collect());
         let (addresses, addresses_seen) = watch::channel(reachable(&boot, &network.status()));
         let profile = Profile {
             name,
@@ -182,6 +191,7 @@ impl Start<'_> {
             trust: identity.trust(),
             addresses: addresses_seen.borrow().clone(),
             release: release(),
+            troubles: Vec::new(),
         };
         let join = boot.farm.permission()?;
         let farm = join.join.farm;
@@ -195,7 +205,8 @@ impl Start<'_> {
         };
         let (heard_sender, mut heard) = mpsc::channel(16);
         let (say, say_receiver) = mpsc::channel(16);
-        tokio::spawn(voice::speak(unregistered, addresses_seen, say_receiver, heard_sender.clone()));
+        let changes = (addresses_seen, self.troubles.subscribe());
+        tokio::spawn(voice::speak(unregistered, changes, say_receiver, heard_sender.clone()));
         let patience = if in_reach { REGISTER_WAIT } else { Duration::from_secs(1) };
         let registered = alive.through(self.register(&mut heard, patience, &board)).await;
 
@@ -207,7 +218,7 @@ impl Start<'_> {
         let (dns, dns_seen) = watch::channel(network.status().dns());
         tokio::spawn(follow_links(network, boot.clone(), addresses, dns));
         let vmm = machines.vmm();
-        let no_workloads = machines.trouble().map(|trouble| format!("no microVM can run here: {trouble}"));
+        let no_workloads = machines.trouble().map(ToString::to_string);
         let pool = Pool::new(POOL.parse().expect("the pool is a network"), 24).expect("the pool can be cut");
         let context = Arc::new(Context {
             node: identity.id(),
@@ -244,7 +255,7 @@ impl Start<'_> {
             Some(reason) => stage.failed_because(&reason),
         };
         alive.say(&Message::Ready);
-        say_what_listens(self.log);
+        say_what_listens(self.log, &self.troubles);
         self.log
             .line(Level::Notice, &format!("croft: node runs with {}", croft_init::privileges::describe()));
         tracing::info!("{}", crate::memory::idle());
@@ -265,7 +276,7 @@ impl Start<'_> {
             Some(network) => network,
             None => Network::start(links::config(boot)?).await?,
         };
-        tokio::spawn(show_links(network.subscribe(), board.clone()));
+        tokio::spawn(show_links(network.subscribe(), board.clone(), self.troubles.clone()));
         match alive.through(network.wait_uplink(WaitLimits::default())).await {
             Ok(uplink) => {
                 let address = uplink.address().map_or_else(String::new, |a| a.to_string());
@@ -302,11 +313,9 @@ impl Start<'_> {
             tracing::debug!(finding, "inventory");
         }
         let memory = croft_protocol::units::show_bytes(inventory.memory.total_bytes);
-        if inventory.memory.total_bytes < capacity::LEAST_MEMORY_BYTES {
-            let least = croft_protocol::units::show_bytes(capacity::LEAST_MEMORY_BYTES);
-            stage.failed_because(&format!(
-                "only {memory} of memory, and nothing can be sold below {least}: add memory"
-            ));
+        if let Some(trouble) = troubles::memory(&inventory) {
+            stage.failed_because(&trouble.to_string());
+            self.troubles.set(TroubleKind::Memory, vec![trouble]);
             return inventory;
         }
         stage.ok(&format!(
@@ -356,9 +365,7 @@ impl Start<'_> {
                 return Ok((Err(broken), disks));
             }
             Medium::Memory { .. } => {
-                stage.failed_because(
-                    "no usable data disk: identity and volumes are lost at the next boot; add an empty disk",
-                );
+                stage.failed_because(&troubles::no_data_disk().to_string());
             }
         }
         Ok((Ok(data), disks))
@@ -376,7 +383,9 @@ impl Start<'_> {
         };
         match identified {
             Ok(identified) => {
-                let Identified { identity, place, .. } = &identified;
+                let Identified { identity, place, fault, .. } = &identified;
+                self.troubles
+                    .set(TroubleKind::Trust, fault.as_deref().map(troubles::tpm).into_iter().collect());
                 let new = if identity.is_new() { ", a new one" } else { "" };
                 stage.ok(&format!("node {}{new}, {place}", identity.id().short()));
                 // Whole, for whoever copies it from the serial line.
@@ -608,11 +617,15 @@ fn reachable(boot: &BootConfig, status: &NetworkStatus) -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// Keeps the monitor's word on the links true.
-async fn show_links(mut changes: watch::Receiver<NetworkStatus>, board: Board) {
+/// Keeps the monitor's word on the links true, and the ledger's.
+async fn show_links(mut changes: watch::Receiver<NetworkStatus>, board: Board, troubles: Troubles) {
     loop {
-        let links = screen::links(&changes.borrow_and_update());
+        let (links, found) = {
+            let status = changes.borrow_and_update();
+            (screen::links(&status), troubles::network(&status))
+        };
         board.change(|status| status.links = links);
+        troubles.set(TroubleKind::Network, found);
         if changes.changed().await.is_err() {
             return;
         }
@@ -671,7 +684,12 @@ fn guest_files(vmm: &str) -> GuestFiles {
 
 /// What an earlier boot left to do about releases. Returns where this boot goes on; a node whose journal is of no use
 /// takes no releases.
-async fn upgrades(data: &Data, notifier: Option<Arc<Notifier>>) -> Option<Upgrades> {
+async fn upgrades(data: &Data, notifier: Option<Arc<Notifier>>, troubles: &Troubles) -> Option<Upgrades> {
+    let none = |why: &str| {
+        let trouble = troubles::no_releases(why);
+        tracing::error!("{trouble}");
+        troubles.set(TroubleKind::Upgrade, vec![trouble]);
+    };
     if let Some(reason) = upgrade::told_in_vain(Path::new(KERNEL_FOLDER)) {
         upgrade::go_back(notifier.as_deref(), &reason).await;
     }
@@ -679,7 +697,7 @@ async fn upgrades(data: &Data, notifier: Option<Arc<Notifier>>) -> Option<Upgrad
     let data = data.clone();
     let opened = tokio::task::spawn_blocking(move || Upgrades::open(&data, &release(), notifier)).await;
     let Ok(opened) = opened else {
-        tracing::error!("what is known of releases could not be looked at: this node takes none");
+        none("what is known of them could not be looked at");
         return None;
     };
     match opened {
@@ -694,7 +712,7 @@ async fn upgrades(data: &Data, notifier: Option<Arc<Notifier>>) -> Option<Upgrad
             None
         }
         Err(error) => {
-            tracing::error!(error = %chain_of(&error), "this node takes no releases");
+            none(&chain_of(&error));
             None
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use croft_protocol::api::Concern;
 use croft_protocol::record::ContractReport;
-use croft_protocol::{Command, ContractId, NodeId, Rejection};
+use croft_protocol::{Command, ContractId, NodeId, NodeTrouble, Rejection};
 use croft_transport::verified::Followed;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -21,15 +21,12 @@ use crate::ledger::{BackOff, Ledger, chain_of};
 use crate::links;
 use crate::register::{RegisterError, Registered, Standing, Unregistered};
 use crate::time::{Time, sleep_until_some};
+use crate::troubles::Telling;
 
 /// Everything is pulled again this often, whatever was heard.
 const PULL_EVERY: Duration = Duration::from_secs(60);
 /// A node whose TPM could be worth more asks again this often: a registration an hour's sixth costs little.
 const IMPROVE_EVERY: Duration = Duration::from_secs(600);
-
-/// Between two tries to say where the node is reached: the first pause, and what it doubles to.
-const READDRESS_FIRST: Duration = Duration::from_secs(20);
-const READDRESS_MOST: Duration = Duration::from_secs(1200);
 
 /// What the main loop hears.
 #[derive(Debug)]
@@ -135,15 +132,13 @@ async fn follow(
 /// Registers, then says what the main loop wants said.
 pub async fn speak(
     unregistered: Unregistered,
-    mut addresses: watch::Receiver<Vec<String>>,
+    (mut addresses, mut troubles): (watch::Receiver<Vec<String>>, watch::Receiver<Vec<NodeTrouble>>),
     mut say: mpsc::Receiver<Say>,
     heard: mpsc::Sender<Heard>,
 ) {
     let ledger = unregistered.ledger.clone();
-    let Some(mut registered) = register(unregistered, &heard).await else { return };
-    // When to say again where the node is reached; the moment that links change is the one in which saying it fails.
-    let mut again: Option<Instant> = None;
-    let mut pause = READDRESS_FIRST;
+    let Some(mut registered) = register(unregistered, &mut troubles, &heard).await else { return };
+    let mut telling = Telling::default();
     let mut improve = tokio::time::interval_at(Instant::now() + IMPROVE_EVERY, IMPROVE_EVERY);
     loop {
         tokio::select! {
@@ -170,31 +165,42 @@ pub async fn speak(
                 if changed.is_err() {
                     return;
                 }
-                again = Some(Instant::now());
+                telling.moved(Instant::now());
             }
-            () = sleep_until_some(again) => {
-                let now = addresses.borrow_and_update().clone();
-                again = match registered.set_addresses(now).await {
-                    // Another machine that has the node's key says where the node is.
-                    Ok(()) | Err(RegisterError::Refused(Rejection::StaleSession { .. })) => None,
-                    Err(error) => {
-                        tracing::warn!(error = %chain_of(&error), "the ledger does not know the new addresses yet");
-                        let at = Instant::now() + pause;
-                        pause = (2 * pause).min(READDRESS_MOST);
-                        Some(at)
+            changed = troubles.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                telling.troubled(Instant::now());
+            }
+            () = sleep_until_some(telling.at()) => {
+                let (addresses, troubles) =
+                    (addresses.borrow_and_update().clone(), troubles.borrow_and_update().clone());
+                match registered.tell(addresses, troubles).await {
+                    Ok(anew) => telling.told(Instant::now(), anew),
+                    // Another machine that has the node's key says what the node is.
+                    Err(RegisterError::Refused(Rejection::StaleSession { .. })) => {
+                        telling.told(Instant::now(), false);
                     }
-                };
-                if again.is_none() {
-                    pause = READDRESS_FIRST;
+                    Err(error) => {
+                        tracing::warn!(error = %chain_of(&error), "the ledger does not know yet what changed about the node");
+                        telling.failed(Instant::now());
+                    }
                 }
             }
         }
     }
 }
 
-async fn register(mut unregistered: Unregistered, heard: &mpsc::Sender<Heard>) -> Option<Registered> {
+async fn register(
+    mut unregistered: Unregistered,
+    troubles: &mut watch::Receiver<Vec<NodeTrouble>>,
+    heard: &mpsc::Sender<Heard>,
+) -> Option<Registered> {
     let mut back_off = BackOff::default();
     loop {
+        // What is wrong now: a network that was out of order when the boot came by is there by now.
+        unregistered.profile.troubles.clone_from(&troubles.borrow_and_update());
         match unregistered.register().await {
             Ok((registered, height)) => {
                 let session = registered.session();

@@ -58,6 +58,15 @@ pub struct Identified {
     pub identity: NodeIdentity,
     pub place: String,
     pub witness: Option<Witness>,
+    /// Why the machine's TPM can't keep a key, where it has one.
+    pub fault: Option<String>,
+}
+
+/// Why no TPM keeps the key.
+struct Without {
+    why: String,
+    /// Whether the machine has one.
+    fault: bool,
 }
 
 /// A TPM that holds the node's key.
@@ -101,7 +110,7 @@ pub fn identify(places: Places<'_>, dir: &Path) -> Result<Identified, KeyError> 
     let boot = boot_log::read(places.event_log)
         .map(|log| log.measured(PcrSelection::QUOTED))
         .map_err(|error| chain_of(&error));
-    let (mut tpm, why) = usable(places, dir)?;
+    let (mut tpm, without) = usable(places, dir)?;
     let boot = match &mut tpm {
         Some(tpm) => measured::explained(tpm, boot, dir),
         None => boot,
@@ -113,11 +122,15 @@ pub fn identify(places: Places<'_>, dir: &Path) -> Result<Identified, KeyError> 
         NodeKeyStore::Tpm(store) => {
             let tpm = Arc::new(Mutex::new(store.into_tpm()));
             let witness = Witness { tpm, boot, vouchers: Mutex::default(), weighed_by: Mutex::default() };
-            Identified { identity, place: "key in the TPM".to_owned(), witness: Some(witness) }
+            Identified { identity, place: "key in the TPM".to_owned(), witness: Some(witness), fault: None }
         }
         NodeKeyStore::Disk(_) => {
-            let why = why.unwrap_or_else(|| "where it was made before the TPM was used".to_owned());
-            Identified { identity, place: format!("key on the disk: {why}"), witness: None }
+            let fault = without.as_ref().filter(|without| without.fault).map(|without| without.why.clone());
+            let why = without.map_or_else(
+                || "where it was made before the TPM was used".to_owned(),
+                |without| without.why,
+            );
+            Identified { identity, place: format!("key on the disk: {why}"), witness: None, fault }
         }
     })
 }
@@ -132,11 +145,11 @@ fn seal_policy(boot: &Result<MeasuredBoot, String>) -> SealPolicy {
 }
 
 /// The TPM, if it can keep a key; else why not. A TPM that has a key is used, whether it gives it or not.
-fn usable(places: Places<'_>, dir: &Path) -> Result<(Option<Tpm<FdTransport>>, Option<String>), KeyError> {
-    let without = |why: String| Ok((None, Some(why)));
+fn usable(places: Places<'_>, dir: &Path) -> Result<(Option<Tpm<FdTransport>>, Option<Without>), KeyError> {
+    let without = |why: String, fault| Ok((None, Some(Without { why, fault })));
     let mut tpm = match open(places) {
         Ok(transport) => Tpm::new(transport),
-        Err(error @ TransportError::Missing { .. }) => return without(error.to_string()),
+        Err(error @ TransportError::Missing { .. }) => return without(error.to_string(), false),
         Err(error) => return unless_it_may_have_a_key(dir, error.into()),
     };
     match tpm.identity_state() {
@@ -146,7 +159,7 @@ fn usable(places: Places<'_>, dir: &Path) -> Result<(Option<Tpm<FdTransport>>, O
     }
     match tpm.storage_key().and_then(|_| tpm.attestation_key()) {
         Ok(_) => Ok((Some(tpm), None)),
-        Err(error) => without(format!("the TPM keeps no key ({})", chain_of(&error))),
+        Err(error) => without(format!("the TPM keeps no key ({})", chain_of(&error)), true),
     }
 }
 
@@ -170,9 +183,9 @@ pub(crate) fn open(places: Places<'_>) -> Result<FdTransport, TransportError> {
 fn unless_it_may_have_a_key(
     dir: &Path,
     error: TpmError,
-) -> Result<(Option<Tpm<FdTransport>>, Option<String>), KeyError> {
+) -> Result<(Option<Tpm<FdTransport>>, Option<Without>), KeyError> {
     if DiskKeyStore::new(dir).exists()? {
-        return Ok((None, Some(chain_of(&error))));
+        return Ok((None, Some(Without { why: chain_of(&error), fault: true })));
     }
     Err(KeyError::Tpm(error))
 }

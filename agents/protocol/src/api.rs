@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::attestation::{Credential, Introduction, SignedVoucher};
 use crate::header::{Genesis, SignedHeader};
-use crate::record::{Record, RecordId};
+use crate::record::{FarmId, Record, RecordId};
 use crate::{BotId, Hash, NodeId, PublicKey, Rejection, SignedCommand, StateKey};
 
 pub use crate::query::{
@@ -83,6 +83,8 @@ pub enum Request {
     ListenFor { service: Service },
     /// As [`Request::Relay`], to whoever listens for this kind of calls.
     RelayTo { to: PublicKey, service: Service },
+    /// Machines of a farm that this replica saw refused lately: -> [`Response::Refused`]. Nothing proves it.
+    Refused { farm: FarmId },
 }
 
 /// What a call is about, so that several programs of one bot can each take theirs.
@@ -210,6 +212,22 @@ pub enum Response {
     MailDropped {
         count: u32,
     },
+    /// At most [`crate::limits::REFUSED_PER_FARM`], each node once, in the order of their ids.
+    Refused(Vec<RefusedNode>),
+}
+
+/// A machine whose registration a replica saw refused, and that is not registered since, as far as that replica knows.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize)]
+pub struct RefusedNode {
+    pub node: NodeId,
+    /// As it calls itself.
+    pub name: crate::Name,
+    /// The ledger's words, with what to do.
+    pub reason: String,
+    /// Block time of the last refusal: milliseconds since 1970, UTC.
+    pub time_ms: u64,
+    /// How often, since the replica remembers.
+    pub count: u32,
 }
 
 /// A value of the state map, or its absence, as of the tip that comes with it.

@@ -156,7 +156,7 @@ impl Attestation {
     /// What the node says of itself and the quote holds: the body as the node signs it.
     #[must_use]
     pub fn statement(node: &NodeBody) -> Hash {
-        Hash::of("croft/quoted-node/1", node)
+        Hash::of("croft/quoted-node/2", node)
     }
 
     /// The quote's nonce: this chain, a header nobody could foresee, this node, what it says, and the key that quotes.

@@ -9,7 +9,7 @@
 //! be proved, [`api`] what a replica answers, [`addition`] what a farm tells its machines before they boot, [`peer`]
 //! what nodes and bots say to each other, [`market`] how they negotiate, [`reservation`] what is held meanwhile, [`message`] what
 //! they write to each other, [`directory`] what they say of themselves, [`release`] what boot files there are and who
-//! takes them, [`workload`] and [`image`] what runs.
+//! takes them, [`trouble`] what is wrong with a node, [`workload`] and [`image`] what runs.
 
 pub mod addition;
 pub mod api;
@@ -38,6 +38,7 @@ pub mod release;
 pub mod reservation;
 pub mod seal;
 pub mod state;
+pub mod trouble;
 pub mod trust;
 pub mod units;
 pub mod validators;
@@ -59,6 +60,7 @@ pub use record::{Body, FarmId, Kind, Record, RecordId};
 pub use release::{InvalidRelease, ReleaseId, ReleaseVersion};
 pub use reservation::{Announcement, ReservationBody, ReservationRefusal, ReservationState};
 pub use state::StateKey;
+pub use trouble::{NodeTrouble, TroubleKind};
 pub use trust::{Endorsement, NodeTrust, TrustPolicy};
 pub use validators::{InvalidChange, SignedValidatorChange, ValidatorChange};
 

@@ -111,6 +111,14 @@ pub const RECENT_HEADER_EVERY_MS: u64 = 10_000;
 pub const KNOWN_DIGESTS: usize = 64;
 /// Reasons that are kept of why a node is worth less.
 pub const TRUST_REASONS: usize = 8;
+/// Troubles that one node tells of itself: more are summed up in the last one. Its record repeats them in every version.
+pub const NODE_TROUBLES: usize = 8;
+/// What a trouble is about: the name of a disk or of a network card.
+pub const TROUBLE_SUBJECT_BYTES: usize = 64;
+/// The reason of a trouble, and its remedy: a sentence each. Longer, and a node that flaps fills the ledger.
+pub const TROUBLE_TEXT_BYTES: usize = 256;
+/// Refused machines of one farm that a replica remembers.
+pub const REFUSED_PER_FARM: usize = 32;
 /// The text of one message between bots. A mailbox holds some hundred of the longest.
 pub const MESSAGE_BYTES: usize = 32 * 1024;
 /// The same signed, padded and sealed; a link of a key that was replaced has 160 bytes.

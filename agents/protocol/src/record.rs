@@ -9,6 +9,7 @@ use crate::header::ValidatorSet;
 use crate::identity::KeysBody;
 use crate::release::{ChannelBody, FarmPolicy, OutcomeBody, ReleaseBody, ReleaseId, ReleaseKeys};
 use crate::reservation::ReservationBody;
+use crate::trouble::NodeTrouble;
 use crate::{BotId, Capacity, Grains, Hash, Name, NodeId, PriceList, PublicKey};
 
 #[derive(
@@ -342,6 +343,8 @@ pub struct NodeBody {
     pub release: String,
     /// One per boot, greater than all before, so that one key can't run twice.
     pub session: u64,
+    /// What is wrong with the machine and what to do, as its screen shows it; see [`crate::trouble::check`].
+    pub troubles: Vec<NodeTrouble>,
 }
 
 /// What a buyer wants to know of the machine; the full inventory stays on the node.

@@ -131,11 +131,21 @@ pub struct NodeTrust {
 }
 
 /// Whether a node that says `after` in the boot in which it said `before` still is what its quote was about: only
-/// where it is reached may change.
+/// where it is reached, and what troubles it has, may change.
 #[must_use]
 pub fn says_the_same(before: &NodeBody, after: &NodeBody) -> bool {
-    let NodeBody { farm, name, sealing_key, capacity, hardware, trust: _, addresses: _, release, session } =
-        before;
+    let NodeBody {
+        farm,
+        name,
+        sealing_key,
+        capacity,
+        hardware,
+        trust: _,
+        addresses: _,
+        release,
+        session,
+        troubles: _,
+    } = before;
     (farm, name, sealing_key, capacity) == (&after.farm, &after.name, &after.sealing_key, &after.capacity)
         && (hardware, release, session) == (&after.hardware, &after.release, &after.session)
 }

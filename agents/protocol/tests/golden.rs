@@ -35,9 +35,9 @@ use croft_protocol::state::{Account, NodeContracts};
 use croft_protocol::trust::{Endorsement, NodeTrust, RecentHeader, RecentHeaders, TrustPolicy};
 use croft_protocol::{
     Body, Capacity, Certificate, ChainId, Command, CommandBody, ContractBody, ContractId, ContractState,
-    EndReason, Escrow, FarmId, Faucet, Genesis, Grains, Hash, Header, Name, NodeCapacity, PriceList, Profile,
-    PublicKey, Rate, Record, RecordId, Role, SecretKey, SignedCommand, SignedHeader, SignedTerms,
-    SignedValidatorChange, StateKey, Terms, ValidatorChange, ValidatorSet,
+    EndReason, Escrow, FarmId, Faucet, Genesis, Grains, Hash, Header, Name, NodeCapacity, NodeTrouble,
+    PriceList, Profile, PublicKey, Rate, Record, RecordId, Role, SecretKey, SignedCommand, SignedHeader,
+    SignedTerms, SignedValidatorChange, StateKey, Terms, TroubleKind, ValidatorChange, ValidatorSet,
 };
 
 const GOLDEN: &str = include_str!("golden.txt");
@@ -142,6 +142,7 @@ fn node() -> NodeBody {
         addresses: vec!["192.0.2.1".to_owned()],
         release: "0.1.0".to_owned(),
         session: 11,
+        troubles: vec![NodeTrouble::new(TroubleKind::Disk, "sda", "reason", "remedy")],
     }
 }
 

@@ -17,6 +17,7 @@ pub mod ordering;
 mod presence;
 mod pruning;
 mod rate;
+mod refused;
 pub mod rejoin;
 pub mod replica;
 mod server;

@@ -12,6 +12,7 @@ mod answer;
 mod follow;
 mod gate;
 mod mailing;
+mod refusals;
 mod relay;
 mod replicate;
 mod snapshots;
@@ -36,6 +37,7 @@ use crate::mail::Mailboxes;
 use crate::ordering::Ordering;
 use crate::presence::{Presence, Present};
 use crate::rate::{Meter, Rate};
+use crate::refused::Refused;
 
 /// Connections in all. Each may cost some megabytes of buffers when its peer tries hard.
 const CONNECTIONS: usize = 4_096;
@@ -102,6 +104,7 @@ pub(crate) struct Server {
     /// What each author has brought lately.
     authors: Mutex<Meter>,
     commands_per_minute: u64,
+    refused: Mutex<Refused>,
     pub(crate) snapshots: Arc<snapshots::Snapshots>,
     addresses: Mutex<BTreeMap<IpAddr, usize>>,
 }
@@ -157,6 +160,7 @@ impl Server {
             vouching: vouch::Vouching::new(key, makers),
             authors: Mutex::new(Meter::new(rate)),
             commands_per_minute,
+            refused: Mutex::default(),
             snapshots: snapshots::Snapshots::new(observers),
             addresses: Mutex::default(),
         })

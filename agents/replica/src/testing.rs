@@ -138,6 +138,7 @@ impl Grid {
             addresses: vec!["192.0.2.1".to_owned()],
             release: "0.1.0".to_owned(),
             session,
+            troubles: Vec::new(),
         }
     }
 

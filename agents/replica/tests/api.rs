@@ -6,6 +6,8 @@ use common::{Bench, Files, LOOPBACK, PATIENCE, key, name, within};
 use croft_light::{LightClient, verify_history, verify_record, verify_value};
 use croft_protocol::api::{Concern, ContractQuery, Event, Failure, FarmQuery, Query, Request, Response};
 use croft_protocol::boot::ReplicaAddress;
+use croft_protocol::command::SignedJoin;
+use croft_protocol::keys::Domain;
 use croft_protocol::record::FarmBody;
 use croft_protocol::state::Account;
 use croft_protocol::{
@@ -28,6 +30,50 @@ fn failure(error: ClientError) -> Failure {
         ClientError::Failed { failure, .. } => failure,
         other => panic!("{other}"),
     }
+}
+
+#[tokio::test]
+async fn a_farmer_finds_the_machines_that_were_refused_and_no_strangers() {
+    let bench = Bench::start().await;
+    bench.client(&bench.farmer).submit(bench.sign(&bench.farmer, 0, Files::create_farm())).await.unwrap();
+    let reader = bench.client(&key(50));
+    let refused = async || reader.refused(bench.farm()).await.unwrap().value;
+    let machine = bench.client(&bench.node);
+    let registers = |change: &dyn Fn(&mut SignedJoin)| {
+        let Command::RegisterNode { node, join: Some(mut join), attestation } = bench.register() else {
+            panic!()
+        };
+        change(&mut join);
+        Command::RegisterNode { node, join: Some(join), attestation }
+    };
+    // A permission that the owner did not sign: anybody could send it.
+    let forged = registers(&|join| join.join.nonce = [9; 16]);
+    let error = rejection(machine.submit(bench.sign(&bench.node, 0, forged)).await.unwrap_err());
+    assert!(error.to_string().contains("not signed by the owner"), "{error}");
+    assert_eq!(refused().await, []);
+
+    let expired = registers(&|join| {
+        join.join.expires_ms = 7;
+        join.signature = bench.farmer.sign_as_bot(Domain::JOIN, &bench.chain(), &join.join);
+    });
+    for count in 1..=2 {
+        let error = rejection(machine.submit(bench.sign(&bench.node, 0, expired.clone())).await.unwrap_err());
+        let list = refused().await;
+        assert_eq!(list.len(), 1);
+        assert_eq!((list[0].node, &list[0].name, list[0].count), (bench.node.public(), &name("n1"), count));
+        assert_eq!(list[0].reason, error.to_string());
+        assert!(list[0].reason.contains("expired at 7 ms"), "{}", list[0].reason);
+        assert!(list[0].reason.ends_with("ask the farm's owner for a new boot configuration"));
+    }
+    machine.submit(bench.sign(&bench.node, 0, bench.register())).await.unwrap();
+    assert_eq!(refused().await, [], "it is registered now");
+
+    // Of a node that the farm has, every refusal concerns it.
+    let Command::RegisterNode { mut node, .. } = bench.register() else { panic!() };
+    node.session = 0;
+    let stale = Command::RegisterNode { node, join: None, attestation: None };
+    machine.submit(bench.sign(&bench.node, 1, stale)).await.unwrap_err();
+    assert!(refused().await[0].reason.contains("the same key runs twice"));
 }
 
 #[tokio::test]

@@ -21,13 +21,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_protocol::api::{
-    Concern, Cursor, Failure, Mail, Page, ProvedPage, ProvedRecord, ProvedValue, Query, Request, Response,
-    Service, Status,
+    Concern, Cursor, Failure, Mail, Page, ProvedPage, ProvedRecord, ProvedValue, Query, RefusedNode, Request,
+    Response, Service, Status,
 };
 use croft_protocol::attestation::{Credential, Introduction, SignedVoucher};
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::{
-    Genesis, Hash, PublicKey, RecordId, Rejection, SecretKey, SignedCommand, SignedHeader, StateKey, limits,
+    FarmId, Genesis, Hash, PublicKey, RecordId, Rejection, SecretKey, SignedCommand, SignedHeader, StateKey,
+    limits,
 };
 
 use crate::endpoint::{BindError, Endpoint};
@@ -267,6 +268,20 @@ impl Client {
         Opening: Future<Output = Result<Vec<u8>, String>>,
     {
         stream::vouch(&self.links, introduction, open).await
+    }
+
+    /// Machines of a farm whose registration the replica saw refused lately.
+    pub async fn refused(&self, farm: FarmId) -> Result<Answer<Vec<RefusedNode>>, ClientError> {
+        self.read(&Request::Refused { farm }, |response| match response {
+            Response::Refused(refused)
+                if refused.len() <= limits::REFUSED_PER_FARM
+                    && refused.iter().map(|one| one.node).is_sorted_by(|a, b| a < b) =>
+            {
+                Ok(refused)
+            }
+            other => Err(other),
+        })
+        .await
     }
 
     /// What the replica says of itself.

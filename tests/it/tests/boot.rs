@@ -269,7 +269,8 @@ fn rows() -> Vec<Row> {
             says: &[
                 VALID,
                 "register: ok",
-                "no microVM can run here: /dev/kvm can't be opened: enable virtualisation",
+                "no microVM can run here: /dev/kvm can't be opened",
+                "enable virtualisation (VT-x or AMD-V) in the firmware setup",
             ],
             disk: Content::Empty,
             no_virtualisation: true,

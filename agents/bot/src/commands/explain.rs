@@ -6,7 +6,8 @@
 use croft_protocol::peer::Explanation;
 use croft_protocol::record::{TrustClass, WorkloadState};
 use croft_protocol::{
-    Body, ContractId, ContractState, Escrow, Grains, Hash, Name, NodeId, Rate, Record, RecordId, limits,
+    Body, ContractId, ContractState, Escrow, Grains, Hash, Name, NodeId, NodeTrouble, Rate, Record, RecordId,
+    limits,
 };
 use serde::Serialize;
 
@@ -76,6 +77,8 @@ struct NodeView {
     trust: Option<TrustClass>,
     /// Why it is not worth more.
     trust_reasons: Vec<String>,
+    /// What is wrong with the machine and what to do, in its own words.
+    troubles: Vec<NodeTrouble>,
 }
 
 pub(super) async fn explain(c: &mut Context<'_>, name: &Name) -> Result<(), Failure> {
@@ -150,6 +153,7 @@ async fn node_view(acting: &Acting, contract: &Contract, peer: &NodePeer) -> Res
         online: acting.grid.presence_unproved(&[peer.id]).await?.first() == Some(&true),
         trust: node.as_ref().map(|n| n.body.trust),
         trust_reasons: node.as_ref().and_then(|n| n.trust.clone()).map(|t| t.reasons).unwrap_or_default(),
+        troubles: node.as_ref().map(|n| n.body.troubles.clone()).unwrap_or_default(),
         addresses: node.map(|n| n.body.addresses).unwrap_or_default(),
     })
 }
@@ -258,6 +262,9 @@ fn text(e: &Explained, contract: &Contract) -> String {
     }
     for reason in &e.node.trust_reasons {
         push!(t, "    {}\n", printable(reason));
+    }
+    for trouble in &e.node.troubles {
+        push!(t, "  the node {}\n", show::trouble(trouble));
     }
     match &e.report {
         Some(r) => push!(

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use croft_protocol::api::{FarmQuery, NodeQuery, Query};
+use croft_protocol::api::{FarmQuery, NodeQuery, Query, RefusedNode};
 use croft_protocol::boot::{BootConfig, FarmJoin, GridPin, NodeSettings};
 use croft_protocol::command::{Join, SignedJoin};
 use croft_protocol::keys::Domain;
 use croft_protocol::record::{Draining, FarmBody, TrustClass};
-use croft_protocol::{BotId, Capacity, Command, FarmId, Hash, Kind, Name, NodeId, PriceList, PublicKey};
+use croft_protocol::{
+    BotId, Capacity, Command, FarmId, Hash, Kind, Name, NodeId, NodeTrouble, PriceList, PublicKey,
+};
 use serde::Serialize;
 
 use super::show::{self, BotNames};
@@ -172,6 +174,18 @@ fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
 #[derive(Serialize)]
 struct Nodes {
     nodes: Vec<NodeView>,
+    /// Machines that wanted to register and were not let, as replicas say.
+    refused: Vec<RefusedView>,
+}
+
+#[derive(Serialize)]
+struct RefusedView {
+    node: Name,
+    id: NodeId,
+    farm: Name,
+    reason: String,
+    time_ms: u64,
+    count: u32,
 }
 
 #[derive(Serialize)]
@@ -188,6 +202,8 @@ struct NodeView {
     trust: TrustClass,
     /// Why it is not worth more.
     trust_reasons: Vec<String>,
+    /// What is wrong with the machine and what to do, in its own words.
+    troubles: Vec<NodeTrouble>,
     /// Authenticode SHA-256 of the boot file that runs, where a TPM vouches for one that is known.
     boot_file: Option<Hash>,
     release: String,
@@ -231,8 +247,12 @@ pub(super) async fn nodes(c: &mut Context<'_>, name: Option<Name>, all: bool) ->
             farms
         }
     };
-    let mut nodes = Vec::new();
+    let (mut nodes, mut refused) = (Vec::new(), Vec::new());
     for (id, farm) in farms {
+        // Another's farm is another's business, and asking about all of them takes long.
+        if !all {
+            refused.extend(refused_of(&grid, id, &farm).await?);
+        }
         let found = nodes_of(&grid, id).await?;
         let keys: Vec<PublicKey> = found.iter().map(|n| n.id).collect();
         let online = grid.presence_unproved(&keys).await?;
@@ -240,7 +260,40 @@ pub(super) async fn nodes(c: &mut Context<'_>, name: Option<Name>, all: bool) ->
     }
     nodes.sort_by(|a, b| (&a.farm, &a.node).cmp(&(&b.farm, &b.node)));
     grid.close().await;
-    c.terminal.result(&Nodes { nodes }, |n| nodes_text(&n.nodes))
+    c.terminal.result(&Nodes { nodes, refused }, |n| nodes_text(&n.nodes) + &refused_text(&n.refused))
+}
+
+/// Machines that replicas saw refused, but for those that are registered since.
+async fn refused_of(grid: &Grid, id: FarmId, farm: &FarmBody) -> Result<Vec<RefusedView>, GridError> {
+    let said = grid.refused_unproved(id).await;
+    let ids: Vec<NodeId> = said.iter().map(|one| one.node).collect();
+    let known = grid.nodes(&ids).await?;
+    let since = |one: &RefusedNode| known.iter().any(|n| n.id == one.node && n.record.time_ms >= one.time_ms);
+    let views = said.into_iter().filter(|one| !since(one)).map(|one| RefusedView {
+        node: one.name,
+        id: one.node,
+        farm: farm.name.clone(),
+        reason: one.reason,
+        time_ms: one.time_ms,
+        count: one.count,
+    });
+    Ok(views.collect())
+}
+
+fn refused_text(refused: &[RefusedView]) -> String {
+    let mut text = String::new();
+    for one in refused {
+        let (id, time) = (one.id.short(), show_time(one.time_ms));
+        let reason = printable(&one.reason);
+        push!(
+            text,
+            "machine {id} ('{}') of farm {} was refused {} times, last {time}: {reason}\n",
+            one.node,
+            one.farm,
+            one.count
+        );
+    }
+    text
 }
 
 /// Farms of an owner or all, as a replica finds them, each proved.
@@ -293,6 +346,7 @@ fn view(node: Node, farm: &FarmBody, online: bool) -> NodeView {
         draining: node.draining,
         trust: node.body.trust,
         trust_reasons: node.trust.map(|trust| trust.reasons).unwrap_or_default(),
+        troubles: node.body.troubles,
         boot_file,
         release: node.body.release,
         capacity_version: node.capacity.version,
@@ -354,6 +408,9 @@ fn nodes_text(nodes: &[NodeView]) -> String {
     for n in nodes {
         for reason in &n.trust_reasons {
             push!(text, "{} is {}: {}\n", n.node, show::trust(n.trust), printable(reason));
+        }
+        for trouble in &n.troubles {
+            push!(text, "{} {}\n", n.node, show::trouble(trouble));
         }
     }
     text

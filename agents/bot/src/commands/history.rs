@@ -127,6 +127,10 @@ pub(super) fn what(body: &Body, before: Option<&Body>) -> String {
             Some(Body::Node(old)) if old.session != node.session => {
                 format!("booted again (session {}), release {}", node.session, printable(&node.release))
             }
+            Some(Body::Node(old)) if old.troubles != node.troubles => {
+                let troubles: Vec<String> = node.troubles.iter().map(show::trouble).collect();
+                if troubles.is_empty() { "has no trouble any more".to_owned() } else { troubles.join("; ") }
+            }
             Some(_) => "changed".to_owned(),
             None => format!("registered, release {}", printable(&node.release)),
         },

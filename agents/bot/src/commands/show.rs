@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use croft_protocol::contract::{PublishedPort, Transport};
 use croft_protocol::record::{Draining, TrustClass, WorkloadState};
 use croft_protocol::{
-    BotId, Capacity, ContractState, EndReason, Grains, ReservationBody, ReservationState, units,
+    BotId, Capacity, ContractState, EndReason, Grains, NodeTrouble, ReservationBody, ReservationState, units,
 };
 use serde::Serialize;
 
 use crate::grid::{Contract, Grid, GridError, now_ms};
-use crate::terminal::show_time;
+use crate::terminal::{printable, show_time};
 
 /// A published port and where to reach it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -66,6 +66,12 @@ pub(crate) fn state(state: ContractState) -> &'static str {
         ContractState::Ended(_) => "ended",
         ContractState::Paused { .. } => "paused",
     }
+}
+
+/// After the name of the node that has it: `has trouble with disk sda: REASON: REMEDY`.
+pub(crate) fn trouble(trouble: &NodeTrouble) -> String {
+    let subject = if trouble.subject.is_empty() { "" } else { " " };
+    printable(&format!("has trouble with {}{subject}{}: {trouble}", trouble.kind, trouble.subject))
 }
 
 pub(crate) fn end_reason(state: ContractState) -> Option<&'static str> {

@@ -1,8 +1,23 @@
-//! `croft farm drain` as people type it.
+//! `croft farm drain` as people type it, and what `croft farm nodes` prints.
 
 use clap::Args;
 
 use super::parse_seconds;
+
+pub const NODES_HELP: &str = "\
+Example:
+  croft farm nodes attic
+
+What is wrong with a machine stands below the table, with what to do, as on its own screen.
+JSON: {nodes: [{node, id, farm, country, region, online, draining?, trust, trust_reasons,
+       troubles: [{kind, subject, reason, remedy}], boot_file, release, capacity_version, total, used, free, contracts,
+       addresses, cpu_model, threads, vendor, product, session, height}],
+       refused: [{node, id, farm, reason, time_ms, count}]}
+      kind: virtualisation, memory, disk, network, clock, trust, medium, upgrade, other
+      subject: which disk or card; empty: the whole machine
+refused: machines of your farms whose registration the ledger refused within a day (expired permission, name taken,
+      key of another machine): with the reason and what to do, until they are registered; not with --all
+'online' and 'refused' are what replicas say; everything else is proved.";
 
 pub const DRAIN_HELP: &str = "\
 Example:

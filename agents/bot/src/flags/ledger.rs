@@ -95,8 +95,8 @@ Example:
   croft ledger query nodes --owner bob --trust sealed
 
 A price is in grains for one hour of the asked capacity, by the farm's price list as it is now.
-JSON: {proved, tip_height?, more, nodes: [{node, id, farm, owner, country, region, trust, release, total,
-       free?, per_hour, version, height, hash}]}
+JSON: {proved, tip_height?, more, nodes: [{node, id, farm, owner, country, region, trust, release,
+       troubles: [{kind, subject, reason, remedy}], total, free?, per_hour, version, height, hash}]}
 With --proved every record and what is free was proved, and each condition checked against it; without, it is
 what the replica says. Nothing proves that none was left out. 'more' says that --limit cut the answer off.")]
     Nodes(NodeQueryFlags),

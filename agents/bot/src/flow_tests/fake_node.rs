@@ -13,7 +13,8 @@ use croft_protocol::record::{
 use croft_protocol::seal::SealingKey;
 use croft_protocol::workload::Workload;
 use croft_protocol::{
-    Body, Capacity, Command, CommandBody, ContractBody, ContractState, Name, SecretKey, SignedCommand, limits,
+    Body, Capacity, Command, CommandBody, ContractBody, ContractState, Name, NodeTrouble, SecretKey,
+    SignedCommand, limits,
 };
 use croft_transport::{Client, Relayed, frame, peer_accept};
 use tokio::sync::{oneshot, watch};
@@ -28,11 +29,17 @@ const WITHIN: Duration = Duration::from_secs(20);
 pub(super) struct Behaviour {
     pub(super) state: WorkloadState,
     pub(super) step: String,
+    /// What it says is wrong with it.
+    pub(super) troubles: Vec<NodeTrouble>,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { state: WorkloadState::Running, step: "microVM 'web' is running".to_owned() }
+        Self {
+            state: WorkloadState::Running,
+            step: "microVM 'web' is running".to_owned(),
+            troubles: Vec::new(),
+        }
     }
 }
 
@@ -72,6 +79,20 @@ impl FakeNode {
         });
         is_ready.blocking_recv().expect("the node became ready");
         Self { stop, thread: Some(thread), opened }
+    }
+
+    /// Another one, which the ledger does not take.
+    pub(super) fn is_refused(world: &World) {
+        let config = BootConfig::parse(&world.boot_config()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let key = SecretKey::generate().unwrap();
+            let client = Client::new(&key, config.grid.replicas.clone()).unwrap();
+            let node = Node::new(&config, key, client.clone(), Behaviour::default(), Opened::default());
+            let command = node.signed(node.registration(&config));
+            client.submit(command).await.expect_err("it is refused");
+            client.close().await;
+        });
     }
 
     /// The last workload that it opened.
@@ -124,16 +145,7 @@ async fn serve(
     opened: Opened,
     ready: oneshot::Sender<()>,
 ) {
-    let mut node = Node {
-        sealing: SealingKey::from_seed(&key.seed()),
-        chain: config.grid.chain,
-        client: client.clone(),
-        sequence: 0,
-        behaviour: behaviour.clone(),
-        opened,
-        reported_ms: now_ms(),
-        key,
-    };
+    let mut node = Node::new(&config, key, client.clone(), behaviour.clone(), opened);
     let mut calls = client.listen();
     let mut events = client.follow(vec![Concern::Node(node.key.public())]).await.unwrap();
     node.register(&config).await;
@@ -162,7 +174,18 @@ async fn serve(
 }
 
 impl Node {
-    async fn submit(&mut self, command: Command) {
+    fn new(
+        config: &BootConfig,
+        key: SecretKey,
+        client: Client,
+        behaviour: Behaviour,
+        opened: Opened,
+    ) -> Self {
+        let (sealing, chain) = (SealingKey::from_seed(&key.seed()), config.grid.chain);
+        Self { key, sealing, chain, client, sequence: 0, behaviour, opened, reported_ms: now_ms() }
+    }
+
+    fn signed(&self, command: Command) -> SignedCommand {
         let body = CommandBody {
             chain: self.chain,
             author: self.key.public(),
@@ -170,11 +193,20 @@ impl Node {
             expires_height: 10_000,
             command,
         };
-        self.client.submit(SignedCommand::sign(body, &self.key)).await.unwrap();
+        SignedCommand::sign(body, &self.key)
+    }
+
+    async fn submit(&mut self, command: Command) {
+        self.client.submit(self.signed(command)).await.unwrap();
         self.sequence += 1;
     }
 
     async fn register(&mut self, config: &BootConfig) {
+        let command = self.registration(config);
+        self.submit(command).await;
+    }
+
+    fn registration(&self, config: &BootConfig) -> Command {
         let join = config.farm.permission().unwrap();
         let node = NodeBody {
             farm: join.join.farm,
@@ -191,8 +223,9 @@ impl Node {
             addresses: vec!["192.0.2.7".to_owned()],
             release: "0.1.0".to_owned(),
             session: 1,
+            troubles: self.behaviour.troubles.clone(),
         };
-        self.submit(Command::RegisterNode { node, join: Some(join), attestation: None }).await;
+        Command::RegisterNode { node, join: Some(join), attestation: None }
     }
 
     /// Opens a contract's workload and reports on it.

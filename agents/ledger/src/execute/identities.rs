@@ -6,7 +6,7 @@ use croft_protocol::keys::Domain;
 use croft_protocol::name::is_country;
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
 use croft_protocol::{
-    Body, FarmId, Name, NodeCapacity, PriceList, Profile, PublicKey, RecordId, Rejection, StateKey,
+    Body, FarmId, Name, NodeCapacity, PriceList, Profile, PublicKey, RecordId, Rejection, StateKey, trouble,
 };
 
 use super::{bounds, check_text, known_bot, known_farm, malformed, present_signer, reservations, trust};
@@ -152,7 +152,8 @@ fn check_node_texts(node: &NodeBody) -> Step {
     check_text("the release", &node.release)?;
     check_text("the CPU model", &hardware.cpu_model)?;
     check_text("the vendor", &hardware.vendor)?;
-    check_text("the product", &hardware.product)
+    check_text("the product", &hardware.product)?;
+    trouble::check(&node.troubles).map_err(|invalid| malformed(invalid.to_string()))
 }
 
 fn claim_name<T: borsh::BorshSerialize>(

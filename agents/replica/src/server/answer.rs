@@ -9,6 +9,7 @@ use croft_protocol::{Hash, PublicKey, Rejection, SignedCommand, StateKey, limits
 use tokio::time::Instant;
 
 use super::Server;
+use super::refusals::Attempt;
 use crate::ordering::Verdict;
 use crate::store::{Found, SearchError, Snapshot, StoreError};
 
@@ -88,6 +89,7 @@ impl Server {
                 Ok(Response::Presence(present.collect()))
             }
             Request::Status => self.status().await,
+            Request::Refused { farm } => Ok(self.refused(farm)),
             Request::LeaveMail { to, sealed } => self.leave_mail(peer, to, sealed).await,
             Request::FetchMail { after } => self.fetch_mail(peer, after).await,
             Request::DropMail { mail } => self.drop_mail(peer, mail).await,
@@ -159,12 +161,17 @@ impl Server {
     }
 
     async fn order(&self, command: SignedCommand) -> Verdict {
-        match self.ordering.enqueue(command) {
+        let registers = Attempt::of(&command);
+        let verdict = match self.ordering.enqueue(command) {
             Err(verdict) => verdict,
             Ok(receiver) => receiver
                 .await
                 .unwrap_or_else(|_| Verdict::Failed(Failure::Busy { what: "it is stopping".to_owned() })),
+        };
+        if let Some(attempt) = registers {
+            self.note(attempt, &verdict).await;
         }
+        verdict
     }
 
     async fn get(&self, keys: Vec<StateKey>) -> Result<Response, Failure> {

@@ -366,6 +366,7 @@ impl Clients {
             addresses: vec!["192.0.2.1".to_owned()],
             release: "0.1.0".to_owned(),
             session: 1,
+            troubles: Vec::new(),
         };
         Command::RegisterNode { node, join: Some(SignedJoin { join, signature }), attestation: None }
     }

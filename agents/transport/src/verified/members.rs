@@ -4,14 +4,14 @@
 //!   resting ──connected──> active (at most three) ──failed twice, lied──> resting, another one takes its place
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use croft_protocol::api::{Cursor, Page, Query, Status};
+use croft_protocol::api::{Cursor, Page, Query, RefusedNode, Status};
 use croft_protocol::boot::ReplicaAddress;
-use croft_protocol::{Genesis, Hash, PublicKey};
+use croft_protocol::{FarmId, Genesis, Hash, PublicKey};
 use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -287,6 +287,22 @@ impl Unproved<'_> {
             // Nobody in time: whoever answers first, with the reason if nobody does.
             None => self.ask(|client| async move { client.presence(keys.to_vec()).await }).await,
         }
+    }
+
+    /// Machines of a farm that replicas saw refused lately, each once as it was refused last. Only the replica that a
+    /// machine spoke to knows; one that does not answer in time is left out.
+    pub async fn refused(&self, farm: FarmId) -> Vec<RefusedNode> {
+        let ask = |member: Arc<Member>| async move {
+            timeout(EACH, member.client.refused(farm)).await.ok()?.ok().map(|answer| answer.value)
+        };
+        let said = join_all(self.0.inner.members.order().into_iter().map(ask)).await;
+        let mut newest: BTreeMap<PublicKey, RefusedNode> = BTreeMap::new();
+        for one in said.into_iter().flatten().flatten() {
+            if newest.get(&one.node).is_none_or(|known| known.time_ms < one.time_ms) {
+                newest.insert(one.node, one);
+            }
+        }
+        newest.into_values().collect()
     }
 
     /// What one replica says of itself.

@@ -5,7 +5,7 @@ use croft_ledger::memory::name;
 use croft_market::transcript::Transcript;
 use croft_protocol::api::{
     BotQuery, Concern, ContractQuery, Cursor, Event, Failure, FarmQuery, IncomingRelay, Mail, NodeQuery,
-    Page, ProvedPage, ProvedRecord, ProvedThing, Query, Request, Response, Service,
+    Page, ProvedPage, ProvedRecord, ProvedThing, Query, RefusedNode, Request, Response, Service,
 };
 use croft_protocol::attestation::{Credential, SignedVoucher, Voucher};
 use croft_protocol::command::SignedJoin;
@@ -663,6 +663,7 @@ fn requests() -> Vec<Seed> {
         Request::LeaveMail { to: user, sealed: vec![1; 300] },
         Request::FetchMail { after: 3 },
         Request::DropMail { mail: vec![Hash::ZERO] },
+        Request::Refused { farm: croft_protocol::FarmId(Hash::ZERO) },
         Request::ListenFor { service: Service::Messages },
         Request::RelayTo { to: user, service: Service::Calls },
         query(Query::Bots(BotQuery {
@@ -725,6 +726,13 @@ fn responses() -> Vec<Seed> {
         Response::MailLeft { expires_ms: 9 },
         Response::Mail { mail: vec![Mail { number: 3, sealed: vec![1; 300] }], more: true },
         Response::MailDropped { count: 1 },
+        Response::Refused(vec![RefusedNode {
+            node: scene.scenario.node_id(),
+            name: croft_ledger::memory::name("n1"),
+            reason: "no".to_owned(),
+            time_ms: 5,
+            count: 2,
+        }]),
     ];
     all.iter().enumerate().map(|(n, response)| encoded(&format!("response-{n:02}"), response)).collect()
 }

@@ -257,6 +257,7 @@ impl Node {
             addresses: vec!["192.0.2.7".to_owned()],
             release: env!("CARGO_PKG_VERSION").to_owned(),
             session: self.session,
+            troubles: Vec::new(),
         };
         let register = Command::RegisterNode { node, join: Some(join), attestation: None };
         self.verified.submit(&self.key, &register, EXPIRES).await?;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use croft_protocol::api::{ContractQuery, FarmQuery, NodeQuery, Query};
 use croft_protocol::record::{FarmBody, TrustClass};
 use croft_protocol::{
-    Body, BotId, Capacity, ContractBody, ContractId, FarmId, Grains, Hash, Name, NodeId, PriceList,
-    PublicKey, Rate, Record, RecordId,
+    Body, BotId, Capacity, ContractBody, ContractId, FarmId, Grains, Hash, Name, NodeId, NodeTrouble,
+    PriceList, PublicKey, Rate, Record, RecordId,
 };
 use serde::Serialize;
 
@@ -158,6 +158,8 @@ struct NodeView {
     region: Option<Name>,
     trust: TrustClass,
     release: String,
+    /// What is wrong with it, in its own words.
+    troubles: Vec<NodeTrouble>,
     total: Capacity,
     #[serde(skip_serializing_if = "Option::is_none")]
     free: Option<Capacity>,
@@ -199,6 +201,7 @@ async fn nodes(
             region: farm.region.clone(),
             trust: body.trust,
             release: body.release.clone(),
+            troubles: body.troubles.clone(),
             total: body.capacity,
             free,
             per_hour: farm.prices.per_hour(&query.free),

@@ -1,7 +1,7 @@
 //! Who may become what, and whose names are whose.
 
 use croft_protocol::command::Join;
-use croft_protocol::{Capacity, Command, Grains, SecretKey};
+use croft_protocol::{Capacity, Command, Grains, NodeTrouble, SecretKey, TroubleKind};
 
 use super::*;
 use crate::memory::{ALLOWANCE, Scenario, key, name};
@@ -267,6 +267,17 @@ fn what_a_node_says_of_itself_is_bounded() {
         refusal(&|node| node.addresses = vec!["a".repeat(256)]),
         "the length of an address in bytes is out of bounds: 256, allowed are at most 255"
     );
+    let trouble = |kind, remedy: &str| NodeTrouble {
+        remedy: remedy.to_owned(),
+        ..NodeTrouble::new(kind, "", "it is broken", "replace it")
+    };
+    let unprintable = refusal(&|node| node.troubles = vec![trouble(TroubleKind::Disk, "a\x1b[2J")]);
+    let expected =
+        "the remedy of a trouble is one line of printable characters, without 0x1b: leave that out";
+    assert!(unprintable.ends_with(expected), "{unprintable}");
+    let unsorted = [trouble(TroubleKind::Other, "a"), trouble(TroubleKind::Disk, "b")];
+    let text = refusal(&|node| node.troubles = unsorted.to_vec());
+    assert!(text.contains("the disk trouble of '' is told twice, or before one"), "{text}");
     let texts: [fn(&mut NodeBody, String); 4] = [
         |node, text| node.release = text,
         |node, text| node.hardware.cpu_model = text,

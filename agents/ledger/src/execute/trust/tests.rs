@@ -4,7 +4,7 @@ use croft_attest::credential::Author;
 use croft_attest::soft::SoftTpm;
 use croft_protocol::attestation::{SignedVoucher, Voucher};
 use croft_protocol::trust::{Endorsement, RecentHeader};
-use croft_protocol::{Command, SecretKey, ValidatorSet};
+use croft_protocol::{Body, Command, NodeTrouble, RecordId, SecretKey, TroubleKind, ValidatorSet};
 use proptest::prelude::*;
 
 use super::*;
@@ -226,10 +226,16 @@ fn silence_after_a_quote_is_visible_and_the_tpm_stays_the_nodes() {
     let (mut scenario, tpm) = registered(&[RELEASE]);
     let node = scenario.node.clone();
     let body = sealed_body(&scenario);
-    // Only where it is reached may change without a new quote.
+    // Only where it is reached, and what is wrong with it, may change without a new quote.
     let moved = NodeBody { addresses: vec!["192.0.2.9".to_owned()], ..body.clone() };
-    register(&mut scenario, &node, moved, None).unwrap();
+    register(&mut scenario, &node, moved.clone(), None).unwrap();
     assert_eq!(class(&scenario), TrustClass::Attested);
+    let trouble = NodeTrouble::new(TroubleKind::Disk, "sda", "it expects to fail soon", "replace the disk");
+    let failing = NodeBody { troubles: vec![trouble], ..moved };
+    register(&mut scenario, &node, failing.clone(), None).unwrap();
+    assert_eq!(class(&scenario), TrustClass::Attested);
+    let record = scenario.ledger.record(&RecordId::node(&node.public())).unwrap().unwrap();
+    assert_eq!(record.body, Body::Node(NodeBody { trust: TrustClass::Attested, ..failing }));
     let mut grown = body.clone();
     grown.capacity.cpu_millis += 1;
     register(&mut scenario, &node, grown, None).unwrap();

@@ -33,6 +33,7 @@ pub(crate) fn node_body(farm: FarmId, called: &str, capacity: Capacity, trust: T
         addresses: vec!["192.0.2.1".to_owned()],
         release: "0.1.0".to_owned(),
         session: 1,
+        troubles: Vec::new(),
     }
 }
 

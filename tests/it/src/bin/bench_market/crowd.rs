@@ -242,6 +242,7 @@ impl Crowd {
             addresses: Vec::new(),
             release: "0.1.0".to_owned(),
             session: 1,
+            troubles: Vec::new(),
         };
         self.nodes.push(Node { id: node.public(), name: called, farm });
         let join = Some(SignedJoin { join, signature });

@@ -139,5 +139,6 @@ fn body(number: usize, join: &SignedJoin) -> Result<NodeBody> {
         addresses: vec!["192.0.2.1".to_owned()],
         release: "0.1.0".to_owned(),
         session: 1,
+        troubles: Vec::new(),
     })
 }
