@@ -16,6 +16,7 @@ use croft_it::rack::{self, Rack};
 use croft_it::table::Table;
 use croft_qemu_harness::profile::{Disk, DiskModel, NicModel};
 use croft_qemu_harness::{Boot, Medium, NetworkBoot, Profile, SecureBoot, Wire};
+use serde_json::Value;
 use tokio::net::UdpSocket;
 
 /// From power-on to the line that a row waits for, with emulation on a busy machine.
@@ -68,6 +69,8 @@ struct Row {
     from: From,
     /// What the machine must say, in this order.
     says: &'static [&'static str],
+    /// Kinds of trouble that the ledger must show of the new node, each with its remedy.
+    tells: &'static [&'static str],
     /// What the netboot server must have said.
     served: &'static [&'static str],
     cpus: u32,
@@ -109,6 +112,7 @@ const ROW: Row = Row {
     name: "",
     from: From::Stick(Spoilt::Nothing),
     says: &[VALID],
+    tells: &[],
     served: &[],
     cpus: 2,
     memory_mib: 1536,
@@ -254,6 +258,7 @@ fn rows() -> Vec<Row> {
         Row {
             name: "a clock of 2001, no time server",
             says: &[VALID, "register: ok"],
+            tells: &["disk"],
             clock_year: Some(2001),
             ..ROW
         },
@@ -272,6 +277,7 @@ fn rows() -> Vec<Row> {
                 "no microVM can run here: /dev/kvm can't be opened",
                 "enable virtualisation (VT-x or AMD-V) in the firmware setup",
             ],
+            tells: &["virtualisation"],
             disk: Content::Empty,
             no_virtualisation: true,
             full_only: true,
@@ -423,8 +429,44 @@ impl Bench {
 
     /// How many nodes the ledger knows.
     async fn nodes(&self) -> Result<usize> {
+        Ok(self.listed().await?.len())
+    }
+
+    async fn listed(&self) -> Result<Vec<Value>> {
         let listed = self.grid.json(["--bot", "farmer", "farm", "nodes"]).await?;
-        listed["nodes"].as_array().map(Vec::len).context("a list of nodes")
+        listed["nodes"].as_array().cloned().context("a list of nodes")
+    }
+
+    /// Waits until the farmer reads that a machine was refused, and why.
+    async fn refused(&self, why: &str) -> Result<String> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let listed = self.grid.json(["--bot", "farmer", "farm", "nodes"]).await?;
+            let refused = listed["refused"].as_array().context("a list of refused machines")?;
+            let reasons = refused.iter().filter_map(|machine| machine["reason"].as_str());
+            if let Some(reason) = reasons.into_iter().find(|reason| reason.contains(why)) {
+                return Ok(format!("the farmer reads: {reason}"));
+            }
+            ensure!(Instant::now() < deadline, "nobody was refused for '{why}': {refused:?}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Waits until a node that was not in `before` has a trouble of this kind on the ledger.
+    async fn told(&self, kind: &str, before: &[Value]) -> Result<String> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let nodes = self.listed().await?;
+            let new = nodes.iter().filter(|node| before.iter().all(|old| old["node"] != node["node"]));
+            let mut troubles = new.flat_map(|node| node["troubles"].as_array().into_iter().flatten());
+            if let Some(trouble) = troubles.find(|trouble| trouble["kind"] == kind) {
+                let remedy = trouble["remedy"].as_str().unwrap_or_default();
+                ensure!(!remedy.is_empty(), "{trouble} has no remedy");
+                return Ok(format!("on the ledger: {}: {remedy}", trouble["reason"].as_str().unwrap_or("?")));
+            }
+            ensure!(Instant::now() < deadline, "no {kind} trouble within {LIMIT:?}: {nodes:?}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
 
     async fn run(&self, number: usize, row: &Row) -> Result<String> {
@@ -465,12 +507,12 @@ impl Bench {
         if let Some(rack) = &rack {
             boot = boot.namespace(rack.namespace());
         }
-        let registered = self.nodes().await?;
+        let registered = self.listed().await?;
         let mut machine = boot.start().await?;
         let mut last = String::new();
         if row.no_serial {
             let deadline = Instant::now() + LIMIT;
-            while self.nodes().await? == registered {
+            while self.nodes().await? == registered.len() {
                 ensure!(Instant::now() < deadline, "no node came up on the ledger within {LIMIT:?}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -478,6 +520,12 @@ impl Bench {
         }
         for text in row.says {
             last = machine.serial().wait_for(*text, LIMIT).await?.text;
+        }
+        for kind in row.tells {
+            last = self.told(kind, &registered).await?;
+        }
+        if row.from == From::Stick(Spoilt::Expired) {
+            last = self.refused("expired").await?;
         }
         for text in row.served {
             rack.as_ref().context("the row has a server")?.said(text, Duration::from_secs(1)).await?;
