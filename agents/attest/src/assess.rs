@@ -4,6 +4,7 @@
 //!   too large, wrong bank, wrong key, old nonce, log that does not replay ──▶ Refusal: somebody lies or is broken
 //!   nobody vouched for the TPM's endorsement key, and the policy wants it ──▶ plain: may be a TPM in software
 //!   unknown boot file, loader, options, initramfs or kexec                ──▶ sealed: this TPM, but what runs?
+//!   a release that left out what it predicts                              ──▶ sealed: not as it was released
 //!   everything in registers 4, 9 and 11 known, the TPM vouched for        ──▶ attested
 //! ```
 //! It must never decide by an event's type or data: only digests are signed for. What ran before us is known by its
@@ -14,12 +15,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use croft_protocol::attestation::{Attestation, AttestationTooLarge};
+use croft_protocol::attestation::{Attestation, AttestationTooLarge, MeasuredEvent};
 use croft_protocol::record::TrustClass;
+use croft_protocol::release::{Measurement, Release};
 pub use croft_protocol::trust::Endorsement;
-use croft_protocol::{ChainId, Hash, NodeId, PublicKey, limits};
+use croft_protocol::trust::{TrustPolicy, vouchers_needed};
+use croft_protocol::{ChainId, Hash, NodeId, PublicKey, ValidatorSet, limits};
 
 use crate::pcr::{self, PCR_BOOT, PCR_KEXEC, PCR_OPTIONS, PCR_SECURE_BOOT, PcrSelection};
+use crate::predict::{StartedBy, missing};
 use crate::public::{EccKey, KeyError};
 use crate::quote::{Quote, QuoteError};
 
@@ -41,8 +45,9 @@ pub struct Claim<'a> {
 /// What the grid accepts.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// Authenticode SHA-256 of the boot files of all releases in force.
-    pub releases: BTreeSet<Hash>,
+    /// Authenticode SHA-256 of the boot files of all releases in force, each with what its releases predict. Several
+    /// releases of one file predict for the same bytes, so all of it counts.
+    pub releases: BTreeMap<Hash, BTreeSet<Measurement>>,
     /// The same of loaders that may run before a release: an iPXE build, a shim.
     pub loaders: BTreeSet<Hash>,
     /// SHA-256 of load options (UTF-16) that a release may be started with: those of our own netboot script.
@@ -52,6 +57,27 @@ pub struct Policy {
     pub vouchers: BTreeSet<PublicKey>,
     /// How many of them, by different authors.
     pub vouchers_needed: usize,
+}
+
+impl Policy {
+    /// What a grid accepts of the nodes of a farm: its own policy, its validators' vouchers, and the releases of the
+    /// channel that the farm follows. The ledger and whoever checks it make it here.
+    #[must_use]
+    pub fn of(policy: TrustPolicy, validators: &ValidatorSet, followed: &[Release]) -> Self {
+        let mut releases: BTreeMap<Hash, BTreeSet<Measurement>> =
+            policy.boot_files.into_iter().map(|file| (file, BTreeSet::new())).collect();
+        for release in followed {
+            releases.entry(release.boot_file.authenticode).or_default().extend(&release.measurements);
+        }
+        Self {
+            releases,
+            loaders: policy.loaders.into_iter().collect(),
+            options: policy.options.into_iter().collect(),
+            endorsement: policy.endorsement,
+            vouchers: validators.validators.iter().map(|validator| validator.key).collect(),
+            vouchers_needed: vouchers_needed(validators.validators.len()),
+        }
+    }
 }
 
 /// What an attestation shows.
@@ -83,6 +109,11 @@ pub enum Degradation {
     UnknownOptions { digest: Hash },
     #[error("{digest}, which was started by kexec, is no release in force: upgrade the node")]
     UnknownKexec { digest: Hash },
+    #[error(
+        "register {pcr} does not show {digest}, which the release with boot file {release} predicts: boot that file \
+         unmodified, or have its release say what it measures"
+    )]
+    NotMeasured { release: Hash, pcr: u8, digest: Hash },
     #[error(
         "{have} of {need} vouchers say that the TPM's endorsement key is {wanted}: register through more replicas"
     )]
@@ -129,7 +160,7 @@ pub fn assess(attestation: &Attestation, claim: &Claim<'_>, policy: &Policy) -> 
 
     let mut reasons = Vec::new();
     let endorsement = endorsement(attestation, claim, &key, policy, &mut reasons);
-    let release = running(events(PCR_BOOT), events(PCR_KEXEC), policy, &mut reasons);
+    let release = running(&attestation.events, policy, &mut reasons);
     // The stub measures options even where there are none.
     let none = Hash::of_bytes(&[]);
     let known = |digest: &Hash| *digest == none || policy.options.contains(digest);
@@ -227,29 +258,38 @@ fn endorsement(
 }
 
 /// The release that runs, and everything unknown that ran before it.
-fn running(
-    boot: impl Iterator<Item = Hash>,
-    kexec: impl Iterator<Item = Hash>,
-    policy: &Policy,
-    reasons: &mut Vec<Degradation>,
-) -> Option<Hash> {
+fn running(events: &[MeasuredEvent], policy: &Policy, reasons: &mut Vec<Degradation>) -> Option<Hash> {
+    let of = |pcr: u8| events.iter().filter(move |event| event.pcr == pcr).map(|event| event.digest);
     let harmless = harmless();
     let mut release = None;
     let mut unknown = false;
-    for digest in boot.filter(|digest| !harmless.contains(digest) && !policy.loaders.contains(digest)) {
-        release = policy.releases.contains(&digest).then_some(digest);
+    let mut started = Vec::new();
+    for digest in of(PCR_BOOT).filter(|digest| !harmless.contains(digest) && !policy.loaders.contains(digest))
+    {
+        release = policy.releases.contains_key(&digest).then_some(digest);
         if release.is_none() {
             unknown = true;
             reasons.push(Degradation::UnknownBoot { digest });
         }
+        started.extend(release.map(|release| (release, StartedBy::Firmware)));
     }
     if release.is_none() && !unknown {
         reasons.push(Degradation::NothingBooted);
     }
-    for digest in kexec {
-        release = policy.releases.contains(&digest).then_some(digest);
+    for digest in of(PCR_KEXEC) {
+        release = policy.releases.contains_key(&digest).then_some(digest);
         if release.is_none() {
             reasons.push(Degradation::UnknownKexec { digest });
+        }
+        started.extend(release.map(|release| (release, StartedBy::Kexec)));
+    }
+    // Of each release that ran, not of the last one alone: who ran earlier could have lied about what came later.
+    for (release, by) in started {
+        for Measurement { pcr, digest } in missing(&policy.releases[&release], by, events) {
+            let reason = Degradation::NotMeasured { release, pcr: *pcr, digest: *digest };
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
         }
     }
     release

@@ -55,7 +55,7 @@ fn main() -> Result<(), Failure> {
         known_key: Some(key.key.hash()),
     };
     let policy = Policy {
-        releases: BTreeSet::from_iter(release),
+        releases: release.map(|release| (release, BTreeSet::new())).into_iter().collect(),
         endorsement: Endorsement::Unchecked,
         ..Policy::default()
     };

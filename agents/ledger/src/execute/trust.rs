@@ -10,14 +10,11 @@
 //! It must never give more than the node itself claims: a node with its key on a disk is `plain` whatever its TPM says.
 //! And it must never forget in which TPM a node lives.
 
-use std::collections::BTreeSet;
-
 use croft_attest::{Assessment, Claim, Policy, Refusal, assess};
 use croft_protocol::attestation::Attestation;
 use croft_protocol::record::{NodeBody, TrustClass};
-use croft_protocol::trust::{
-    NodeTrust, RecentHeaders, RefusedQuote, TrustPolicy, says_the_same, vouchers_needed,
-};
+use croft_protocol::release::Release;
+use croft_protocol::trust::{NodeTrust, RecentHeaders, RefusedQuote, TrustPolicy, says_the_same};
 use croft_protocol::{FarmId, Hash, NodeId, Rejection, StateKey, limits};
 
 use super::releases;
@@ -140,29 +137,18 @@ fn refused_quote(refusal: Refusal) -> RefusedQuote {
     }
 }
 
-/// Boot files that count as known for a farm's nodes: Authenticode SHA-256. Those of the genesis, and the releases of
-/// the channel that the farm follows.
-pub(super) fn known_boot_files(state: &dyn StateRead, farm: &FarmId) -> Result<BTreeSet<Hash>, StateError> {
-    let policy: TrustPolicy = state.read(&StateKey::TrustPolicy)?.unwrap_or_default();
-    let mut known: BTreeSet<Hash> = policy.boot_files.into_iter().collect();
-    if let Some(policy) = state.farm_policy(farm)? {
-        known.extend(releases::boot_files(state, &policy.channel)?);
+/// The releases of the channel that a farm follows: their boot files count as known, beside those of the genesis.
+pub(super) fn followed_releases(state: &dyn StateRead, farm: &FarmId) -> Result<Vec<Release>, StateError> {
+    match state.farm_policy(farm)? {
+        Some(policy) => releases::in_force(state, &policy.channel),
+        None => Ok(Vec::new()),
     }
-    Ok(known)
 }
 
 /// What this grid accepts now of a farm's nodes.
 fn policy(state: &dyn StateRead, farm: &FarmId) -> Result<Policy, StateError> {
     let policy: TrustPolicy = state.read(&StateKey::TrustPolicy)?.unwrap_or_default();
-    let validators = state.validators()?.set.validators;
-    Ok(Policy {
-        releases: known_boot_files(state, farm)?,
-        loaders: policy.loaders.into_iter().collect(),
-        options: policy.options.into_iter().collect(),
-        endorsement: policy.endorsement,
-        vouchers_needed: vouchers_needed(validators.len()),
-        vouchers: validators.into_iter().map(|validator| validator.key).collect(),
-    })
+    Ok(Policy::of(policy, &state.validators()?.set, &followed_releases(state, farm)?))
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! What quotes are worth on the ledger, and every way to lie with one.
 
 use croft_attest::credential::Author;
+use croft_attest::predict::predicted;
 use croft_attest::soft::SoftTpm;
 use croft_protocol::attestation::{SignedVoucher, Voucher};
-use croft_protocol::trust::{Endorsement, RecentHeader};
-use croft_protocol::{Command, SecretKey, ValidatorSet};
+use croft_protocol::release::{
+    BootFile, FarmPolicy, KeyChange, Measurement, ReleaseKeys, Signatures, SignedKeyChange, SignedRelease,
+    StopRule, add_signature,
+};
+use croft_protocol::trust::{Endorsement, RecentHeader, vouchers_needed};
+use croft_protocol::{Command, ReleaseVersion, SecretKey, ValidatorSet};
 use proptest::prelude::*;
 
 use super::*;
@@ -88,6 +93,58 @@ fn a_known_boot_file_is_attested_and_an_unknown_one_sealed_with_its_name() {
     let found = trust(&scenario);
     assert_eq!(found.release, None);
     assert!(found.reasons[0].starts_with(&EVIL.to_string()), "{:?}", found.reasons);
+}
+
+/// A release of this boot file, in the channel that the node's farm follows.
+fn publish(scenario: &mut Scenario, file: Hash, measurements: Vec<Measurement>) {
+    let (chain, keys) = (scenario.ledger.chain(), ReleaseKeys::new(1, vec![key(61).public()]));
+    let change = KeyChange { prev: None, keys };
+    let mut signatures = Signatures::new();
+    (101..=103).for_each(|n| add_signature(&mut signatures, change.sign(&key(n), &chain)));
+    let set_keys = Command::SetReleaseKeys(Box::new(SignedKeyChange { change, signatures }));
+    scenario.ledger.submit(&key(61), set_keys).unwrap();
+    let (channel, none) = (name("stable"), ReleaseVersion::default());
+    let policy = FarmPolicy { channel: channel.clone(), share_per_mille: 1000, window: None, hold: false };
+    let (farm, farmer) = (scenario.farm, scenario.farmer.clone());
+    scenario.ledger.submit(&farmer, Command::SetFarmPolicy { farm, policy }).unwrap();
+    let boot_file =
+        BootFile { sha256: Hash([1; 32]), size_bytes: 1, authenticode: file, manifest: Hash([3; 32]) };
+    let release = Release {
+        channel,
+        version: "1.0.0".parse().unwrap(),
+        previous: None,
+        minimum: none,
+        boot_file,
+        measurements,
+        stop: StopRule::default(),
+        notes: String::new(),
+    };
+    let signatures = vec![release.sign(&key(61), &chain)];
+    let publish = Command::PublishRelease(Box::new(SignedRelease { release, signatures }));
+    scenario.ledger.submit(&key(61), publish).unwrap();
+}
+
+#[test]
+fn a_release_that_left_all_that_it_predicts_is_attested_and_another_one_sealed() {
+    let file = Hash([0x22; 32]);
+    let absent = Measurement { pcr: 9, digest: Hash([4; 32]) };
+    let cases = [
+        (vec![], TrustClass::Attested),
+        (predicted(file), TrustClass::Attested),
+        ([predicted(file), vec![absent]].concat(), TrustClass::Sealed),
+    ];
+    for (mut measurements, expected) in cases {
+        measurements.sort_unstable();
+        let (mut scenario, tpm) = (grid(Endorsement::Unchecked), SoftTpm::new(7_u8));
+        publish(&mut scenario, file, measurements);
+        let (node, body) = (scenario.node.clone(), sealed_body(&scenario));
+        let attestation = quote(&scenario, &tpm, node.public(), &body, &[file]);
+        register(&mut scenario, &node, body, Some(attestation)).unwrap();
+        assert_eq!((class(&scenario), trust(&scenario).release), (expected, Some(file)));
+        let named = format!("register 9 does not show {}", absent.digest);
+        let reasons = trust(&scenario).reasons;
+        assert_eq!(reasons.iter().any(|reason| reason.starts_with(&named)), expected == TrustClass::Sealed);
+    }
 }
 
 #[test]
