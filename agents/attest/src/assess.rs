@@ -40,6 +40,8 @@ pub struct Claim<'a> {
     pub header_age_ms: u64,
     /// [`Attestation::key_hash`] of the node's last registration, if it had one.
     pub known_key: Option<Hash>,
+    /// Hash of its endorsement key, if enough vouchers ever named one.
+    pub known_endorsement: Option<Hash>,
 }
 
 /// What the grid accepts.
@@ -91,8 +93,18 @@ pub struct Assessment {
     /// Digest of registers 0 and 2: the same for machines with the same firmware.
     pub firmware: Hash,
     pub endorsement: Endorsement,
+    /// Hash of the endorsement key that as many vouchers name as that takes.
+    pub endorsement_key: Option<Hash>,
     /// Why it is not worth more.
     pub reasons: Vec<Degradation>,
+}
+
+impl Assessment {
+    /// What a node is that claims so much of itself: a key on a disk is `plain` whatever the machine's TPM says.
+    #[must_use]
+    pub fn class_for(&self, claimed: TrustClass) -> TrustClass {
+        if claimed == TrustClass::Plain { TrustClass::Plain } else { self.class }
+    }
 }
 
 /// Why an honest-looking node is worth less. Each can be shown to its farmer.
@@ -138,6 +150,11 @@ pub enum Refusal {
          machine with a new TPM registers as a new node"
     )]
     OtherTpm { known: Hash, got: Hash },
+    #[error(
+        "the node's TPM had the endorsement key {known}, now vouchers name {got}: the same node key in another TPM is a \
+         copy; a machine with a new TPM registers as a new node"
+    )]
+    OtherEndorsement { known: Hash, got: Hash },
     #[error("the quote covers other registers than those asked for")]
     Selection,
     #[error("locality {locality} is none that firmware starts a TPM from: 0, 3 or 4")]
@@ -159,7 +176,8 @@ pub fn assess(attestation: &Attestation, claim: &Claim<'_>, policy: &Policy) -> 
         |pcr: u8| attestation.events.iter().filter(move |event| event.pcr == pcr).map(|event| event.digest);
 
     let mut reasons = Vec::new();
-    let endorsement = endorsement(attestation, claim, &key, policy, &mut reasons);
+    let (endorsement, endorsement_key) = endorsement(attestation, claim, &key, policy, &mut reasons);
+    check_same_tpm(claim, key.hash(), endorsement_key)?;
     let release = running(&attestation.events, policy, &mut reasons);
     // The stub measures options even where there are none.
     let none = Hash::of_bytes(&[]);
@@ -180,15 +198,30 @@ pub fn assess(attestation: &Attestation, claim: &Claim<'_>, policy: &Policy) -> 
         secure_boot: events(PCR_SECURE_BOOT).next().and_then(secure_boot),
         firmware: pcr::digest(&firmware),
         endorsement,
+        endorsement_key,
         reasons,
     })
+}
+
+/// A node lives in one TPM. That has one endorsement key and can make any number of attestation keys beside it, so a
+/// new one of these is no other TPM where vouchers name the endorsement key that is known.
+fn check_same_tpm(claim: &Claim<'_>, got: Hash, endorsement: Option<Hash>) -> Result<(), Refusal> {
+    let proved = match (claim.known_endorsement, endorsement) {
+        (Some(known), Some(got)) if known != got => return Err(Refusal::OtherEndorsement { known, got }),
+        (known, got) => known.is_some() && known == got,
+    };
+    match claim.known_key.filter(|known| *known != got && !proved) {
+        Some(known) => Err(Refusal::OtherTpm { known, got }),
+        None => Ok(()),
+    }
 }
 
 /// Everything whose failure means a lie.
 fn check_quote(attestation: &Attestation, claim: &Claim<'_>, key: &EccKey) -> Result<(), Refusal> {
     let got = key.hash();
-    if let Some(known) = claim.known_key.filter(|known| *known != got) {
-        return Err(Refusal::OtherTpm { known, got });
+    // Where no endorsement key can show that it is the same TPM, that is the first thing to say.
+    if claim.known_endorsement.is_none() {
+        check_same_tpm(claim, got, None)?;
     }
     let quote = Quote { attest: attestation.quote.clone(), signature: attestation.signature };
     let quoted = quote.verify(key)?;
@@ -222,7 +255,7 @@ fn endorsement(
     key: &EccKey,
     policy: &Policy,
     reasons: &mut Vec<Degradation>,
-) -> Endorsement {
+) -> (Endorsement, Option<Hash>) {
     // All must speak of one endorsement key: two halves of a majority about two TPMs are none.
     let mut activated: BTreeMap<Hash, BTreeSet<PublicKey>> = BTreeMap::new();
     let mut certified = activated.clone();
@@ -240,12 +273,15 @@ fn endorsement(
     let most = |by: &BTreeMap<Hash, BTreeSet<PublicKey>>| by.values().map(BTreeSet::len).max().unwrap_or(0);
     // Zero vouchers never make a TPM known, whatever the policy asks for.
     let need = policy.vouchers_needed.max(1);
-    let reached = if most(&certified) >= need {
-        Endorsement::Certified
-    } else if most(&activated) >= need {
-        Endorsement::Activated
-    } else {
-        Endorsement::Unchecked
+    // Most vouchers; of equals the greatest hash, so that every replica takes the same one.
+    let named = |by: &BTreeMap<Hash, BTreeSet<PublicKey>>| {
+        let best = by.iter().max_by_key(|(_, authors)| authors.len());
+        best.filter(|(_, authors)| authors.len() >= need).map(|(key, _)| *key)
+    };
+    let (reached, endorsement_key) = match (named(&certified), named(&activated)) {
+        (Some(key), _) => (Endorsement::Certified, Some(key)),
+        (None, Some(key)) => (Endorsement::Activated, Some(key)),
+        (None, None) => (Endorsement::Unchecked, None),
     };
     if reached < policy.endorsement {
         let (have, wanted) = match policy.endorsement {
@@ -254,7 +290,7 @@ fn endorsement(
         };
         reasons.push(Degradation::Vouchers { have, need, wanted });
     }
-    reached
+    (reached, endorsement_key)
 }
 
 /// The release that runs, and everything unknown that ran before it.

@@ -53,6 +53,7 @@ fn main() -> Result<(), Failure> {
         header,
         header_age_ms: 0,
         known_key: Some(key.key.hash()),
+        known_endorsement: None,
     };
     let policy = Policy {
         releases: release.map(|release| (release, BTreeSet::new())).into_iter().collect(),

@@ -64,6 +64,7 @@ fn claim() -> Claim<'static> {
         header: HEADER,
         header_age_ms: 5_000,
         known_key: None,
+        known_endorsement: None,
     }
 }
 

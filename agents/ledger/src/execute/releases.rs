@@ -11,7 +11,7 @@ use croft_protocol::release::{
     ChannelBody, FarmPolicy, Halt, InvalidRelease, Outcome, OutcomeBody, Release, ReleaseBody, ReleaseKeys,
     ReleaseState, ReleaseVersion, SignedKeyChange, SignedRelease,
 };
-use croft_protocol::{Body, FarmId, Hash, Name, PublicKey, RecordId, Rejection, ReleaseId, StateKey};
+use croft_protocol::{Body, FarmId, Hash, Name, PublicKey, RecordId, Rejection, ReleaseId, StateKey, limits};
 
 use super::{check_text, known_farm, known_node};
 use crate::state::{StateError, StateRead, StateReadExt};
@@ -19,7 +19,7 @@ use crate::work::{Step, Stop, Work};
 
 /// How far back a channel looks for a release that is not halted. A channel with more bad ones in a row offers
 /// nothing until the next is published.
-pub(crate) const LOOK_BACK: usize = 64;
+pub(crate) const LOOK_BACK: usize = limits::CHANNEL_LOOK_BACK;
 
 pub(super) fn set_keys(work: &mut Work<'_>, author: PublicKey, signed: &SignedKeyChange) -> Step {
     let chain = work.ctx().chain;

@@ -7,6 +7,8 @@
 //!        ├─same boot, only addresses changed──▶ as before
 //!        └─had one before──▶ plain, and the reason says so; the TPM stays the node's
 //! ```
+//! What was weighed is kept with it (`WeighedQuote`), so that everybody can weigh it again.
+//!
 //! It must never give more than the node itself claims: a node with its key on a disk is `plain` whatever its TPM says.
 //! And it must never forget in which TPM a node lives.
 
@@ -14,7 +16,9 @@ use croft_attest::{Assessment, Claim, Policy, Refusal, assess};
 use croft_protocol::attestation::Attestation;
 use croft_protocol::record::{NodeBody, TrustClass};
 use croft_protocol::release::Release;
-use croft_protocol::trust::{NodeTrust, RecentHeaders, RefusedQuote, TrustPolicy, says_the_same};
+use croft_protocol::trust::{
+    NodeTrust, RecentHeader, RecentHeaders, RefusedQuote, TrustPolicy, WeighedQuote, says_the_same,
+};
 use croft_protocol::{FarmId, Hash, NodeId, Rejection, StateKey, limits};
 
 use super::releases;
@@ -30,8 +34,13 @@ pub(super) fn weigh(
     attestation: Option<&Attestation>,
 ) -> Step<TrustClass> {
     let known = work.node_trust(&node)?;
+    let replaced = known.as_ref().map(|known| known.key);
     let trust = match (attestation, known) {
-        (Some(attestation), known) => quoted(work, node, after, attestation, known.as_ref())?,
+        (Some(attestation), known) => {
+            let (trust, quote) = quoted(work, node, after, attestation, known.as_ref())?;
+            work.put(StateKey::NodeQuote(node), &quote);
+            trust
+        }
         (None, None) => return Ok(TrustClass::Plain),
         (None, Some(known)) => {
             if known.session == after.session && before.is_some_and(|before| says_the_same(before, after)) {
@@ -41,7 +50,13 @@ pub(super) fn weigh(
             }
         }
     };
+    if let Some(before) = replaced.filter(|before| *before != trust.key) {
+        work.remove(StateKey::TpmKey(before));
+    }
     work.put(StateKey::TpmKey(trust.key), &node);
+    if let Some(endorsement) = trust.endorsement_key {
+        work.put(StateKey::Endorsement(endorsement), &node);
+    }
     let class = trust.class;
     work.put(StateKey::NodeTrust(node), &trust);
     Ok(class)
@@ -71,11 +86,11 @@ fn quoted(
     after: &NodeBody,
     attestation: &Attestation,
     known: Option<&NodeTrust>,
-) -> Step<NodeTrust> {
+) -> Step<(NodeTrust, WeighedQuote)> {
     let refuse = |reason| Rejection::Attestation { node, reason };
     let recent: RecentHeaders = work.read(&StateKey::RecentHeaders)?.unwrap_or_default();
-    let Some(header) = recent.at(attestation.height) else {
-        let height_of = |header: Option<&croft_protocol::trust::RecentHeader>| header.map_or(0, |h| h.height);
+    let Some(header) = recent.at(attestation.height).copied() else {
+        let height_of = |header: Option<&RecentHeader>| header.map_or(0, |h| h.height);
         let (first, last) = (height_of(recent.headers.first()), height_of(recent.headers.last()));
         return Err(refuse(RefusedQuote::Header { height: attestation.height, first, last }).into());
     };
@@ -88,19 +103,38 @@ fn quoted(
         header: header.hash,
         header_age_ms: work.now_ms().saturating_sub(header.time_ms),
         known_key: known.map(|known| known.key),
+        known_endorsement: known.and_then(|known| known.endorsement_key),
     };
     let assessment =
         assess(attestation, &claim, &policy).map_err(|refusal| refuse(refused_quote(refusal)))?;
     let key = attestation.key_hash();
-    // One machine is one node: otherwise a single TPM would make a whole farm of sealed ones.
+    // One machine is one node: otherwise a single TPM would make a whole farm of sealed ones. It makes any number of
+    // attestation keys, but its maker certified one endorsement key.
+    let endorsement = assessment.endorsement_key.or(claim.known_endorsement);
+    if let Some(endorsement) = endorsement
+        && let Some(other) =
+            work.read::<NodeId>(&StateKey::Endorsement(endorsement))?.filter(|other| *other != node)
+    {
+        return Err(refuse(RefusedQuote::EndorsementTaken { node: other }).into());
+    }
     if let Some(other) = work.read::<NodeId>(&StateKey::TpmKey(key))?.filter(|other| *other != node) {
         return Err(refuse(RefusedQuote::TpmTaken { node: other }).into());
     }
-    Ok(kept(assessment, after, attestation.height, key))
+    let quote = WeighedQuote {
+        node: after.clone(),
+        attestation: attestation.clone(),
+        header,
+        height: work.ctx().height,
+        time_ms: work.now_ms(),
+    };
+    let trust = kept(assessment, after, header, key);
+    Ok((NodeTrust { endorsement_key: endorsement, ..trust }, quote))
 }
 
-fn kept(assessment: Assessment, after: &NodeBody, height: u64, key: Hash) -> NodeTrust {
-    let Assessment { class, release, secure_boot, firmware, endorsement, reasons } = assessment;
+fn kept(assessment: Assessment, after: &NodeBody, header: RecentHeader, key: Hash) -> NodeTrust {
+    let class = assessment.class_for(after.trust);
+    let Assessment { class: _, release, secure_boot, firmware, endorsement, endorsement_key, reasons } =
+        assessment;
     let mut reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     if after.trust == TrustClass::Plain {
         let reason = "its key is on a disk, where whoever copies the disk has it too";
@@ -111,16 +145,17 @@ fn kept(assessment: Assessment, after: &NodeBody, height: u64, key: Hash) -> Nod
         reasons.truncate(limits::TRUST_REASONS - 1);
         reasons.push(format!("and {more} more"));
     }
-    let class = if after.trust == TrustClass::Plain { TrustClass::Plain } else { class };
     NodeTrust {
         class,
         session: after.session,
         key,
-        height,
+        height: header.height,
+        quoted_ms: header.time_ms,
         release,
         secure_boot,
         firmware,
         endorsement,
+        endorsement_key,
         reasons,
     }
 }
