@@ -17,6 +17,7 @@ mod reservation;
 mod rotate;
 mod skills;
 mod validators;
+mod verify;
 mod world;
 
 use croft_protocol::record::WorkloadState;
@@ -180,6 +181,7 @@ fn a_workload_that_the_node_refuses_is_explained_with_its_reason() {
     let behaviour = Behaviour {
         state: WorkloadState::Refused,
         step: "the image's verity root does not match".to_owned(),
+        ..Behaviour::default()
     };
     let _node = FakeNode::start(&world, behaviour);
     let file = world.file("web.toml", WEB);

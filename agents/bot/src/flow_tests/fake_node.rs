@@ -4,16 +4,20 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use croft_attest::soft::SoftTpm;
 use croft_protocol::api::{Concern, Event};
+use croft_protocol::attestation::Attestation;
 use croft_protocol::boot::BootConfig;
 use croft_protocol::peer::{Explanation, LogLine, NodeRequest, NodeResponse, Step, VmExplanation};
 use croft_protocol::record::{
     ContractReport, HardwareSummary, NodeBody, ReportBody, TrustClass, WorkloadState,
 };
 use croft_protocol::seal::SealingKey;
+use croft_protocol::trust::{RecentHeader, RecentHeaders};
 use croft_protocol::workload::Workload;
 use croft_protocol::{
-    Body, Capacity, Command, CommandBody, ContractBody, ContractState, Name, SecretKey, SignedCommand, limits,
+    Body, Capacity, Command, CommandBody, ContractBody, ContractState, Hash, Name, SecretKey, SignedCommand,
+    StateKey, limits,
 };
 use croft_transport::{Client, Relayed, frame, peer_accept};
 use tokio::sync::{oneshot, watch};
@@ -28,11 +32,13 @@ const WITHIN: Duration = Duration::from_secs(20);
 pub(super) struct Behaviour {
     pub(super) state: WorkloadState,
     pub(super) step: String,
+    /// What it boots and quotes, of a node that a program plays a TPM for.
+    pub(super) boots: Option<Hash>,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { state: WorkloadState::Running, step: "microVM 'web' is running".to_owned() }
+        Self { state: WorkloadState::Running, step: "microVM 'web' is running".to_owned(), boots: None }
     }
 }
 
@@ -187,12 +193,27 @@ impl Node {
                 ..Capacity::default()
             },
             hardware: HardwareSummary::default(),
-            trust: TrustClass::Plain,
+            trust: if self.behaviour.boots.is_some() { TrustClass::Sealed } else { TrustClass::Plain },
             addresses: vec!["192.0.2.7".to_owned()],
             release: "0.1.0".to_owned(),
             session: 1,
         };
-        self.submit(Command::RegisterNode { node, join: Some(join), attestation: None }).await;
+        let attestation = match self.behaviour.boots {
+            Some(image) => Some(Box::new(self.quote(&node, image).await)),
+            None => None,
+        };
+        self.submit(Command::RegisterNode { node, join: Some(join), attestation }).await;
+    }
+
+    async fn quote(&self, node: &NodeBody, image: Hash) -> Attestation {
+        let answer = self.client.get(vec![StateKey::RecentHeaders]).await.unwrap().value.1;
+        let recent = answer[0].value.as_deref().expect("the ledger keeps headers for quotes");
+        let recent: RecentHeaders =
+            croft_protocol::decode("recent headers", recent, limits::RECORD_BYTES).unwrap();
+        let RecentHeader { height, hash, .. } = *recent.headers.last().unwrap();
+        let id = self.key.public();
+        let bound = (&self.chain, height, hash, &id, Attestation::statement(node));
+        SoftTpm::new(7_u8).attest(bound, SoftTpm::booted(&[image]))
     }
 
     /// Opens a contract's workload and reports on it.
