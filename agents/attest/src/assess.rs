@@ -4,6 +4,7 @@
 //!   too large, wrong bank, wrong key, old nonce, log that does not replay ──▶ Refusal: somebody lies or is broken
 //!   nobody vouched for the TPM's endorsement key, and the policy wants it ──▶ plain: may be a TPM in software
 //!   unknown boot file, loader, options, initramfs or kexec                ──▶ sealed: this TPM, but what runs?
+//!   a release that left out what it predicts                              ──▶ sealed: not as it was released
 //!   everything in registers 4, 9 and 11 known, the TPM vouched for        ──▶ attested
 //! ```
 //! It must never decide by an event's type or data: only digests are signed for. What ran before us is known by its
@@ -14,12 +15,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use croft_protocol::attestation::{Attestation, AttestationTooLarge};
+use croft_protocol::attestation::{Attestation, AttestationTooLarge, MeasuredEvent};
 use croft_protocol::record::TrustClass;
+use croft_protocol::release::{Measurement, Release};
 pub use croft_protocol::trust::Endorsement;
-use croft_protocol::{ChainId, Hash, NodeId, PublicKey, limits};
+use croft_protocol::trust::{TrustPolicy, vouchers_needed};
+use croft_protocol::{ChainId, Hash, NodeId, PublicKey, ValidatorSet, limits};
 
 use crate::pcr::{self, PCR_BOOT, PCR_KEXEC, PCR_OPTIONS, PCR_SECURE_BOOT, PcrSelection};
+use crate::predict::{StartedBy, missing};
 use crate::public::{EccKey, KeyError};
 use crate::quote::{Quote, QuoteError};
 
@@ -36,13 +40,16 @@ pub struct Claim<'a> {
     pub header_age_ms: u64,
     /// [`Attestation::key_hash`] of the node's last registration, if it had one.
     pub known_key: Option<Hash>,
+    /// Hash of its endorsement key, if enough vouchers ever named one.
+    pub known_endorsement: Option<Hash>,
 }
 
 /// What the grid accepts.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// Authenticode SHA-256 of the boot files of all releases in force.
-    pub releases: BTreeSet<Hash>,
+    /// Authenticode SHA-256 of the boot files of all releases in force, each with what its releases predict. Several
+    /// releases of one file predict for the same bytes, so all of it counts.
+    pub releases: BTreeMap<Hash, BTreeSet<Measurement>>,
     /// The same of loaders that may run before a release: an iPXE build, a shim.
     pub loaders: BTreeSet<Hash>,
     /// SHA-256 of load options (UTF-16) that a release may be started with: those of our own netboot script.
@@ -52,6 +59,27 @@ pub struct Policy {
     pub vouchers: BTreeSet<PublicKey>,
     /// How many of them, by different authors.
     pub vouchers_needed: usize,
+}
+
+impl Policy {
+    /// What a grid accepts of the nodes of a farm: its own policy, its validators' vouchers, and the releases of the
+    /// channel that the farm follows. The ledger and whoever checks it make it here.
+    #[must_use]
+    pub fn of(policy: TrustPolicy, validators: &ValidatorSet, followed: &[Release]) -> Self {
+        let mut releases: BTreeMap<Hash, BTreeSet<Measurement>> =
+            policy.boot_files.into_iter().map(|file| (file, BTreeSet::new())).collect();
+        for release in followed {
+            releases.entry(release.boot_file.authenticode).or_default().extend(&release.measurements);
+        }
+        Self {
+            releases,
+            loaders: policy.loaders.into_iter().collect(),
+            options: policy.options.into_iter().collect(),
+            endorsement: policy.endorsement,
+            vouchers: validators.validators.iter().map(|validator| validator.key).collect(),
+            vouchers_needed: vouchers_needed(validators.validators.len()),
+        }
+    }
 }
 
 /// What an attestation shows.
@@ -65,8 +93,18 @@ pub struct Assessment {
     /// Digest of registers 0 and 2: the same for machines with the same firmware.
     pub firmware: Hash,
     pub endorsement: Endorsement,
+    /// Hash of the endorsement key that as many vouchers name as that takes.
+    pub endorsement_key: Option<Hash>,
     /// Why it is not worth more.
     pub reasons: Vec<Degradation>,
+}
+
+impl Assessment {
+    /// What a node is that claims so much of itself: a key on a disk is `plain` whatever the machine's TPM says.
+    #[must_use]
+    pub fn class_for(&self, claimed: TrustClass) -> TrustClass {
+        if claimed == TrustClass::Plain { TrustClass::Plain } else { self.class }
+    }
 }
 
 /// Why an honest-looking node is worth less. Each can be shown to its farmer.
@@ -83,6 +121,11 @@ pub enum Degradation {
     UnknownOptions { digest: Hash },
     #[error("{digest}, which was started by kexec, is no release in force: upgrade the node")]
     UnknownKexec { digest: Hash },
+    #[error(
+        "register {pcr} does not show {digest}, which the release with boot file {release} predicts: boot that file \
+         unmodified, or have its release say what it measures"
+    )]
+    NotMeasured { release: Hash, pcr: u8, digest: Hash },
     #[error(
         "{have} of {need} vouchers say that the TPM's endorsement key is {wanted}: register through more replicas"
     )]
@@ -107,6 +150,11 @@ pub enum Refusal {
          machine with a new TPM registers as a new node"
     )]
     OtherTpm { known: Hash, got: Hash },
+    #[error(
+        "the node's TPM had the endorsement key {known}, now vouchers name {got}: the same node key in another TPM is a \
+         copy; a machine with a new TPM registers as a new node"
+    )]
+    OtherEndorsement { known: Hash, got: Hash },
     #[error("the quote covers other registers than those asked for")]
     Selection,
     #[error("locality {locality} is none that firmware starts a TPM from: 0, 3 or 4")]
@@ -128,8 +176,9 @@ pub fn assess(attestation: &Attestation, claim: &Claim<'_>, policy: &Policy) -> 
         |pcr: u8| attestation.events.iter().filter(move |event| event.pcr == pcr).map(|event| event.digest);
 
     let mut reasons = Vec::new();
-    let endorsement = endorsement(attestation, claim, &key, policy, &mut reasons);
-    let release = running(events(PCR_BOOT), events(PCR_KEXEC), policy, &mut reasons);
+    let (endorsement, endorsement_key) = endorsement(attestation, claim, &key, policy, &mut reasons);
+    check_same_tpm(claim, key.hash(), endorsement_key)?;
+    let release = running(&attestation.events, policy, &mut reasons);
     // The stub measures options even where there are none.
     let none = Hash::of_bytes(&[]);
     let known = |digest: &Hash| *digest == none || policy.options.contains(digest);
@@ -149,15 +198,30 @@ pub fn assess(attestation: &Attestation, claim: &Claim<'_>, policy: &Policy) -> 
         secure_boot: events(PCR_SECURE_BOOT).next().and_then(secure_boot),
         firmware: pcr::digest(&firmware),
         endorsement,
+        endorsement_key,
         reasons,
     })
+}
+
+/// A node lives in one TPM. That has one endorsement key and can make any number of attestation keys beside it, so a
+/// new one of these is no other TPM where vouchers name the endorsement key that is known.
+fn check_same_tpm(claim: &Claim<'_>, got: Hash, endorsement: Option<Hash>) -> Result<(), Refusal> {
+    let proved = match (claim.known_endorsement, endorsement) {
+        (Some(known), Some(got)) if known != got => return Err(Refusal::OtherEndorsement { known, got }),
+        (known, got) => known.is_some() && known == got,
+    };
+    match claim.known_key.filter(|known| *known != got && !proved) {
+        Some(known) => Err(Refusal::OtherTpm { known, got }),
+        None => Ok(()),
+    }
 }
 
 /// Everything whose failure means a lie.
 fn check_quote(attestation: &Attestation, claim: &Claim<'_>, key: &EccKey) -> Result<(), Refusal> {
     let got = key.hash();
-    if let Some(known) = claim.known_key.filter(|known| *known != got) {
-        return Err(Refusal::OtherTpm { known, got });
+    // Where no endorsement key can show that it is the same TPM, that is the first thing to say.
+    if claim.known_endorsement.is_none() {
+        check_same_tpm(claim, got, None)?;
     }
     let quote = Quote { attest: attestation.quote.clone(), signature: attestation.signature };
     let quoted = quote.verify(key)?;
@@ -191,7 +255,7 @@ fn endorsement(
     key: &EccKey,
     policy: &Policy,
     reasons: &mut Vec<Degradation>,
-) -> Endorsement {
+) -> (Endorsement, Option<Hash>) {
     // All must speak of one endorsement key: two halves of a majority about two TPMs are none.
     let mut activated: BTreeMap<Hash, BTreeSet<PublicKey>> = BTreeMap::new();
     let mut certified = activated.clone();
@@ -209,12 +273,15 @@ fn endorsement(
     let most = |by: &BTreeMap<Hash, BTreeSet<PublicKey>>| by.values().map(BTreeSet::len).max().unwrap_or(0);
     // Zero vouchers never make a TPM known, whatever the policy asks for.
     let need = policy.vouchers_needed.max(1);
-    let reached = if most(&certified) >= need {
-        Endorsement::Certified
-    } else if most(&activated) >= need {
-        Endorsement::Activated
-    } else {
-        Endorsement::Unchecked
+    // Most vouchers; of equals the greatest hash, so that every replica takes the same one.
+    let named = |by: &BTreeMap<Hash, BTreeSet<PublicKey>>| {
+        let best = by.iter().max_by_key(|(_, authors)| authors.len());
+        best.filter(|(_, authors)| authors.len() >= need).map(|(key, _)| *key)
+    };
+    let (reached, endorsement_key) = match (named(&certified), named(&activated)) {
+        (Some(key), _) => (Endorsement::Certified, Some(key)),
+        (None, Some(key)) => (Endorsement::Activated, Some(key)),
+        (None, None) => (Endorsement::Unchecked, None),
     };
     if reached < policy.endorsement {
         let (have, wanted) = match policy.endorsement {
@@ -223,33 +290,42 @@ fn endorsement(
         };
         reasons.push(Degradation::Vouchers { have, need, wanted });
     }
-    reached
+    (reached, endorsement_key)
 }
 
 /// The release that runs, and everything unknown that ran before it.
-fn running(
-    boot: impl Iterator<Item = Hash>,
-    kexec: impl Iterator<Item = Hash>,
-    policy: &Policy,
-    reasons: &mut Vec<Degradation>,
-) -> Option<Hash> {
+fn running(events: &[MeasuredEvent], policy: &Policy, reasons: &mut Vec<Degradation>) -> Option<Hash> {
+    let of = |pcr: u8| events.iter().filter(move |event| event.pcr == pcr).map(|event| event.digest);
     let harmless = harmless();
     let mut release = None;
     let mut unknown = false;
-    for digest in boot.filter(|digest| !harmless.contains(digest) && !policy.loaders.contains(digest)) {
-        release = policy.releases.contains(&digest).then_some(digest);
+    let mut started = Vec::new();
+    for digest in of(PCR_BOOT).filter(|digest| !harmless.contains(digest) && !policy.loaders.contains(digest))
+    {
+        release = policy.releases.contains_key(&digest).then_some(digest);
         if release.is_none() {
             unknown = true;
             reasons.push(Degradation::UnknownBoot { digest });
         }
+        started.extend(release.map(|release| (release, StartedBy::Firmware)));
     }
     if release.is_none() && !unknown {
         reasons.push(Degradation::NothingBooted);
     }
-    for digest in kexec {
-        release = policy.releases.contains(&digest).then_some(digest);
+    for digest in of(PCR_KEXEC) {
+        release = policy.releases.contains_key(&digest).then_some(digest);
         if release.is_none() {
             reasons.push(Degradation::UnknownKexec { digest });
+        }
+        started.extend(release.map(|release| (release, StartedBy::Kexec)));
+    }
+    // Of each release that ran, not of the last one alone: who ran earlier could have lied about what came later.
+    for (release, by) in started {
+        for Measurement { pcr, digest } in missing(&policy.releases[&release], by, events) {
+            let reason = Degradation::NotMeasured { release, pcr: *pcr, digest: *digest };
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
         }
     }
     release

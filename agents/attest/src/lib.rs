@@ -6,9 +6,9 @@
 //!   endorsement key ──credential──▶ voucher ──┘                                                  └──▶ why not more
 //! ```
 //! [`assess()`] tells forgeries, which are refused, from honest machines that run something else, which are worth
-//! less; every reason is a value of its own. [`certificate`] tells a maker's endorsement key from a program's,
+//! less; every reason is a value of its own. [`review`] does the same for whoever doubts what the ledger found. [`certificate`] tells a maker's endorsement key from a program's,
 //! [`credential`] proves that an attestation key lives beside it, [`event_log`] reads what the firmware measured,
-//! [`public`] and [`quote`] what the TPM signed.
+//! [`predict`] what a release's boot file leaves in the registers, [`public`] and [`quote`] what the TPM signed.
 //!
 //! It must never believe a field of a node that the TPM did not sign, nor read a length that it did not bound.
 
@@ -18,8 +18,10 @@ pub mod credential;
 pub mod event_log;
 pub mod kdf;
 pub mod pcr;
+pub mod predict;
 pub mod public;
 pub mod quote;
+pub mod review;
 #[cfg(feature = "soft")]
 pub mod soft;
 pub mod wire;

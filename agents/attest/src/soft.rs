@@ -35,6 +35,12 @@ impl SoftTpm {
         Self { attestation: key("attestation"), endorsement: key("endorsement") }
     }
 
+    /// The same TPM with another attestation key: it makes any number of them.
+    #[must_use]
+    pub fn with_other_key(&self, number: impl Into<u64>) -> Self {
+        Self { attestation: Self::new(number).attestation, endorsement: self.endorsement.clone() }
+    }
+
     /// The attestation key: TPMT_PUBLIC.
     #[must_use]
     pub fn key(&self) -> Vec<u8> {

@@ -33,6 +33,7 @@ mod statement;
 mod stop;
 mod target;
 pub(crate) mod validators;
+mod verify;
 mod wallet;
 
 use std::path::PathBuf;
@@ -230,6 +231,7 @@ pub async fn run(
         Action::FarmNew(farm) => farm::new(c, farm).await,
         Action::FarmImage(flags) => media::image(c, &flags),
         Action::FarmNodes { name, all } => farm::nodes(c, name, all).await,
+        Action::FarmVerify { farm, node } => verify::verify(c, (farm, node)).await,
         Action::FarmPolicy(change) => policy::policy(c, change).await,
         Action::FarmDrain { farm, node, until_s, undo } => drain::drain(c, (farm, node), until_s, undo).await,
         Action::FarmServe { names, policy, skill } => {

@@ -303,6 +303,9 @@ pub struct GridInitFlags {
     /// A boot file that makes a node 'attested', or its Authenticode SHA-256; may be given several times
     #[arg(long = "boot-file", value_name = "FILE|DIGEST")]
     pub boot_files: Vec<String>,
+    /// How old a node's quote may get until its trust is called stale: an hour to 90 days
+    #[arg(long, value_name = "TIME", default_value = "1d", value_parser = parse_seconds)]
+    pub stale_after: u64,
     #[command(flatten)]
     pub faucet: FaucetFlags,
 }
@@ -373,6 +376,12 @@ JSON: {farm, medium, out, boot_file_sha256, signed, addition_bytes, bytes}")]
         /// Every farm of the grid
         #[arg(long, conflicts_with = "name")]
         all: bool,
+    },
+    /// What a machine's trust stands on, weighed here instead of believed
+    #[command(after_help = farm::VERIFY_HELP)]
+    Verify {
+        /// Which, as FARM/NODE
+        node: String,
     },
     /// Which releases the farm's machines take, and when
     #[command(after_help = release::POLICY_HELP)]

@@ -17,6 +17,7 @@ mod reservation;
 mod rotate;
 mod skills;
 mod validators;
+mod verify;
 mod world;
 
 use croft_protocol::record::WorkloadState;

@@ -7,6 +7,7 @@
 //! It must never hand out an answer of a replica that was not verified, except where its name says
 //! `unproved`; and it must never go back behind the newest header that any run of this home has seen.
 
+mod attested;
 mod search;
 
 use std::time::SystemTime;
@@ -28,6 +29,7 @@ use croft_protocol::{
 use croft_transport::ClientError;
 use croft_transport::verified::{Following, Keep, Trail, Trusted, Verified, VerifiedError};
 
+pub use attested::Attested;
 pub use search::{FoundPage, FoundThing};
 
 use crate::exit::{Exit, Failure};

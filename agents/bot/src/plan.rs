@@ -145,6 +145,7 @@ pub enum Action {
     FarmNew(FarmNew),
     FarmImage(FarmImageFlags),
     FarmNodes { name: Option<Name>, all: bool },
+    FarmVerify { farm: Name, node: Name },
     FarmPolicy(PolicyFlags),
     FarmDrain { farm: Name, node: Name, until_s: Option<u64>, undo: bool },
     FarmServe { names: Vec<Name>, policy: Option<PathBuf>, skill: Option<Name> },
@@ -421,6 +422,10 @@ fn action(command: Command) -> Result<Action, PlanError> {
         Command::Farm(FarmCommand::New(flags)) => Action::FarmNew(farm_new(flags)?),
         Command::Farm(FarmCommand::Image(flags)) => Action::FarmImage(flags),
         Command::Farm(FarmCommand::Nodes { name, all }) => Action::FarmNodes { name, all },
+        Command::Farm(FarmCommand::Verify { node }) => {
+            let (farm, node) = farm_and_node(&node)?;
+            Action::FarmVerify { farm, node }
+        }
         Command::Farm(FarmCommand::Policy(flags)) => Action::FarmPolicy(flags),
         Command::Farm(FarmCommand::Drain(flags)) => {
             let (farm, node) = farm_and_node(&flags.node)?;

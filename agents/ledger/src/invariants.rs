@@ -30,7 +30,7 @@ use croft_protocol::identity::{KeyChange, KeysBody};
 use croft_protocol::record::{FarmBody, NodeBody, TrustClass};
 use croft_protocol::release::{ChannelBody, Outcome, ReleaseBody, ReleaseState, Trials, Tried};
 use croft_protocol::state::{Account, NodeContracts};
-use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
+use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy, WeighedQuote};
 use croft_protocol::{
     Body, BotId, Capacity, ContractBody, ContractId, ContractState, EndReason, Escrow, FarmId, Grains, Hash,
     Name, NodeCapacity, NodeId, PublicKey, Record, RecordId, ReleaseId, StateKey, limits,
@@ -101,6 +101,8 @@ struct Whole {
     addressed: BTreeMap<NodeId, NodeContracts>,
     trusts: BTreeMap<NodeId, NodeTrust>,
     tpms: BTreeMap<Hash, NodeId>,
+    endorsements: BTreeMap<Hash, NodeId>,
+    quotes: BTreeMap<NodeId, WeighedQuote>,
     releases: BTreeMap<ReleaseId, ReleaseBody>,
     channels: BTreeMap<Name, ChannelBody>,
     policies: BTreeSet<FarmId>,
@@ -133,6 +135,8 @@ impl Whole {
                 StateKey::NodeContracts(id) => drop(whole.addressed.insert(*id, decode(key, bytes)?)),
                 StateKey::NodeTrust(id) => drop(whole.trusts.insert(*id, decode(key, bytes)?)),
                 StateKey::TpmKey(tpm) => drop(whole.tpms.insert(*tpm, decode(key, bytes)?)),
+                StateKey::Endorsement(tpm) => drop(whole.endorsements.insert(*tpm, decode(key, bytes)?)),
+                StateKey::NodeQuote(id) => drop(whole.quotes.insert(*id, decode(key, bytes)?)),
                 StateKey::TrustPolicy => decode::<TrustPolicy>(key, bytes)?.check().map_err(broken)?,
                 StateKey::RecentHeaders => check_recent(&decode(key, bytes)?)?,
                 StateKey::Trials(id) => drop(whole.trials.insert(*id, decode(key, bytes)?)),
@@ -521,6 +525,24 @@ impl Whole {
                 format!("node {id} is {:?} without a reason", trust.class)
             })?;
         }
+        ensure(self.quotes.keys().eq(self.trusts.keys()), || {
+            "the last quote is kept of nodes whose TPM ever spoke, and of no other".to_owned()
+        })?;
+        for (id, quote) in &self.quotes {
+            let trust = &self.trusts[id];
+            let same = (quote.attestation.key_hash(), quote.attestation.height, quote.header.height)
+                == (trust.key, trust.height, trust.height)
+                && quote.header.time_ms == trust.quoted_ms;
+            ensure(same && quote.node.session <= trust.session, || {
+                format!("the quote that is kept of node {id} is not the one that it was weighed by")
+            })?;
+        }
+        let endorsed: Vec<_> =
+            self.trusts.iter().filter_map(|(id, trust)| Some((trust.endorsement_key?, *id))).collect();
+        let endorsements: BTreeMap<_, _> = endorsed.iter().copied().collect();
+        ensure(endorsements == self.endorsements && endorsements.len() == endorsed.len(), || {
+            "each endorsement key speaks for one node, and no other is kept".to_owned()
+        })?;
         let tpms: BTreeMap<_, _> = self.trusts.iter().map(|(id, trust)| (trust.key, *id)).collect();
         ensure(tpms == self.tpms && tpms.len() == self.trusts.len(), || {
             "each TPM speaks for one node, and no other is kept".to_owned()

@@ -9,6 +9,7 @@ use croft_protocol::record::{BotBody, Draining, FarmBody, NodeBody, RecipeBody};
 use croft_protocol::release::{ChannelBody, FarmPolicy, ReleaseBody, ReleaseKeys, Trials, Tried};
 use croft_protocol::reservation::{NodeReservations, OpenReservations, ReservationBody};
 use croft_protocol::state::{Account, NodeContracts};
+use croft_protocol::trust::WeighedQuote;
 use croft_protocol::{
     Body, BotId, Escrow, FarmId, Hash, Name, NodeCapacity, NodeId, NodeTrust, PublicKey, Record, RecordId,
     ReleaseId, SignedCommand, StateKey, ValidatorSet,
@@ -245,6 +246,11 @@ pub trait StateReadExt: StateRead {
     /// What is known of a node whose TPM ever spoke for it.
     fn node_trust(&self, node: &NodeId) -> Result<Option<NodeTrust>, StateError> {
         self.read(&StateKey::NodeTrust(*node))
+    }
+
+    /// The last attestation of such a node, and what it was weighed against.
+    fn node_quote(&self, node: &NodeId) -> Result<Option<WeighedQuote>, StateError> {
+        self.read(&StateKey::NodeQuote(*node))
     }
 
     fn escrow(&self, contract: &ContractId) -> Result<Option<Escrow>, StateError> {

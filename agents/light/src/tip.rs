@@ -169,6 +169,8 @@ fn show_key(key: &StateKey) -> String {
         StateKey::ReservationQueue => "the queue of reservations".to_owned(),
         StateKey::ReservationSlot(slot) => format!("the reservations that expire in slot {slot}"),
         StateKey::KeyOwner(key) => format!("the owner of key {key}"),
+        StateKey::Endorsement(key) => format!("the node of the TPM with endorsement key {key}"),
+        StateKey::NodeQuote(node) => format!("the last quote of node {node}"),
     }
 }
 

@@ -266,16 +266,16 @@ impl Registered {
         &self.standing
     }
 
-    /// Registers once more with a new quote where that may be worth more: replicas vouch meanwhile, or a release is in
-    /// force that was unknown. Returns whether anything changed.
+    /// Registers once more with a new quote where that may be worth more: replicas vouch meanwhile, a release is in
+    /// force that was unknown, or the last quote grows old. Returns whether the ledger makes anything else of the node.
     ///
     /// # Errors
     /// [`RegisterError`].
     pub async fn improve(&mut self) -> Result<bool, RegisterError> {
-        if self.standing.class == TrustClass::Attested {
+        let Some(witness) = self.witness.clone() else { return Ok(false) };
+        if self.standing.class == TrustClass::Attested && !witness.is_due(self.time.header_ms()) {
             return Ok(false);
         }
-        let Some(witness) = self.witness.clone() else { return Ok(false) };
         let node = body(&self.profile, None, self.farm, self.session);
         // Only what is new is worth a record.
         let Some(attestation) = witness.better(&self.ledger, &self.id, &node).await else { return Ok(false) };

@@ -25,7 +25,8 @@ use crate::troubles::Telling;
 
 /// Everything is pulled again this often, whatever was heard.
 const PULL_EVERY: Duration = Duration::from_secs(60);
-/// A node whose TPM could be worth more asks again this often: a registration an hour's sixth costs little.
+/// A node whose TPM could be worth more asks again this often, and whether its last quote grows old: a registration an
+/// hour's sixth costs little.
 const IMPROVE_EVERY: Duration = Duration::from_secs(600);
 
 /// What the main loop hears.

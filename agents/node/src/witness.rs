@@ -22,7 +22,7 @@ use croft_identity::{DiskKeyStore, KeyError, KeyStore, NodeIdentity, NodeKeyStor
 use croft_protocol::attestation::{Attestation, Credential, Introduction, SignedVoucher};
 use croft_protocol::record::NodeBody;
 use croft_protocol::trust::{self, Endorsement, RecentHeader, RecentHeaders, TrustPolicy};
-use croft_protocol::{Body, Hash, NodeId, Record, RecordId, StateKey, limits};
+use croft_protocol::{Body, Hash, NodeId, Record, RecordId, StateKey, ValidatorSet, limits};
 use croft_tpm::{
     FdTransport, Moment, NvState, SealPolicy, Tpm, TpmError, TransportError, boot_log, driver, transport,
 };
@@ -76,8 +76,31 @@ pub struct Witness {
     boot: Result<MeasuredBoot, String>,
     /// They hold for as long as the TPM has its keys.
     vouchers: Mutex<Vec<SignedVoucher>>,
-    /// What the last quote was weighed by: only where that changed is another one worth more.
-    weighed_by: Mutex<Option<Hash>>,
+    /// The last quote that the ledger took, if it took one.
+    last: Mutex<Option<LastQuote>>,
+}
+
+/// What another quote has to be worth more than.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LastQuote {
+    /// What it was weighed by.
+    weighed_by: Hash,
+    /// Time of the header in its nonce.
+    header_ms: u64,
+    /// How long after that the next one is due.
+    requote_after_ms: u64,
+}
+
+impl LastQuote {
+    /// Whether it grows old, whatever it is weighed by.
+    fn is_due(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.header_ms) >= self.requote_after_ms
+    }
+
+    /// Whether a quote over a header of that time may be worth more.
+    fn is_worth_less(&self, header_ms: u64, weighed_by: &Hash) -> bool {
+        self.weighed_by != *weighed_by || self.is_due(header_ms)
+    }
 }
 
 /// What a quote is made for, and what it will be weighed by.
@@ -85,6 +108,7 @@ struct Occasion {
     header: RecentHeader,
     vouchers: Vec<SignedVoucher>,
     weighed_by: Hash,
+    requote_after_ms: u64,
 }
 
 /// Why a registration carries no quote.
@@ -121,7 +145,7 @@ pub fn identify(places: Places<'_>, dir: &Path) -> Result<Identified, KeyError> 
     Ok(match store {
         NodeKeyStore::Tpm(store) => {
             let tpm = Arc::new(Mutex::new(store.into_tpm()));
-            let witness = Witness { tpm, boot, vouchers: Mutex::default(), weighed_by: Mutex::default() };
+            let witness = Witness { tpm, boot, vouchers: Mutex::default(), last: Mutex::default() };
             Identified { identity, place: "key in the TPM".to_owned(), witness: Some(witness), fault: None }
         }
         NodeKeyStore::Disk(_) => {
@@ -207,14 +231,22 @@ impl Witness {
 
     /// The ledger did not take the last quote: the next one is worth as much as that one would have been.
     pub fn not_taken(&self) {
-        *lock(&self.weighed_by) = None;
+        *lock(&self.last) = None;
     }
 
-    /// As [`Self::attest`], where the quote may be worth more than the last one.
+    /// Whether the last quote grows old, or none was taken.
+    #[must_use]
+    pub fn is_due(&self, now_ms: u64) -> bool {
+        lock(&self.last).is_none_or(|last| last.is_due(now_ms))
+    }
+
+    /// As [`Self::attest`], where the quote may be worth more than the last one, or that one grows old.
     pub async fn better(&self, ledger: &Ledger, id: &NodeId, node: &NodeBody) -> Option<Attestation> {
         let quoted = async {
             let occasion = self.occasion(ledger).await?;
-            if *lock(&self.weighed_by) == Some(occasion.weighed_by) {
+            let last = *lock(&self.last);
+            let (header_ms, by) = (occasion.header.time_ms, &occasion.weighed_by);
+            if last.is_some_and(|last| !last.is_worth_less(header_ms, by)) {
                 return Ok(None);
             }
             self.quote(ledger, id, node, occasion).await.map(Some)
@@ -233,14 +265,19 @@ impl Witness {
         let recent: RecentHeaders = decoded(values.first());
         let policy: TrustPolicy = decoded(values.get(1));
         let header = *recent.headers.last().ok_or(WitnessError::NoHeader)?;
+        let validators = validators_of(values.get(2));
         let need = match policy.endorsement {
             Endorsement::Unchecked => 0,
-            Endorsement::Activated | Endorsement::Certified => vouchers_needed(values.get(2)),
+            Endorsement::Activated | Endorsement::Certified => vouchers_needed(validators.as_ref()),
         };
+        // Those of validators who handed over to others count no more.
+        if let Some(set) = &validators {
+            lock(&self.vouchers).retain(|voucher| set.power_of(&voucher.by) > 0);
+        }
         let vouchers = self.vouched(ledger, need).await?;
         let by: Vec<_> = vouchers.iter().map(|voucher| voucher.by).collect();
         let weighed_by = Hash::of("croft/weighed-by/1", &(&policy, need as u64, by));
-        Ok(Occasion { header, vouchers, weighed_by })
+        Ok(Occasion { header, vouchers, weighed_by, requote_after_ms: policy.requote_after_ms() })
     }
 
     async fn quote(
@@ -251,7 +288,8 @@ impl Witness {
         occasion: Occasion,
     ) -> Result<Attestation, WitnessError> {
         let boot = self.boot.clone().map_err(|reason| WitnessError::Log { reason })?;
-        let Occasion { header, vouchers, weighed_by } = occasion;
+        let Occasion { header, vouchers, weighed_by, requote_after_ms } = occasion;
+        let header_ms = header.time_ms;
         let (chain, id, statement) = (*ledger.chain(), *id, Attestation::statement(node));
         let attestation = self
             .with_tpm(move |tpm| {
@@ -259,7 +297,7 @@ impl Witness {
                 tpm.attest(&Moment { chain: &chain, height, header, node: &id, statement }, boot, vouchers)
             })
             .await?;
-        *lock(&self.weighed_by) = Some(weighed_by);
+        *lock(&self.last) = Some(LastQuote { weighed_by, header_ms, requote_after_ms });
         Ok(attestation)
     }
 
@@ -307,15 +345,17 @@ fn decoded<T: borsh::BorshDeserialize + Default>(value: Option<&Option<Vec<u8>>>
         .unwrap_or_default()
 }
 
-/// More than a third of the validators: as the ledger counts.
-fn vouchers_needed(validators: Option<&Option<Vec<u8>>>) -> usize {
-    let record = validators
-        .and_then(Option::as_ref)
-        .and_then(|bytes| croft_protocol::decode::<Record>("validators", bytes, limits::RECORD_BYTES).ok());
-    match record.map(|record| record.body) {
-        Some(Body::Validators(set)) => trust::vouchers_needed(set.validators.len()),
-        _ => 1,
+fn validators_of(value: Option<&Option<Vec<u8>>>) -> Option<ValidatorSet> {
+    let bytes = value.and_then(Option::as_ref)?;
+    match croft_protocol::decode::<Record>("validators", bytes, limits::RECORD_BYTES).ok()?.body {
+        Body::Validators(set) => Some(set),
+        _ => None,
     }
+}
+
+/// More than a third of the validators: as the ledger counts.
+fn vouchers_needed(validators: Option<&ValidatorSet>) -> usize {
+    validators.map_or(1, |set| trust::vouchers_needed(set.validators.len()))
 }
 
 #[cfg(test)]

@@ -107,6 +107,15 @@ pub const VOUCHERS: usize = 16;
 pub const QUOTE_FRESH_MS: u64 = 600_000;
 /// Headers that quotes may name are kept this far apart: some sixty of them, whatever the pace of the blocks.
 pub const RECENT_HEADER_EVERY_MS: u64 = 10_000;
+/// A node quotes anew this often, or four times before its last quote is stale, if that is more often. Less often, and
+/// one outage makes it stale; more often, and each adds a version of its record.
+pub const REQUOTE_EVERY_MS: u64 = 6 * 3_600_000;
+/// How long a grid may want a quote to last at least: nodes look every ten minutes whether it is time for the next.
+pub const STALE_LEAST_S: u64 = 3600;
+/// And at most. Longer, and a class says nothing of the present.
+pub const STALE_MOST_S: u64 = 90 * 86_400;
+/// How far back a channel looks for releases: whoever checks a node looks as far as the ledger.
+pub const CHANNEL_LOOK_BACK: usize = 64;
 /// Digests in one list of a grid's trust policy.
 pub const KNOWN_DIGESTS: usize = 64;
 /// Reasons that are kept of why a node is worth less.

@@ -132,8 +132,8 @@ pub struct Release {
     /// Whoever follows the channel boots nothing older any more. Never falls within a channel.
     pub minimum: ReleaseVersion,
     pub boot_file: BootFile,
-    /// What a TPM is expected to show beside the boot file's own digest, in ascending order, each once. Other
-    /// registers are the machine's.
+    /// What a TPM shows of this boot file on every machine, in ascending order, each once: without all of it a node is
+    /// not `attested`. Other registers are the machine's.
     pub measurements: Vec<Measurement>,
     pub stop: StopRule,
     /// For people: what changed. Never decides anything.
@@ -154,7 +154,8 @@ pub struct BootFile {
     pub manifest: Hash,
 }
 
-/// An event that a register may hold under this release.
+/// An event that a register holds under this release. Those of register 11 count where kexec started it, all others
+/// where firmware did.
 #[derive(
     Debug,
     Clone,

@@ -63,6 +63,10 @@ pub enum StateKey {
     ReservationSlot(u64),
     /// -> [`crate::BotId`] whose key this is or was, of bots that ever replaced one: their first keys too.
     KeyOwner(PublicKey),
+    /// -> [`crate::trust::WeighedQuote`] of a node whose TPM ever spoke for it: the last one.
+    NodeQuote(NodeId),
+    /// -> [`NodeId`] for which the TPM with this endorsement key speaks, where enough vouchers named it.
+    Endorsement(Hash),
 }
 
 impl StateKey {

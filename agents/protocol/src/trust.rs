@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
+use crate::attestation::Attestation;
 use crate::record::{NodeBody, TrustClass};
 use crate::{Hash, NodeId, limits};
 
@@ -37,7 +38,7 @@ pub enum Endorsement {
 }
 
 /// What a grid accepts, fixed in its genesis. Vouchers count when validators gave them.
-#[derive(Debug, Clone, PartialEq, Eq, Default, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustPolicy {
     pub endorsement: Endorsement,
@@ -47,29 +48,63 @@ pub struct TrustPolicy {
     pub loaders: Vec<Hash>,
     /// SHA-256 of load options (UTF-16) with which a boot file may be started.
     pub options: Vec<Hash>,
+    /// How many seconds after its quote a node's class is called stale: [`limits::STALE_LEAST_S`] to
+    /// [`limits::STALE_MOST_S`]. The class itself stands; who relies on it sees its age.
+    pub stale_after_s: u64,
+}
+
+impl Default for TrustPolicy {
+    fn default() -> Self {
+        Self {
+            endorsement: Endorsement::default(),
+            boot_files: Vec::new(),
+            loaders: Vec::new(),
+            options: Vec::new(),
+            stale_after_s: 86_400,
+        }
+    }
 }
 
 /// A policy that no grid may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the trust policy lists {got} {what}, at most {limit} different ones are allowed", limit = limits::KNOWN_DIGESTS)]
-pub struct InvalidTrustPolicy {
-    pub what: &'static str,
-    pub got: usize,
+pub enum InvalidTrustPolicy {
+    #[error("the trust policy lists {got} {what}, at most {limit} different ones are allowed", limit = limits::KNOWN_DIGESTS)]
+    List { what: &'static str, got: usize },
+    #[error(
+        "the trust policy calls a quote stale after {got} s, allowed are {from} to {to}",
+        from = limits::STALE_LEAST_S, to = limits::STALE_MOST_S
+    )]
+    StaleAfter { got: u64 },
 }
 
 impl TrustPolicy {
-    /// Checks every length.
+    /// Whether a quote of that time is stale now.
+    #[must_use]
+    pub fn is_stale(&self, quoted_ms: u64, now_ms: u64) -> bool {
+        now_ms.saturating_sub(quoted_ms) > self.stale_after_s.saturating_mul(1000)
+    }
+
+    /// How long after its last quote a node quotes anew: early enough that three may fail.
+    #[must_use]
+    pub fn requote_after_ms(&self) -> u64 {
+        (self.stale_after_s.saturating_mul(1000) / 4).min(limits::REQUOTE_EVERY_MS)
+    }
+
+    /// Checks every length and bound.
     ///
     /// # Errors
-    /// [`InvalidTrustPolicy`] names the first list that is too long or repeats itself.
+    /// [`InvalidTrustPolicy`] names the first list that is too long or repeats itself, or the bound.
     pub fn check(&self) -> Result<(), InvalidTrustPolicy> {
         let lists =
             [("boot files", &self.boot_files), ("loaders", &self.loaders), ("load options", &self.options)];
         for (what, list) in lists {
             let different: BTreeSet<_> = list.iter().collect();
             if list.len() > limits::KNOWN_DIGESTS || different.len() != list.len() {
-                return Err(InvalidTrustPolicy { what, got: list.len() });
+                return Err(InvalidTrustPolicy::List { what, got: list.len() });
             }
+        }
+        if !(limits::STALE_LEAST_S..=limits::STALE_MOST_S).contains(&self.stale_after_s) {
+            return Err(InvalidTrustPolicy::StaleAfter { got: self.stale_after_s });
         }
         Ok(())
     }
@@ -115,10 +150,12 @@ pub struct NodeTrust {
     pub class: TrustClass,
     /// The boot that this is about.
     pub session: u64,
-    /// SHA-256 of the attestation key: the TPM in which this node lives for ever.
+    /// SHA-256 of the attestation key. Another one is taken only beside the same endorsement key.
     pub key: Hash,
     /// Height of the header that the last quote names.
     pub height: u64,
+    /// Time of that header, milliseconds since 1970, UTC: how old the quote is.
+    pub quoted_ms: u64,
     /// Authenticode SHA-256 of the boot file that runs, when it is known.
     pub release: Option<Hash>,
     /// Whether Secure Boot was on, when the log shows it.
@@ -126,8 +163,25 @@ pub struct NodeTrust {
     /// Digest of registers 0 and 2: the same for machines with the same firmware.
     pub firmware: Hash,
     pub endorsement: Endorsement,
+    /// SHA-256 of the endorsement key, since enough vouchers named one: the TPM in which this node lives for ever.
+    pub endorsement_key: Option<Hash>,
     /// Why it is not worth more, for people: at most [`limits::TRUST_REASONS`].
     pub reasons: Vec<String>,
+}
+
+/// The last attestation of a node that the ledger took, and what it was weighed against: with it, whoever doubts the
+/// class weighs it again. A registration carries all of it, so that one fits into [`limits::COMMAND_BYTES`]; most have
+/// some 5 KiB.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct WeighedQuote {
+    /// What the node said, as the quote's nonce holds it. The record has the ledger's class, and maybe newer addresses.
+    pub node: NodeBody,
+    pub attestation: Attestation,
+    /// The header that the quote's nonce holds.
+    pub header: RecentHeader,
+    /// Height and time of the block that carries the registration.
+    pub height: u64,
+    pub time_ms: u64,
 }
 
 /// Whether a node that says `after` in the boot in which it said `before` still is what its quote was about: only
@@ -188,6 +242,12 @@ pub enum RefusedQuote {
          as a new one"
     )]
     TpmTaken { node: NodeId },
+    #[error(
+        "its TPM already speaks for node {node}, by its endorsement key, which no clearing changes: a machine is one node; \
+         start it with that node's key, wait until that node's last quote is stale, or turn the TPM off in the \
+         firmware setup to go on as a plain node"
+    )]
+    EndorsementTaken { node: NodeId },
 }
 
 #[cfg(test)]
@@ -232,5 +292,24 @@ mod tests {
         let unchecked: TrustPolicy = toml::from_str("endorsement = \"unchecked\"").unwrap();
         assert_eq!(unchecked.endorsement, Endorsement::Unchecked);
         assert!(toml::from_str::<TrustPolicy>("boot_file = []").is_err());
+        assert_eq!(policy.stale_after_s, 86_400);
+    }
+
+    #[test]
+    fn a_quote_is_stale_after_the_policys_time_and_a_new_one_comes_long_before() {
+        let policy = TrustPolicy::default();
+        assert!(!policy.is_stale(1_000, 1_000 + 86_400_000));
+        assert!(policy.is_stale(1_000, 1_001 + 86_400_000));
+        assert!(!policy.is_stale(5_000, 1_000), "clocks differ");
+        assert_eq!(policy.requote_after_ms(), limits::REQUOTE_EVERY_MS);
+        let strict = TrustPolicy { stale_after_s: 3600, ..policy.clone() };
+        strict.check().unwrap();
+        assert_eq!(strict.requote_after_ms(), 15 * 60_000);
+        for got in [0, 3599, limits::STALE_MOST_S + 1, u64::MAX] {
+            let error = TrustPolicy { stale_after_s: got, ..policy.clone() }.check().unwrap_err();
+            let text =
+                format!("the trust policy calls a quote stale after {got} s, allowed are 3600 to 7776000");
+            assert_eq!(error.to_string(), text);
+        }
     }
 }

@@ -32,7 +32,7 @@ use croft_protocol::reservation::{
     ReservationState,
 };
 use croft_protocol::state::{Account, NodeContracts};
-use croft_protocol::trust::{Endorsement, NodeTrust, RecentHeader, RecentHeaders, TrustPolicy};
+use croft_protocol::trust::{Endorsement, NodeTrust, RecentHeader, RecentHeaders, TrustPolicy, WeighedQuote};
 use croft_protocol::{
     Body, Capacity, Certificate, ChainId, Command, CommandBody, ContractBody, ContractId, ContractState,
     EndReason, Escrow, FarmId, Faucet, Genesis, Grains, Hash, Header, Name, NodeCapacity, NodeTrouble,
@@ -318,6 +318,7 @@ fn genesis() -> Genesis {
             boot_files: vec![Hash([1; 32])],
             loaders: vec![Hash([2; 32])],
             options: vec![Hash([3; 32])],
+            stale_after_s: 7200,
         },
         faucet: Some(faucet()),
     }
@@ -367,10 +368,12 @@ fn node_trust() -> NodeTrust {
         session: 11,
         key: Hash([1; 32]),
         height: 5,
+        quoted_ms: 6,
         release: Some(Hash([2; 32])),
         secure_boot: Some(true),
         firmware: Hash([3; 32]),
         endorsement: Endorsement::Activated,
+        endorsement_key: Some(Hash([4; 32])),
         reasons: vec!["reason".to_owned()],
     }
 }
@@ -483,7 +486,7 @@ fn manifest() -> ImageManifest {
     }
 }
 
-fn state_keys() -> [(&'static str, StateKey); 25] {
+fn state_keys() -> [(&'static str, StateKey); 27] {
     let contract = ContractId(Hash([8; 32]));
     let port = PublishedPort { transport: Transport::Udp, port: 53 };
     [
@@ -512,6 +515,8 @@ fn state_keys() -> [(&'static str, StateKey); 25] {
         ("state-key/reservation-queue", StateKey::ReservationQueue),
         ("state-key/reservation-slot", StateKey::ReservationSlot(7)),
         ("state-key/key-owner", StateKey::KeyOwner(public(7))),
+        ("state-key/node-quote", StateKey::NodeQuote(public(3))),
+        ("state-key/endorsement", StateKey::Endorsement(Hash([9; 32]))),
     ]
 }
 
@@ -559,11 +564,11 @@ fn vectors() -> BTreeMap<String, String> {
     add(into, "attestation", &attestation());
     let statement = Attestation::statement(&node());
     add(into, "attestation/statement", &statement);
-    let (chain, node, key_hash) = (CHAIN, public(3), attestation().key_hash());
+    let (chain, id, key_hash) = (CHAIN, public(3), attestation().key_hash());
     add(
         into,
         "attestation/nonce",
-        &Attestation::nonce(&chain, 5, &header().header.hash(), &node, &statement, &key_hash),
+        &Attestation::nonce(&chain, 5, &header().header.hash(), &id, &statement, &key_hash),
     );
     add(into, "release/id", &signed_release().release.id().0);
     add(into, "release/stage", &signed_release().release.id().stage_of(&public(3)));
@@ -594,6 +599,9 @@ fn vectors() -> BTreeMap<String, String> {
     add(into, "value/faucet", &faucet());
     add(into, "value/faucet-claims", &FaucetClaims { count: 2, last_ms: 7 });
     add(into, "value/node-trust", &node_trust());
+    let header = RecentHeader { height: 5, time_ms: 6, hash: Hash([1; 32]) };
+    let quote = WeighedQuote { node: node(), attestation: attestation(), header, height: 7, time_ms: 8 };
+    add(into, "value/node-quote", &quote);
     // Both frame and body: what stands on boot media.
     let file = addition().seal(&key(2)).unwrap();
     all.insert("addition/file".to_owned(), hex::encode(file));

@@ -29,7 +29,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use croft_light::{Contradiction, Fault, HANDOVERS, HandoverWalk, LightError, Tip, verify_value};
+use croft_light::{
+    Contradiction, Fault, HANDOVERS, HandoverWalk, LightError, Tip, verify_certificate, verify_value,
+};
 use croft_protocol::api::{Failure, ProvedValue};
 use croft_protocol::boot::ReplicaAddress;
 use croft_protocol::{ChainId, Hash, KeyRefusal, PublicKey, SecretKey, SignedHeader, StateKey, ValidatorSet};
@@ -266,6 +268,39 @@ impl Verified {
             self.believe(&member, &answer.value).await
         })
         .await
+    }
+
+    /// The final header at a height. `None` where no replica has it any more, or where it was certified by validators
+    /// who have handed over since: what those sign today proves nothing.
+    ///
+    /// # Errors
+    /// [`VerifiedError`] when no replica answers.
+    pub async fn header(&self, height: u64) -> Result<Option<SignedHeader>, VerifiedError> {
+        let trusted = self.tip().await?.header().validators;
+        let found = self
+            .race(0, |member| async move {
+                let signed = member.client().header(height).await.map_err(Miss::of_client)?.value;
+                let header = signed.header;
+                if (header.chain, header.height) != (self.inner.chain, height) {
+                    let (theirs, ours) = (header.chain, self.inner.chain);
+                    let error = if theirs == ours {
+                        LightError::OtherHeight { height: header.height, asked: height }
+                    } else {
+                        LightError::WrongChain { theirs, ours }
+                    };
+                    return Err(self.blame(&member, error).await);
+                }
+                match verify_certificate(&signed) {
+                    Ok(()) => Ok(signed),
+                    Err(error) => Err(self.blame(&member, error).await),
+                }
+            })
+            .await;
+        match found {
+            Ok(signed) => Ok(Some(signed).filter(|signed| signed.header.validators == trusted)),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Values of the state map, each proved present or absent, all of one header.

@@ -53,9 +53,10 @@ fn main() -> Result<(), Failure> {
         header,
         header_age_ms: 0,
         known_key: Some(key.key.hash()),
+        known_endorsement: None,
     };
     let policy = Policy {
-        releases: BTreeSet::from_iter(release),
+        releases: release.map(|release| (release, BTreeSet::new())).into_iter().collect(),
         endorsement: Endorsement::Unchecked,
         ..Policy::default()
     };

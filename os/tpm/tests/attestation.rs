@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use croft_attest::assess::secure_boot_digest;
 use croft_attest::credential::Challenge;
 use croft_attest::event_log::kind;
+use croft_attest::predict::predicted;
 use croft_attest::{
     Claim, Degradation, Endorsement, EventLog, MeasuredBoot, PcrSelection, Policy, Refusal, assess,
 };
 use croft_protocol::attestation::{Attestation, MeasuredEvent, SignedVoucher};
 use croft_protocol::record::TrustClass;
+use croft_protocol::release::Measurement;
 use croft_protocol::{ChainId, Hash, NodeId, SecretKey, limits};
 use croft_tpm::Moment;
 use croft_tpm::swtpm::{Powered, Swtpm};
@@ -62,12 +64,18 @@ fn claim() -> Claim<'static> {
         header: HEADER,
         header_age_ms: 5_000,
         known_key: None,
+        known_endorsement: None,
     }
+}
+
+/// A boot file and what `croft release prepare` predicts of it.
+fn released(file: Hash) -> (Hash, BTreeSet<Measurement>) {
+    (file, predicted(file).into_iter().collect())
 }
 
 fn policy() -> Policy {
     Policy {
-        releases: BTreeSet::from([RELEASE, UPGRADE]),
+        releases: [RELEASE, UPGRADE].map(released).into(),
         loaders: BTreeSet::new(),
         options: BTreeSet::new(),
         endorsement: Endorsement::Certified,
@@ -227,7 +235,7 @@ fn the_log_of_a_real_firmware_replays_and_names_all_that_ran() {
     let kernel = "92fa7e875f33fde923198be75b467c0c21e5dd397adba9f909ddf442e4e76a71".parse().unwrap();
     let shell = "d6cb71f2c6241bd0fd4c7a0765103406efe2d2b886bac12d992c12b1b803c908".parse().unwrap();
     let options = "0d101957446f25f083decfec35077695485027883d7aa6c55b8cce964110ee0e".parse().unwrap();
-    let policy = Policy { releases: BTreeSet::from([kernel]), ..policy() };
+    let policy = Policy { releases: [released(kernel)].into(), ..policy() };
     let assessment = assess(&attestation, &claim(), &policy).unwrap();
     assert_eq!(
         assessment.reasons,
@@ -236,6 +244,33 @@ fn the_log_of_a_real_firmware_replays_and_names_all_that_ran() {
     assert_eq!((assessment.release, assessment.secure_boot), (Some(kernel), Some(false)));
     let knowing = Policy { loaders: BTreeSet::from([shell]), options: BTreeSet::from([options]), ..policy };
     assert_eq!(assess(&attestation, &claim(), &knowing).unwrap().class, TrustClass::Attested);
+}
+
+#[test]
+fn a_release_that_did_not_leave_what_it_predicts_is_sealed_and_the_register_is_named() {
+    let swtpm = Swtpm::new();
+    let attestation = honest(&swtpm);
+    let expected = Measurement { pcr: 9, digest: Hash([0x99; 32]) };
+    let mut demanding = policy();
+    demanding.releases.get_mut(&RELEASE).unwrap().insert(expected);
+    let assessment = assess(&attestation, &claim(), &demanding).unwrap();
+    assert_eq!((assessment.class, assessment.release), (TrustClass::Sealed, Some(RELEASE)));
+    let Measurement { pcr, digest } = expected;
+    assert_eq!(assessment.reasons, [Degradation::NotMeasured { release: RELEASE, pcr, digest }]);
+    assert_eq!(
+        assessment.reasons[0].to_string(),
+        format!(
+            "register 9 does not show {digest}, which the release with boot file {RELEASE} predicts: boot that file \
+             unmodified, or have its release say what it measures"
+        )
+    );
+    // What another register holds is no excuse.
+    demanding.releases.insert(RELEASE, BTreeSet::from([Measurement { pcr: 7, digest: RELEASE }]));
+    let assessment = assess(&attestation, &claim(), &demanding).unwrap();
+    assert_eq!(assessment.class, TrustClass::Sealed);
+    // And a release that predicts nothing is as good as before releases predicted anything.
+    demanding.releases.insert(RELEASE, BTreeSet::new());
+    assert_eq!(assess(&attestation, &claim(), &demanding).unwrap().class, TrustClass::Attested);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use croft_protocol::keys::Domain;
 use croft_protocol::record::{Draining, FarmBody, TrustClass};
 use croft_protocol::{
     BotId, Capacity, Command, FarmId, Hash, Kind, Name, NodeId, NodeTrouble, PriceList, PublicKey,
+    TrustPolicy,
 };
 use serde::Serialize;
 
@@ -18,7 +19,7 @@ use crate::exit::Failure;
 use crate::files;
 use crate::grid::{Grid, GridError, Node};
 use crate::plan::FarmNew;
-use crate::terminal::{printable, push, show_time, table};
+use crate::terminal::{printable, push, show_duration, show_time, table};
 
 #[derive(Debug, thiserror::Error)]
 enum FarmError {
@@ -204,6 +205,13 @@ struct NodeView {
     trust_reasons: Vec<String>,
     /// What is wrong with the machine and what to do, in its own words.
     troubles: Vec<NodeTrouble>,
+    /// When the last quote was made that the trust stands on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quoted_ms: Option<u64>,
+    /// Whether that is longer ago than the grid's policy allows.
+    stale: bool,
+    #[serde(skip)]
+    age: String,
     /// Authenticode SHA-256 of the boot file that runs, where a TPM vouches for one that is known.
     boot_file: Option<Hash>,
     release: String,
@@ -248,6 +256,7 @@ pub(super) async fn nodes(c: &mut Context<'_>, name: Option<Name>, all: bool) ->
         }
     };
     let (mut nodes, mut refused) = (Vec::new(), Vec::new());
+    let (policy, now_ms) = (grid.trust_policy().await?, grid.tip().await?.time_ms());
     for (id, farm) in farms {
         // Another's farm is another's business, and asking about all of them takes long.
         if !all {
@@ -256,7 +265,9 @@ pub(super) async fn nodes(c: &mut Context<'_>, name: Option<Name>, all: bool) ->
         let found = nodes_of(&grid, id).await?;
         let keys: Vec<PublicKey> = found.iter().map(|n| n.id).collect();
         let online = grid.presence_unproved(&keys).await?;
-        nodes.extend(found.into_iter().zip(online).map(|(node, online)| view(node, &farm, online)));
+        nodes.extend(
+            found.into_iter().zip(online).map(|(node, online)| view(node, &farm, online, (&policy, now_ms))),
+        );
     }
     nodes.sort_by(|a, b| (&a.farm, &a.node).cmp(&(&b.farm, &b.node)));
     grid.close().await;
@@ -333,9 +344,12 @@ async fn nodes_of(grid: &Grid, farm: FarmId) -> Result<Vec<Node>, GridError> {
     Ok(nodes)
 }
 
-fn view(node: Node, farm: &FarmBody, online: bool) -> NodeView {
+fn view(node: Node, farm: &FarmBody, online: bool, (policy, now_ms): (&TrustPolicy, u64)) -> NodeView {
     let free = node.capacity.free();
     let boot_file = node.trust.as_ref().and_then(|trust| trust.release);
+    // `plain` promises nothing that could grow old.
+    let quoted = node.trust.as_ref().filter(|trust| trust.class > TrustClass::Plain);
+    let quoted_ms = quoted.map(|trust| trust.quoted_ms);
     NodeView {
         node: node.body.name,
         id: node.id,
@@ -347,6 +361,9 @@ fn view(node: Node, farm: &FarmBody, online: bool) -> NodeView {
         trust: node.body.trust,
         trust_reasons: node.trust.map(|trust| trust.reasons).unwrap_or_default(),
         troubles: node.body.troubles,
+        quoted_ms,
+        stale: quoted_ms.is_some_and(|quoted_ms| policy.is_stale(quoted_ms, now_ms)),
+        age: quoted_ms.map_or_else(String::new, |at| show_duration(now_ms.saturating_sub(at) / 1000)),
         boot_file,
         release: node.body.release,
         capacity_version: node.capacity.version,
@@ -379,7 +396,11 @@ fn nodes_text(nodes: &[NodeView]) -> String {
                 (false, _) => "offline",
             }
             .to_owned(),
-            show::trust(n.trust).to_owned(),
+            match (n.quoted_ms, n.stale) {
+                (Some(_), false) => format!("{} {} ago", show::trust(n.trust), n.age),
+                (Some(_), true) => format!("{} {} ago, stale", show::trust(n.trust), n.age),
+                (None, _) => show::trust(n.trust).to_owned(),
+            },
             printable(&n.release),
             format!("{} / {}", show::cpus(n.free.cpu_millis), show::cpus(n.total.cpu_millis)),
             show::of_total(&n.free, &n.total, |c| c.memory_bytes),
@@ -406,6 +427,15 @@ fn nodes_text(nodes: &[NodeView]) -> String {
     ];
     let mut text = table(&headings, &rows);
     for n in nodes {
+        if n.stale {
+            push!(
+                text,
+                "{} was {} {} ago, which is stale: it quotes anew every few hours while it runs, so look at its TPM or restart it\n",
+                n.node,
+                show::trust(n.trust),
+                n.age
+            );
+        }
         for reason in &n.trust_reasons {
             push!(text, "{} is {}: {}\n", n.node, show::trust(n.trust), printable(reason));
         }

@@ -102,6 +102,7 @@ pub(super) fn init(c: &mut Context<'_>, flags: &GridInitFlags) -> Result<(), Fai
         listen: addresses(flags.listen, flags.replicas)?,
         trust: TrustPolicy {
             endorsement: flags.tpm.into(),
+            stale_after_s: flags.stale_after,
             boot_files: flags.boot_files.iter().map(|what| boot_file(what)).collect::<Result<_, _>>()?,
             ..TrustPolicy::default()
         },

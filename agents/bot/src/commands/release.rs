@@ -10,11 +10,12 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use croft_attest::predict::predicted;
 use croft_media::pe::{Pe, PeError};
 use croft_protocol::image::Chunk;
 use croft_protocol::release::{
-    BootFile, BootManifest, ChannelBody, InvalidRelease, KeyChange, Release, ReleaseBody, ReleaseKeys,
-    ReleaseState, Signatures, SignedKeyChange, SignedRelease, StopRule, Trials, add_signature,
+    BootFile, BootManifest, ChannelBody, InvalidRelease, KeyChange, Measurement, Release, ReleaseBody,
+    ReleaseKeys, ReleaseState, Signatures, SignedKeyChange, SignedRelease, StopRule, Trials, add_signature,
 };
 use croft_protocol::{
     Body, ChainId, Command, Hash, Name, PublicKey, RecordId, ReleaseId, ReleaseVersion, SecretKey, Signature,
@@ -372,6 +373,9 @@ fn release_text(release: &Release) -> String {
         units::show_bytes(release.boot_file.size_bytes)
     );
     push!(text, "  Authenticode  {}\n", release.boot_file.authenticode);
+    for Measurement { pcr, digest } in &release.measurements {
+        push!(text, "  register {pcr:<4} {digest}\n");
+    }
     push!(
         text,
         "  stops after   {} returns that are {} of 1000 trials\n",
@@ -463,8 +467,8 @@ pub(super) async fn prepare(c: &mut Context<'_>, flags: PrepareFlags) -> Result<
         minimum: flags.minimum.or(before.map(|channel| channel.minimum)).unwrap_or_default(),
         channel: flags.channel,
         version: flags.version,
+        measurements: predicted(blobs.file.authenticode),
         boot_file: blobs.file,
-        measurements: Vec::new(),
         stop: StopRule { returns: flags.stop_returns, per_mille: flags.stop_share },
         notes: flags.notes,
     };

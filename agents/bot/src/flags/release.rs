@@ -16,9 +16,11 @@ pub enum ReleaseCommand {
 Example:
   croft release prepare --boot-file croft.efi --channel stable --version 1.4.0 --out release.json
 
-The boot file carries the same version in /etc/croft/release ('cargo xtask image --release 1.4.0').
-JSON: {grid, file, subject: {release: {channel, version, previous, minimum, boot_file, measurements, stop,
-       notes}}, signed, enough}")]
+The boot file carries the same version in /etc/croft/release ('cargo xtask image --release 1.4.0'). What it leaves in
+a TPM's registers on every machine is predicted from the file: its Authenticode SHA-256 in register 4 where firmware
+starts it, in 11 where an upgrade does. Nodes whose TPM shows something else are 'sealed', not 'attested'.
+JSON: {grid, file, subject: {release: {channel, version, previous, minimum, boot_file, measurements: [{pcr, digest}],
+       stop, notes}}, signed, enough}")]
     Prepare(PrepareFlags),
     /// Sign a release, or a change of the release keys
     #[command(after_help = "\

@@ -4,17 +4,20 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use croft_attest::soft::SoftTpm;
 use croft_protocol::api::{Concern, Event};
+use croft_protocol::attestation::Attestation;
 use croft_protocol::boot::BootConfig;
 use croft_protocol::peer::{Explanation, LogLine, NodeRequest, NodeResponse, Step, VmExplanation};
 use croft_protocol::record::{
     ContractReport, HardwareSummary, NodeBody, ReportBody, TrustClass, WorkloadState,
 };
 use croft_protocol::seal::SealingKey;
+use croft_protocol::trust::{RecentHeader, RecentHeaders};
 use croft_protocol::workload::Workload;
 use croft_protocol::{
-    Body, Capacity, Command, CommandBody, ContractBody, ContractState, Name, NodeTrouble, SecretKey,
-    SignedCommand, limits,
+    Body, Capacity, Command, CommandBody, ContractBody, ContractState, Hash, Name, NodeTrouble, SecretKey,
+    SignedCommand, StateKey, limits,
 };
 use croft_transport::{Client, Relayed, frame, peer_accept};
 use tokio::sync::{oneshot, watch};
@@ -31,6 +34,8 @@ pub(super) struct Behaviour {
     pub(super) step: String,
     /// What it says is wrong with it.
     pub(super) troubles: Vec<NodeTrouble>,
+    /// What it boots and quotes, of a node that a program plays a TPM for.
+    pub(super) boots: Option<Hash>,
 }
 
 impl Default for Behaviour {
@@ -39,6 +44,7 @@ impl Default for Behaviour {
             state: WorkloadState::Running,
             step: "microVM 'web' is running".to_owned(),
             troubles: Vec::new(),
+            boots: None,
         }
     }
 }
@@ -89,7 +95,7 @@ impl FakeNode {
             let key = SecretKey::generate().unwrap();
             let client = Client::new(&key, config.grid.replicas.clone()).unwrap();
             let node = Node::new(&config, key, client.clone(), Behaviour::default(), Opened::default());
-            let command = node.signed(node.registration(&config));
+            let command = node.signed(node.registration(&config).await);
             client.submit(command).await.expect_err("it is refused");
             client.close().await;
         });
@@ -202,11 +208,11 @@ impl Node {
     }
 
     async fn register(&mut self, config: &BootConfig) {
-        let command = self.registration(config);
+        let command = self.registration(config).await;
         self.submit(command).await;
     }
 
-    fn registration(&self, config: &BootConfig) -> Command {
+    async fn registration(&self, config: &BootConfig) -> Command {
         let join = config.farm.permission().unwrap();
         let node = NodeBody {
             farm: join.join.farm,
@@ -219,13 +225,28 @@ impl Node {
                 ..Capacity::default()
             },
             hardware: HardwareSummary::default(),
-            trust: TrustClass::Plain,
+            trust: if self.behaviour.boots.is_some() { TrustClass::Sealed } else { TrustClass::Plain },
             addresses: vec!["192.0.2.7".to_owned()],
             release: "0.1.0".to_owned(),
             session: 1,
             troubles: self.behaviour.troubles.clone(),
         };
-        Command::RegisterNode { node, join: Some(join), attestation: None }
+        let attestation = match self.behaviour.boots {
+            Some(image) => Some(Box::new(self.quote(&node, image).await)),
+            None => None,
+        };
+        Command::RegisterNode { node, join: Some(join), attestation }
+    }
+
+    async fn quote(&self, node: &NodeBody, image: Hash) -> Attestation {
+        let answer = self.client.get(vec![StateKey::RecentHeaders]).await.unwrap().value.1;
+        let recent = answer[0].value.as_deref().expect("the ledger keeps headers for quotes");
+        let recent: RecentHeaders =
+            croft_protocol::decode("recent headers", recent, limits::RECORD_BYTES).unwrap();
+        let RecentHeader { height, hash, .. } = *recent.headers.last().unwrap();
+        let id = self.key.public();
+        let bound = (&self.chain, height, hash, &id, Attestation::statement(node));
+        SoftTpm::new(7_u8).attest(bound, SoftTpm::booted(&[image]))
     }
 
     /// Opens a contract's workload and reports on it.

@@ -102,6 +102,9 @@ fn a_release_is_prepared_signed_by_two_published_listed_and_halted() {
     let bytes = efi_program(1);
     assert_eq!(release["boot_file"]["size_bytes"], bytes.len());
     assert_eq!(release["boot_file"]["sha256"], croft_protocol::Hash::of_bytes(&bytes).to_string());
+    let authenticode = &release["boot_file"]["authenticode"];
+    let predicted = json!([{ "pcr": 4, "digest": authenticode }, { "pcr": 11, "digest": authenticode }]);
+    assert_eq!(release["measurements"], predicted);
 
     let signed = world.json(&format!("release sign {out} --key {}", keys[0]));
     fields_are_documented("release sign", &signed);
@@ -110,6 +113,7 @@ fn a_release_is_prepared_signed_by_two_published_listed_and_halted() {
     assert_eq!(early.code, 3, "{}", early.err);
     assert!(early.err.contains("signed by 1 of the 2 release keys that are needed"), "{}", early.err);
     let text = world.text(&format!("release sign {out} --key {}", keys[1]));
+    assert!(text.contains("  register 4    ") && text.contains("  register 11   "), "{text}");
     assert!(text.contains(&format!("Next: 'croft release publish {out}'")), "{text}");
     let other = releases.boot_file(2);
     let wrong = world.run(&format!("release publish {out} --boot-file {other} --bot alice"));

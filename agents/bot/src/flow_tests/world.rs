@@ -113,10 +113,15 @@ impl World {
     /// A grid 'demo' that runs, bot 'bob' with farm 'attic' that serves, bot 'alice' with a million grains,
     /// and an image 'nginx'.
     pub(super) fn with_farm() -> Self {
+        Self::with_farm_on("")
+    }
+
+    /// The same on a grid that was made with these flags.
+    pub(super) fn with_farm_on(flags: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut world = Self { dir, port, replica: None, farmer: None, others: Vec::new() };
-        world.text(&format!("grid init demo --listen 127.0.0.1:{port} --treasury 1000000000"));
+        world.text(&format!("grid init demo --listen 127.0.0.1:{port} --treasury 1000000000 {flags}"));
         world.save_ledger();
         world.start_replica();
         world.text("bot new bob");

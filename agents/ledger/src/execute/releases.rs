@@ -11,7 +11,7 @@ use croft_protocol::release::{
     ChannelBody, FarmPolicy, Halt, InvalidRelease, Outcome, OutcomeBody, Release, ReleaseBody, ReleaseKeys,
     ReleaseState, ReleaseVersion, SignedKeyChange, SignedRelease,
 };
-use croft_protocol::{Body, FarmId, Hash, Name, PublicKey, RecordId, Rejection, ReleaseId, StateKey};
+use croft_protocol::{Body, FarmId, Hash, Name, PublicKey, RecordId, Rejection, ReleaseId, StateKey, limits};
 
 use super::{check_text, known_farm, known_node};
 use crate::state::{StateError, StateRead, StateReadExt};
@@ -19,7 +19,7 @@ use crate::work::{Step, Stop, Work};
 
 /// How far back a channel looks for a release that is not halted. A channel with more bad ones in a row offers
 /// nothing until the next is published.
-pub(crate) const LOOK_BACK: usize = 64;
+pub(crate) const LOOK_BACK: usize = limits::CHANNEL_LOOK_BACK;
 
 pub(super) fn set_keys(work: &mut Work<'_>, author: PublicKey, signed: &SignedKeyChange) -> Step {
     let chain = work.ctx().chain;
@@ -157,9 +157,8 @@ fn newest_offered(work: &Work<'_>, head: &ChannelBody) -> Step<Option<ReleaseVer
     Ok(None)
 }
 
-/// Authenticode SHA-256 of the boot files that a channel's nodes may well run: its newest releases that were not
-/// halted and are not below its minimum.
-pub(super) fn boot_files(state: &dyn StateRead, channel: &Name) -> Result<Vec<Hash>, StateError> {
+/// The releases that a channel's nodes may well run: its newest that were not halted and are not below its minimum.
+pub(super) fn in_force(state: &dyn StateRead, channel: &Name) -> Result<Vec<Release>, StateError> {
     let Some(head) = state.channel(channel)? else { return Ok(Vec::new()) };
     let (mut found, mut next) = (Vec::new(), Some(head.latest));
     for _ in 0..LOOK_BACK {
@@ -167,10 +166,10 @@ pub(super) fn boot_files(state: &dyn StateRead, channel: &Name) -> Result<Vec<Ha
         let body = state.release(&ReleaseId::new(channel, version))?.ok_or_else(|| {
             StateError::broken(format_args!("release {version} of channel '{channel}' is kept"))
         })?;
-        if body.state == ReleaseState::Published {
-            found.push(body.signed.release.boot_file.authenticode);
-        }
         next = body.signed.release.previous;
+        if body.state == ReleaseState::Published {
+            found.push(body.signed.release);
+        }
     }
     Ok(found)
 }

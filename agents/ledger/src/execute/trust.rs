@@ -7,16 +7,17 @@
 //!        ├─same boot, only addresses changed──▶ as before
 //!        └─had one before──▶ plain, and the reason says so; the TPM stays the node's
 //! ```
+//! What was weighed is kept with it (`WeighedQuote`), so that everybody can weigh it again.
+//!
 //! It must never give more than the node itself claims: a node with its key on a disk is `plain` whatever its TPM says.
 //! And it must never forget in which TPM a node lives.
-
-use std::collections::BTreeSet;
 
 use croft_attest::{Assessment, Claim, Policy, Refusal, assess};
 use croft_protocol::attestation::Attestation;
 use croft_protocol::record::{NodeBody, TrustClass};
+use croft_protocol::release::Release;
 use croft_protocol::trust::{
-    NodeTrust, RecentHeaders, RefusedQuote, TrustPolicy, says_the_same, vouchers_needed,
+    NodeTrust, RecentHeader, RecentHeaders, RefusedQuote, TrustPolicy, WeighedQuote, says_the_same,
 };
 use croft_protocol::{FarmId, Hash, NodeId, Rejection, StateKey, limits};
 
@@ -33,8 +34,19 @@ pub(super) fn weigh(
     attestation: Option<&Attestation>,
 ) -> Step<TrustClass> {
     let known = work.node_trust(&node)?;
+    let replaced = known.as_ref().map(|known| known.key);
     let trust = match (attestation, known) {
-        (Some(attestation), known) => quoted(work, node, after, attestation, known.as_ref())?,
+        (Some(attestation), known) => {
+            let (trust, quote) = quoted(work, node, after, attestation, known.as_ref())?;
+            work.put(StateKey::NodeQuote(node), &quote);
+            if let Some(other) =
+                trust.endorsement_key.map(|key| elsewhere(work, key, node)).transpose()?.flatten()
+                && let Some(left) = work.node_trust(&other)?
+            {
+                work.put(StateKey::NodeTrust(other), &NodeTrust { endorsement_key: None, ..left });
+            }
+            trust
+        }
         (None, None) => return Ok(TrustClass::Plain),
         (None, Some(known)) => {
             if known.session == after.session && before.is_some_and(|before| says_the_same(before, after)) {
@@ -44,10 +56,21 @@ pub(super) fn weigh(
             }
         }
     };
+    if let Some(before) = replaced.filter(|before| *before != trust.key) {
+        work.remove(StateKey::TpmKey(before));
+    }
     work.put(StateKey::TpmKey(trust.key), &node);
+    if let Some(endorsement) = trust.endorsement_key {
+        work.put(StateKey::Endorsement(endorsement), &node);
+    }
     let class = trust.class;
     work.put(StateKey::NodeTrust(node), &trust);
     Ok(class)
+}
+
+/// The other node for which the TPM with this endorsement key speaks.
+fn elsewhere(work: &Work<'_>, endorsement: Hash, node: NodeId) -> Step<Option<NodeId>> {
+    Ok(work.read::<NodeId>(&StateKey::Endorsement(endorsement))?.filter(|other| *other != node))
 }
 
 /// A node whose TPM spoke before, and does not now.
@@ -74,11 +97,11 @@ fn quoted(
     after: &NodeBody,
     attestation: &Attestation,
     known: Option<&NodeTrust>,
-) -> Step<NodeTrust> {
+) -> Step<(NodeTrust, WeighedQuote)> {
     let refuse = |reason| Rejection::Attestation { node, reason };
     let recent: RecentHeaders = work.read(&StateKey::RecentHeaders)?.unwrap_or_default();
-    let Some(header) = recent.at(attestation.height) else {
-        let height_of = |header: Option<&croft_protocol::trust::RecentHeader>| header.map_or(0, |h| h.height);
+    let Some(header) = recent.at(attestation.height).copied() else {
+        let height_of = |header: Option<&RecentHeader>| header.map_or(0, |h| h.height);
         let (first, last) = (height_of(recent.headers.first()), height_of(recent.headers.last()));
         return Err(refuse(RefusedQuote::Header { height: attestation.height, first, last }).into());
     };
@@ -91,19 +114,40 @@ fn quoted(
         header: header.hash,
         header_age_ms: work.now_ms().saturating_sub(header.time_ms),
         known_key: known.map(|known| known.key),
+        known_endorsement: known.and_then(|known| known.endorsement_key),
     };
     let assessment =
         assess(attestation, &claim, &policy).map_err(|refusal| refuse(refused_quote(refusal)))?;
     let key = attestation.key_hash();
-    // One machine is one node: otherwise a single TPM would make a whole farm of sealed ones.
+    // One machine is one node: otherwise a single TPM would make a whole farm of sealed ones. It makes any number of
+    // attestation keys, but its maker certified one endorsement key.
+    let endorsement = assessment.endorsement_key.or(claim.known_endorsement);
+    // A machine that was sold, or whose TPM was cleared, is somebody else once the node that it was is stale.
+    if let Some(other) = endorsement.map(|key| elsewhere(work, key, node)).transpose()?.flatten() {
+        let grid: TrustPolicy = work.read(&StateKey::TrustPolicy)?.unwrap_or_default();
+        let is_stale = |trust: NodeTrust| grid.is_stale(trust.quoted_ms, work.now_ms());
+        if !work.node_trust(&other)?.is_some_and(is_stale) {
+            return Err(refuse(RefusedQuote::EndorsementTaken { node: other }).into());
+        }
+    }
     if let Some(other) = work.read::<NodeId>(&StateKey::TpmKey(key))?.filter(|other| *other != node) {
         return Err(refuse(RefusedQuote::TpmTaken { node: other }).into());
     }
-    Ok(kept(assessment, after, attestation.height, key))
+    let quote = WeighedQuote {
+        node: after.clone(),
+        attestation: attestation.clone(),
+        header,
+        height: work.ctx().height,
+        time_ms: work.now_ms(),
+    };
+    let trust = kept(assessment, after, header, key);
+    Ok((NodeTrust { endorsement_key: endorsement, ..trust }, quote))
 }
 
-fn kept(assessment: Assessment, after: &NodeBody, height: u64, key: Hash) -> NodeTrust {
-    let Assessment { class, release, secure_boot, firmware, endorsement, reasons } = assessment;
+fn kept(assessment: Assessment, after: &NodeBody, header: RecentHeader, key: Hash) -> NodeTrust {
+    let class = assessment.class_for(after.trust);
+    let Assessment { class: _, release, secure_boot, firmware, endorsement, endorsement_key, reasons } =
+        assessment;
     let mut reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     if after.trust == TrustClass::Plain {
         let reason = "its key is on a disk, where whoever copies the disk has it too";
@@ -114,16 +158,17 @@ fn kept(assessment: Assessment, after: &NodeBody, height: u64, key: Hash) -> Nod
         reasons.truncate(limits::TRUST_REASONS - 1);
         reasons.push(format!("and {more} more"));
     }
-    let class = if after.trust == TrustClass::Plain { TrustClass::Plain } else { class };
     NodeTrust {
         class,
         session: after.session,
         key,
-        height,
+        height: header.height,
+        quoted_ms: header.time_ms,
         release,
         secure_boot,
         firmware,
         endorsement,
+        endorsement_key,
         reasons,
     }
 }
@@ -140,29 +185,18 @@ fn refused_quote(refusal: Refusal) -> RefusedQuote {
     }
 }
 
-/// Boot files that count as known for a farm's nodes: Authenticode SHA-256. Those of the genesis, and the releases of
-/// the channel that the farm follows.
-pub(super) fn known_boot_files(state: &dyn StateRead, farm: &FarmId) -> Result<BTreeSet<Hash>, StateError> {
-    let policy: TrustPolicy = state.read(&StateKey::TrustPolicy)?.unwrap_or_default();
-    let mut known: BTreeSet<Hash> = policy.boot_files.into_iter().collect();
-    if let Some(policy) = state.farm_policy(farm)? {
-        known.extend(releases::boot_files(state, &policy.channel)?);
+/// The releases of the channel that a farm follows: their boot files count as known, beside those of the genesis.
+pub(super) fn followed_releases(state: &dyn StateRead, farm: &FarmId) -> Result<Vec<Release>, StateError> {
+    match state.farm_policy(farm)? {
+        Some(policy) => releases::in_force(state, &policy.channel),
+        None => Ok(Vec::new()),
     }
-    Ok(known)
 }
 
 /// What this grid accepts now of a farm's nodes.
 fn policy(state: &dyn StateRead, farm: &FarmId) -> Result<Policy, StateError> {
     let policy: TrustPolicy = state.read(&StateKey::TrustPolicy)?.unwrap_or_default();
-    let validators = state.validators()?.set.validators;
-    Ok(Policy {
-        releases: known_boot_files(state, farm)?,
-        loaders: policy.loaders.into_iter().collect(),
-        options: policy.options.into_iter().collect(),
-        endorsement: policy.endorsement,
-        vouchers_needed: vouchers_needed(validators.len()),
-        vouchers: validators.into_iter().map(|validator| validator.key).collect(),
-    })
+    Ok(Policy::of(policy, &state.validators()?.set, &followed_releases(state, farm)?))
 }
 
 #[cfg(test)]

@@ -78,5 +78,37 @@ fn a_seal_hangs_on_secure_boot_only_where_that_is_on() {
 fn what_is_proved_absent_is_the_strictest_policy_and_one_voucher() {
     assert_eq!(decoded::<TrustPolicy>(Some(&None)).endorsement, Endorsement::Certified);
     assert_eq!(decoded::<RecentHeaders>(None).headers, []);
-    assert_eq!(vouchers_needed(Some(&None)), 1);
+    assert_eq!(vouchers_needed(validators_of(Some(&None)).as_ref()), 1);
+}
+
+/// A day as the task of a node lives it that asks every ten minutes, with blocks a little behind.
+#[test]
+fn a_node_quotes_anew_long_before_its_quote_is_stale_and_seldom_enough() {
+    for (policy, expected) in [
+        (TrustPolicy::default(), 4),
+        (TrustPolicy { stale_after_s: 3600, ..TrustPolicy::default() }, 72),
+        (TrustPolicy { stale_after_s: 90 * 86_400, ..TrustPolicy::default() }, 4),
+    ] {
+        let by = Hash([1; 32]);
+        let quoted =
+            |header_ms| LastQuote { weighed_by: by, header_ms, requote_after_ms: policy.requote_after_ms() };
+        let (mut last, mut quotes) = (quoted(0), 0);
+        for now_ms in (0..=86_400_000).step_by(600_000) {
+            assert!(!policy.is_stale(last.header_ms, now_ms), "stale at {now_ms}: {last:?}");
+            let header_ms = now_ms.saturating_sub(8_000);
+            if last.is_due(now_ms) && last.is_worth_less(header_ms, &by) {
+                (last, quotes) = (quoted(header_ms), quotes + 1);
+            }
+        }
+        assert!((expected - expected / 3..=expected).contains(&quotes), "{quotes}, not {expected}");
+    }
+}
+
+#[test]
+fn a_quote_is_worth_more_where_what_it_is_weighed_by_changed() {
+    let last = LastQuote { weighed_by: Hash([1; 32]), header_ms: 1_000, requote_after_ms: 500 };
+    assert!(!last.is_worth_less(1_400, &Hash([1; 32])));
+    assert!(last.is_worth_less(1_400, &Hash([2; 32])));
+    assert!(last.is_worth_less(1_500, &Hash([1; 32])));
+    assert!(!last.is_due(0), "clocks differ");
 }

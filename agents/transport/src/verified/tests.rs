@@ -50,6 +50,34 @@ async fn a_value_is_proved_and_the_newest_header_is_known_from_then_on() {
 }
 
 #[tokio::test]
+async fn a_header_of_the_past_is_final_or_not_handed_out() {
+    let ledger = grown();
+    // One that sends another header than was asked for, and one that cuts signatures off.
+    let other = Fake::start(1, &ledger, |request, ledger| match request {
+        Request::Header { .. } => Act::Say(ledger.answer(&Request::Header { height: 1 })),
+        _ => Act::Honest,
+    });
+    let unsigned = Fake::start(2, &ledger, |request, ledger| match request {
+        Request::Header { .. } => {
+            let mut forged = ledger.tip();
+            forged.certificate.signatures.truncate(2);
+            Act::Say(Response::Header(Box::new(forged)))
+        }
+        _ => Act::Honest,
+    });
+    let honest = Fake::honest(3, &ledger);
+    let height = ledger.tip().header.height;
+    for liar in [&other, &unsigned] {
+        let verified = client_of_first(&ledger, &[liar, &honest]);
+        assert_eq!(within(verified.header(height)).await.unwrap(), Some(ledger.tip()));
+        assert_eq!(within(verified.header(height + 100)).await.unwrap(), None, "nobody has it");
+    }
+    let verified = client(&ledger, &[&honest]);
+    // Those who certified it have handed over since.
+    assert_eq!(within(verified.header(1)).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn who_holds_a_key_is_proved_and_asked_anew_each_time() {
     let ledger = grid();
     let fake = Fake::honest(1, &ledger);

@@ -23,7 +23,7 @@ use croft_protocol::record::WorkloadState;
 use croft_protocol::release::{BootFile, BootManifest};
 use croft_protocol::seal::{SealingKey, seal};
 use croft_protocol::state::NodeContracts;
-use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy};
+use croft_protocol::trust::{NodeTrust, RecentHeaders, TrustPolicy, WeighedQuote};
 use croft_protocol::workload::Workload;
 use croft_protocol::{
     Body, ChainId, Command, ContractBody, Escrow, Faucet, Grains, Hash, NodeCapacity, PriceList, Profile,
@@ -403,6 +403,7 @@ fn state_value(bytes: &[u8]) {
     drop(canonical::<NodeContracts>("list of contracts", limit, bytes));
     drop(canonical::<RecentHeaders>("recent headers", limit, bytes));
     drop(canonical::<NodeTrust>("trust in a node", limit, bytes));
+    drop(canonical::<WeighedQuote>("last quote of a node", limit, bytes));
     let _ = canonical::<FaucetClaims>("claims from a faucet", limit, bytes);
     if let Some(rule) = canonical::<Faucet>("faucet", limit, bytes)
         && let Err(error) = rule.check()

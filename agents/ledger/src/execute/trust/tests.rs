@@ -1,10 +1,18 @@
 //! What quotes are worth on the ledger, and every way to lie with one.
 
 use croft_attest::credential::Author;
+use croft_attest::predict::predicted;
+use croft_attest::review::{Check, Evidence, Review, review};
 use croft_attest::soft::SoftTpm;
 use croft_protocol::attestation::{SignedVoucher, Voucher};
-use croft_protocol::trust::{Endorsement, RecentHeader};
-use croft_protocol::{Body, Command, NodeTrouble, RecordId, SecretKey, TroubleKind, ValidatorSet};
+use croft_protocol::release::{
+    BootFile, FarmPolicy, KeyChange, Measurement, ReleaseKeys, Signatures, SignedKeyChange, SignedRelease,
+    StopRule, add_signature,
+};
+use croft_protocol::trust::{Endorsement, RecentHeader, vouchers_needed};
+use croft_protocol::{
+    Body, Command, NodeTrouble, RecordId, ReleaseVersion, SecretKey, TroubleKind, ValidatorSet,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -88,6 +96,167 @@ fn a_known_boot_file_is_attested_and_an_unknown_one_sealed_with_its_name() {
     let found = trust(&scenario);
     assert_eq!(found.release, None);
     assert!(found.reasons[0].starts_with(&EVIL.to_string()), "{:?}", found.reasons);
+}
+
+/// A release of this boot file, in the channel that the node's farm follows.
+fn publish(scenario: &mut Scenario, file: Hash, measurements: Vec<Measurement>) {
+    let (chain, keys) = (scenario.ledger.chain(), ReleaseKeys::new(1, vec![key(61).public()]));
+    let change = KeyChange { prev: None, keys };
+    let mut signatures = Signatures::new();
+    (101..=103).for_each(|n| add_signature(&mut signatures, change.sign(&key(n), &chain)));
+    let set_keys = Command::SetReleaseKeys(Box::new(SignedKeyChange { change, signatures }));
+    scenario.ledger.submit(&key(61), set_keys).unwrap();
+    let (channel, none) = (name("stable"), ReleaseVersion::default());
+    let policy = FarmPolicy { channel: channel.clone(), share_per_mille: 1000, window: None, hold: false };
+    let (farm, farmer) = (scenario.farm, scenario.farmer.clone());
+    scenario.ledger.submit(&farmer, Command::SetFarmPolicy { farm, policy }).unwrap();
+    let boot_file =
+        BootFile { sha256: Hash([1; 32]), size_bytes: 1, authenticode: file, manifest: Hash([3; 32]) };
+    let release = Release {
+        channel,
+        version: "1.0.0".parse().unwrap(),
+        previous: None,
+        minimum: none,
+        boot_file,
+        measurements,
+        stop: StopRule::default(),
+        notes: String::new(),
+    };
+    let signatures = vec![release.sign(&key(61), &chain)];
+    let publish = Command::PublishRelease(Box::new(SignedRelease { release, signatures }));
+    scenario.ledger.submit(&key(61), publish).unwrap();
+}
+
+#[test]
+fn a_release_that_left_all_that_it_predicts_is_attested_and_another_one_sealed() {
+    let file = Hash([0x22; 32]);
+    let absent = Measurement { pcr: 9, digest: Hash([4; 32]) };
+    let cases = [
+        (vec![], TrustClass::Attested),
+        (predicted(file), TrustClass::Attested),
+        ([predicted(file), vec![absent]].concat(), TrustClass::Sealed),
+    ];
+    for (mut measurements, expected) in cases {
+        measurements.sort_unstable();
+        let (mut scenario, tpm) = (grid(Endorsement::Unchecked), SoftTpm::new(7_u8));
+        publish(&mut scenario, file, measurements);
+        let (node, body) = (scenario.node.clone(), sealed_body(&scenario));
+        let attestation = quote(&scenario, &tpm, node.public(), &body, &[file]);
+        register(&mut scenario, &node, body, Some(attestation)).unwrap();
+        assert_eq!((class(&scenario), trust(&scenario).release), (expected, Some(file)));
+        let named = format!("register 9 does not show {}", absent.digest);
+        let reasons = trust(&scenario).reasons;
+        assert_eq!(reasons.iter().any(|reason| reason.starts_with(&named)), expected == TrustClass::Sealed);
+    }
+}
+
+/// What a bot finds out that sees the same ledger, and this header where the quote names one.
+fn reviewed_with(scenario: &Scenario, header: impl FnOnce(RecentHeader) -> Option<RecentHeader>) -> Review {
+    let (ledger, node) = (&scenario.ledger, scenario.node_id());
+    let body = ledger.node(&node).unwrap().unwrap();
+    let (trust, quote) = (ledger.node_trust(&node).unwrap(), ledger.node_quote(&node).unwrap());
+    let known = trust.as_ref().zip(quote.as_ref());
+    let final_header = |(_, quote): (_, &WeighedQuote)| {
+        let signed = &ledger.headers()[usize::try_from(quote.header.height).unwrap()];
+        let croft_protocol::Header { height, time_ms, .. } = signed.header;
+        header(RecentHeader { height, time_ms, hash: signed.header.hash() })
+    };
+    let header = known.and_then(final_header);
+    let chain = ledger.chain();
+    let evidence = Evidence { chain: &chain, node: &node, body: &body, known, header };
+    review(&evidence, &super::policy(ledger, &body.farm).unwrap())
+}
+
+fn reviewed(scenario: &Scenario) -> Review {
+    reviewed_with(scenario, Some)
+}
+
+fn checked(review: &Review, check: Check) -> (Option<bool>, &str) {
+    let found = review.checks.iter().find(|checked| checked.check == check);
+    found.map_or((None, ""), |checked| (checked.passed, checked.detail.as_str()))
+}
+
+#[test]
+fn a_bot_finds_out_itself_what_the_ledger_says_and_every_check_is_named() {
+    let (scenario, _) = registered(&[RELEASE]);
+    let review = reviewed(&scenario);
+    assert_eq!((review.class, review.agrees()), (TrustClass::Attested, true));
+    let passed = |review: &Review, check| checked(review, check).0;
+    for check in [
+        Check::Quote,
+        Check::Signature,
+        Check::Nonce,
+        Check::Header,
+        Check::Fresh,
+        Check::Statement,
+        Check::Replay,
+        Check::BootFile,
+        Check::Measurements,
+        Check::Options,
+        Check::Endorsement,
+        Check::Key,
+    ] {
+        assert_eq!(passed(&review, check), Some(true), "{check:?}: {:?}", review.checks);
+    }
+    assert_eq!(review.checks.iter().filter(|checked| checked.check != Check::SecureBoot).count(), 12);
+    assert!(review.checks.is_sorted_by_key(|checked| checked.check));
+    let (scenario, _) = registered(&[EVIL]);
+    let review = reviewed(&scenario);
+    assert_eq!((review.class, review.agrees()), (TrustClass::Sealed, true));
+    let (passed, detail) = checked(&review, Check::BootFile);
+    assert!(passed == Some(false) && detail.starts_with(&EVIL.to_string()), "{detail}");
+}
+
+#[test]
+fn a_bot_sees_through_validators_that_made_a_node_better_than_its_quote() {
+    let (scenario, tpm) = registered(&[EVIL]);
+    let (ledger, node) = (&scenario.ledger, scenario.node_id());
+    let body = NodeBody { trust: TrustClass::Attested, ..ledger.node(&node).unwrap().unwrap() };
+    let (trust, quote) =
+        (ledger.node_trust(&node).unwrap().unwrap(), ledger.node_quote(&node).unwrap().unwrap());
+    let policy = super::policy(ledger, &body.farm).unwrap();
+    let chain = ledger.chain();
+    let judge = |quote: &WeighedQuote, header: Option<RecentHeader>| {
+        let evidence =
+            Evidence { chain: &chain, node: &node, body: &body, known: Some((&trust, quote)), header };
+        review(&evidence, &policy)
+    };
+    let found = judge(&quote, Some(quote.header));
+    assert_eq!(
+        (found.class, found.ledger, found.agrees()),
+        (TrustClass::Sealed, TrustClass::Attested, false)
+    );
+    // Another log, another machine, another statement, another moment: each is plain, and the check says why.
+    let mut log = quote.clone();
+    log.attestation.events.retain(|event| event.digest != EVIL);
+    let mut key = quote.clone();
+    key.attestation.key = SoftTpm::new(8_u8).key();
+    let mut larger = quote.clone();
+    larger.node.capacity.cpu_millis += 1;
+    let bound = (&chain, quote.header.height, Hash([9; 32]), &node, Attestation::statement(&quote.node));
+    let elsewhere =
+        WeighedQuote { attestation: tpm.attest(bound, SoftTpm::booted(&[RELEASE])), ..quote.clone() };
+    let late =
+        WeighedQuote { time_ms: quote.header.time_ms + limits::QUOTE_FRESH_MS + 1_000, ..quote.clone() };
+    for (forged, check) in [
+        (&log, Check::Replay),
+        (&key, Check::Signature),
+        (&larger, Check::Nonce),
+        (&elsewhere, Check::Nonce),
+        (&late, Check::Fresh),
+    ] {
+        let found = judge(forged, Some(quote.header));
+        assert_eq!((found.class, checked(&found, check).0), (TrustClass::Plain, Some(false)), "{check:?}");
+    }
+    let (passed, detail) = (judge(&larger, Some(quote.header)), Check::Statement);
+    assert_eq!(checked(&passed, detail).0, Some(false), "the record says another size");
+    // A header that is not the final one is no moment at all; one that nobody shows any more is said to be that.
+    let other = RecentHeader { hash: Hash([9; 32]), ..quote.header };
+    let found = judge(&quote, Some(other));
+    assert_eq!((found.class, checked(&found, Check::Header).0), (TrustClass::Plain, Some(false)));
+    let found = judge(&quote, None);
+    assert_eq!((found.class, checked(&found, Check::Header).0), (TrustClass::Sealed, None));
+    assert!(checked(&found, Check::Header).1.contains("the ledger's word is taken"), "{:?}", found.checks);
 }
 
 #[test]
@@ -196,6 +365,111 @@ fn one_tpm_is_one_node() {
     let reason = refused(register(&mut scenario, &second, body, Some(attestation)));
     assert_eq!(reason, RefusedQuote::TpmTaken { node: scenario.node_id() });
     assert!(reason.to_string().contains("clear the TPM"), "{reason}");
+}
+
+/// A quote with vouchers of two validators, who saw the maker's certificate of the endorsement key.
+fn vouched(scenario: &Scenario, tpm: &SoftTpm, node: NodeId, body: &NodeBody) -> Attestation {
+    let mut attestation = quote(scenario, tpm, node, body, &[RELEASE]);
+    let voucher = Voucher {
+        node,
+        key: attestation.key_hash(),
+        endorsement: Hash::of_bytes(&tpm.introduce().endorsement),
+        certificate: Some(Hash([0xce; 32])),
+        height: 1,
+    };
+    let vouch = |n| SignedVoucher::sign(voucher.clone(), &scenario.ledger.chain(), &key(n));
+    attestation.vouchers = vec![vouch(101), vouch(102)];
+    attestation
+}
+
+/// The node registers in its first boot, its TPM vouched for.
+fn certified() -> (Scenario, SoftTpm, NodeBody) {
+    let (mut scenario, tpm) = (grid(Endorsement::Certified), SoftTpm::new(7_u8));
+    let (node, body) = (scenario.node.clone(), sealed_body(&scenario));
+    let attestation = vouched(&scenario, &tpm, node.public(), &body);
+    register(&mut scenario, &node, body.clone(), Some(attestation)).unwrap();
+    assert_eq!(class(&scenario), TrustClass::Attested, "{:?}", trust(&scenario));
+    (scenario, tpm, body)
+}
+
+#[test]
+fn one_tpm_is_one_node_whatever_attestation_keys_it_makes() {
+    let (mut scenario, tpm, body) = certified();
+    let endorsement = Hash::of_bytes(&tpm.introduce().endorsement);
+    assert_eq!(trust(&scenario).endorsement_key, Some(endorsement));
+    let (second, body) = (key(40), NodeBody { name: name("n2"), ..body });
+    let attestation = vouched(&scenario, &tpm.with_other_key(8_u8), second.public(), &body);
+    let reason = refused(register(&mut scenario, &second, body.clone(), Some(attestation)));
+    assert_eq!(reason, RefusedQuote::EndorsementTaken { node: scenario.node_id() });
+    let text = reason.to_string();
+    assert!(text.starts_with(&format!("its TPM already speaks for node {}", scenario.node_id())), "{text}");
+    assert!(text.contains("wait until that node's last quote is stale, or turn the TPM off"), "{text}");
+    // Vouchers for nothing but the attestation key are no way around: without enough of them it is plain.
+    let mut attestation = vouched(&scenario, &tpm.with_other_key(8_u8), second.public(), &body);
+    attestation.vouchers.pop();
+    register(&mut scenario, &second, body, Some(attestation)).unwrap();
+    assert_eq!(scenario.ledger.node(&second.public()).unwrap().unwrap().trust, TrustClass::Plain);
+    // A genuine second machine is welcome.
+    let (third, body) = (key(41), NodeBody { name: name("n3"), ..sealed_body(&scenario) });
+    let attestation = vouched(&scenario, &SoftTpm::new(9_u8), third.public(), &body);
+    register(&mut scenario, &third, body, Some(attestation)).unwrap();
+    assert_eq!(scenario.ledger.node(&third.public()).unwrap().unwrap().trust, TrustClass::Attested);
+}
+
+#[test]
+fn a_machine_that_was_sold_is_another_node_once_the_first_one_is_stale() {
+    let (mut scenario, tpm, body) = certified();
+    let endorsement = Hash::of_bytes(&tpm.introduce().endorsement);
+    let first = scenario.node_id();
+    let at_ms = scenario.now_ms() + TrustPolicy::default().stale_after_s * 1000 + 1;
+    scenario.ledger.commit(at_ms, &[]);
+    scenario.ledger.commit(at_ms + 1, &[]);
+    let (second, sold) = (key(40), NodeBody { name: name("n2"), ..body.clone() });
+    let attestation = vouched(&scenario, &tpm.with_other_key(8_u8), second.public(), &sold);
+    register(&mut scenario, &second, sold, Some(attestation)).unwrap();
+    assert_eq!(scenario.ledger.node(&second.public()).unwrap().unwrap().trust, TrustClass::Attested);
+    assert_eq!(trust(&scenario).endorsement_key, None, "it speaks for the other one now");
+    assert_eq!(scenario.ledger.read(&StateKey::Endorsement(endorsement)).unwrap(), Some(second.public()));
+    // The node that it was can't come back beside it.
+    let again = NodeBody { session: 2, ..body };
+    let attestation = vouched(&scenario, &tpm, first, &again);
+    let node = scenario.node.clone();
+    let reason = refused(register(&mut scenario, &node, again, Some(attestation)));
+    assert_eq!(reason, RefusedQuote::EndorsementTaken { node: second.public() });
+}
+
+#[test]
+fn a_node_may_have_a_new_attestation_key_in_its_own_tpm_and_in_no_other() {
+    let (mut scenario, tpm, body) = certified();
+    let (node, before) = (scenario.node.clone(), trust(&scenario).key);
+    let next = NodeBody { session: 2, ..body };
+    let renewed = tpm.with_other_key(8_u8);
+    // Unless vouchers show that it is the same TPM, it looks like another one.
+    let silent = quote(&scenario, &renewed, node.public(), &next, &[RELEASE]);
+    let reason = refused(register(&mut scenario, &node, next.clone(), Some(silent)));
+    assert!(matches!(reason, RefusedQuote::OtherTpm { .. }), "{reason}");
+    let attestation = vouched(&scenario, &renewed, node.public(), &next);
+    register(&mut scenario, &node, next.clone(), Some(attestation)).unwrap();
+    assert_eq!(class(&scenario), TrustClass::Attested);
+    let after = trust(&scenario);
+    assert_eq!(after.key, Hash::of_bytes(&renewed.key()));
+    assert_ne!(after.key, before);
+    assert_eq!(scenario.ledger.read::<NodeId>(&StateKey::TpmKey(before)).unwrap(), None, "it was let go");
+    assert!(reviewed(&scenario).agrees(), "{:?}", reviewed(&scenario).checks);
+    // The same attestation key beside another endorsement key is no TPM at all.
+    let next = NodeBody { session: 3, ..next };
+    let other = SoftTpm::new(9_u8).with_other_key(8_u8);
+    let attestation = vouched(&scenario, &other, node.public(), &next);
+    let reason = refused(register(&mut scenario, &node, next.clone(), Some(attestation))).to_string();
+    assert!(reason.starts_with("the node's TPM had the endorsement key "), "{reason}");
+    assert!(reason.contains("the same node key in another TPM is a copy"), "{reason}");
+    // And a boot without vouchers forgets nothing.
+    let plain = quote(&scenario, &renewed, node.public(), &next, &[RELEASE]);
+    register(&mut scenario, &node, next, Some(plain)).unwrap();
+    assert_eq!(
+        (class(&scenario), trust(&scenario).endorsement_key),
+        (TrustClass::Plain, after.endorsement_key)
+    );
 }
 
 #[test]
@@ -401,6 +675,10 @@ proptest! {
             }
             let found = scenario.ledger.node(&node.public()).unwrap().map(|node| node.trust);
             prop_assert_eq!(found, model.class);
+            if found.is_some() {
+                let review = reviewed(&scenario);
+                prop_assert!(review.agrees(), "a bot finds {:?}: {:?}", review.class, review.checks);
+            }
             let key = scenario.ledger.node_trust(&node.public()).unwrap().map(|trust| trust.key);
             prop_assert_eq!(key, model.tpm.map(|tpm| Hash::of_bytes(&SoftTpm::new(tpm).key())));
         }
