@@ -320,6 +320,8 @@ async fn a_known_boot_file_is_attested_and_an_altered_one_only_sealed() {
         assert!(registered.contains(expected), "{registered}");
         let node = only_node(&grid).await;
         assert_eq!(node["trust"], expected, "{node}");
+        let verified = verified(&grid).await;
+        assert_eq!((&verified["holds"], &verified["class"]), (&true.into(), &expected.into()), "{verified}");
         if expected == "sealed" {
             assert!(
                 node["trust_reasons"][0].as_str().unwrap().contains("boot an unmodified release"),
@@ -402,6 +404,13 @@ async fn signed(grid: &Grid, boot_files: &[&Path]) -> (SecureBoot, Vec<PathBuf>)
 }
 
 /// Authenticode SHA-256, as firmware measures it.
+/// What a bot finds that weighs the only node's quote itself.
+async fn verified(grid: &Grid) -> serde_json::Value {
+    let node = only_node(grid).await;
+    let name = format!("alpha/{}", node["node"].as_str().unwrap());
+    grid.json(["--bot", "farmer", "farm", "verify", &name]).await.unwrap()
+}
+
 fn authenticode(file: &Path) -> String {
     let bytes = std::fs::read(file).unwrap();
     croft_protocol::Hash(croft_media::pe::Pe::parse(&bytes).unwrap().hash()).to_string()
@@ -443,6 +452,9 @@ async fn under_secure_boot_a_signed_release_is_taken_and_attested_and_an_unsigne
     let after = only_node(&grid).await;
     assert_eq!((&after["release"], &after["trust"]), (&"0.2.0".into(), &"attested".into()), "{after}");
     assert_eq!(after["boot_file"], authenticode(&signed[1]), "what was started by kexec: {after}");
+    let verified = verified(&grid).await;
+    assert_eq!((&verified["holds"], &verified["class"]), (&true.into(), &"attested".into()), "{verified}");
+    assert_eq!(verified["release"]["version"], "0.2.0", "{verified}");
     node.serial().wait_for("the release is confirmed", limit).await.unwrap();
 
     releases::publish(&grid, &key, &next, "0.3.0").await.unwrap();
