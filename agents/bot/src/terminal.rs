@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal as _, Write};
 use std::time::{Duration, Instant};
 
 use croft_protocol::directory::is_printable;
+pub use croft_protocol::units::{show_duration, show_time};
 use serde::Serialize;
 
 use crate::exit::Failure;
@@ -245,35 +246,6 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|c| if is_printable(c) || c == '\t' { c } else { '\u{fffd}' }).collect()
 }
 
-/// How long ago or how long: `45 s`, `12 min`, `3 h`, `2 d`.
-#[must_use]
-pub fn show_duration(seconds: u64) -> String {
-    match seconds {
-        0..=99 => format!("{seconds} s"),
-        100..=5_999 => format!("{} min", seconds / 60),
-        6_000..=172_799 => format!("{} h", seconds / 3_600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
-/// A time as `2025-01-31 12:34:56 UTC`.
-#[must_use]
-pub fn show_time(ms: u64) -> String {
-    let seconds = ms / 1000;
-    // Civil date from days since 1970 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-    let z = seconds / 86_400 + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,17 +254,6 @@ mod tests {
     fn tables_line_up() {
         let rows = vec![vec!["a".to_owned(), "long cell".to_owned()], vec!["bcd".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["N", "WHAT"], &rows), "N    WHAT\na    long cell\nbcd  x\n");
-    }
-
-    #[test]
-    fn times_and_durations_read_as_people_write_them() {
-        assert_eq!(show_time(0), "1970-01-01 00:00:00 UTC");
-        assert_eq!(show_time(1_709_210_096_789), "2024-02-29 12:34:56 UTC");
-        assert_eq!(show_time(1_735_689_599_000), "2024-12-31 23:59:59 UTC");
-        assert_eq!(show_duration(59), "59 s");
-        assert_eq!(show_duration(3_600), "60 min");
-        assert_eq!(show_duration(86_400), "24 h");
-        assert_eq!(show_duration(30 * 86_400), "30 d");
     }
 
     #[test]

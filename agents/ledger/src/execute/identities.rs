@@ -5,6 +5,7 @@ use croft_protocol::command::SignedJoin;
 use croft_protocol::keys::Domain;
 use croft_protocol::name::is_country;
 use croft_protocol::record::{BotBody, FarmBody, NodeBody};
+use croft_protocol::units::{show_duration, show_time};
 use croft_protocol::{
     Body, FarmId, Name, NodeCapacity, PriceList, Profile, PublicKey, RecordId, Rejection, StateKey, trouble,
 };
@@ -114,7 +115,8 @@ fn check_join(work: &Work<'_>, farm: &FarmBody, node: &NodeBody, join: Option<&S
         return no_good(format!("it is for farm {}, not for '{}'", join.farm, farm.name));
     }
     if join.expires_ms < work.now_ms() {
-        return no_good(format!("it expired at {} ms, it is {} ms", join.expires_ms, work.now_ms()));
+        let ago = show_duration((work.now_ms() - join.expires_ms) / 1000);
+        return no_good(format!("it expired {ago} ago, at {}", show_time(join.expires_ms)));
     }
     present_signer(work, &farm.owner, signature)?;
     if farm.owner.verify(Domain::JOIN, &work.ctx().chain, join, signature).is_err() {

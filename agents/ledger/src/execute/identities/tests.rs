@@ -1,6 +1,7 @@
 //! Who may become what, and whose names are whose.
 
 use croft_protocol::command::Join;
+use croft_protocol::units::show_time;
 use croft_protocol::{Capacity, Command, Grains, NodeTrouble, SecretKey, TroubleKind};
 
 use super::*;
@@ -155,7 +156,7 @@ fn a_node_joins_with_its_farm_owners_permission_only() {
     let now_ms = grid.now_ms();
     let join = |farm, expires_ms| Join { farm, expires_ms, nonce: [1; 16] };
     let expired = grid.join_of(join(grid.farm, now_ms));
-    assert_eq!(refusal(Some(expired)), format!("it expired at {now_ms} ms, it is {} ms", now_ms + 1));
+    assert_eq!(refusal(Some(expired)), format!("it expired 0 s ago, at {}", show_time(now_ms)));
 
     let elsewhere = FarmId(croft_protocol::Hash([1; 32]));
     let other_farm = grid.join_of(join(elsewhere, now_ms + 1000));
