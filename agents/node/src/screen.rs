@@ -197,14 +197,18 @@ fn told(health: &Health) -> Line {
 fn disk(one: &Examined, medium: Option<&str>, data: Option<&str>) -> Disk {
     let Hardware { name, size_bytes, model, serial, .. } = &one.disk;
     let is_medium = medium == Some(name.as_str());
+    let is_data = data == Some(name.as_str());
     let tone = match &one.verdict {
         Verdict::Data { .. } => Tone::Good,
+        Verdict::Empty { .. } if is_data => Tone::Good,
         Verdict::Broken { .. } | Verdict::Unreadable { .. } => Tone::Bad,
         Verdict::Foreign { .. } if !is_medium => Tone::Warning,
         _ => Tone::Plain,
     };
     let verdict = match &one.verdict {
         _ if is_medium => "the machine started from it".to_owned(),
+        // So it was found.
+        Verdict::Empty { .. } if is_data => "data disk of this node, formatted in this boot".to_owned(),
         Verdict::Foreign { .. } => format!("{}; {}", one.verdict, troubles::WIPE),
         verdict => match verdict.remedy(name) {
             Some(remedy) => format!("{verdict}; {remedy}"),
@@ -327,6 +331,15 @@ mod tests {
             holders: vec![],
         };
         Examined { disk, verdict }
+    }
+
+    #[test]
+    fn a_disk_that_was_found_empty_and_is_used_now_says_so() {
+        let empty = || Verdict::Empty { interrupted: false };
+        let all = [examined("sda", empty(), Transport::Sata), examined("sdb", empty(), Transport::Sata)];
+        let shown = disks(&all, &BTreeMap::new(), None, Some("sda"));
+        assert_eq!(shown[0].verdict, Line::new(Tone::Good, "data disk of this node, formatted in this boot"));
+        assert_eq!(shown[1].verdict, Line::new(Tone::Plain, "empty"));
     }
 
     #[test]

@@ -62,7 +62,7 @@ async fn a_farmer_finds_the_machines_that_were_refused_and_no_strangers() {
         assert_eq!(list.len(), 1);
         assert_eq!((list[0].node, &list[0].name, list[0].count), (bench.node.public(), &name("n1"), count));
         assert_eq!(list[0].reason, error.to_string());
-        assert!(list[0].reason.contains("expired at 7 ms"), "{}", list[0].reason);
+        assert!(list[0].reason.contains("d ago, at 1970-01-01 00:00:00 UTC"), "{}", list[0].reason);
         assert!(list[0].reason.ends_with("ask the farm's owner for a new boot configuration"));
     }
     machine.submit(bench.sign(&bench.node, 0, bench.register())).await.unwrap();
