@@ -6,9 +6,10 @@
 //!   endorsement key ──credential──▶ voucher ──┘                                                  └──▶ why not more
 //! ```
 //! [`assess()`] tells forgeries, which are refused, from honest machines that run something else, which are worth
-//! less; every reason is a value of its own. [`review`] does the same for whoever doubts what the ledger found. [`certificate`] tells a maker's endorsement key from a program's,
-//! [`credential`] proves that an attestation key lives beside it, [`event_log`] reads what the firmware measured,
-//! [`predict`] what a release's boot file leaves in the registers, [`public`] and [`quote`] what the TPM signed.
+//! less; every reason is a value of its own. [`review`] does the same for whoever doubts what the ledger found.
+//! [`certificate`] tells a maker's endorsement key from a program's, [`credential`] proves that an attestation key lives
+//! beside it, [`event_log`] reads what the firmware measured, [`predict`] what a release's boot file leaves in
+//! the registers, [`public`] and [`quote`] what the TPM signed.
 //!
 //! It must never believe a field of a node that the TPM did not sign, nor read a length that it did not bound.
 

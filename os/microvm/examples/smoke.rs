@@ -231,7 +231,7 @@ async fn cases(vmm: &str, microvms: &Microvms, only: Option<&str>) -> u32 {
     failed
 }
 
-/// A guest that ended without a word, or spins for ever: about one case in forty that writes much, on a busy host, with
+/// A guest that ended without a word, or spins for ever: about one case in twenty-five that writes much, on a busy host, with
 /// the node's KVM injecting one event again and again. QEMU's emulation of VMRUN (10.0) leaves the vector of an interrupt
 /// that it injected behind as a pending exception; where another thread kicks the processor before anything else happens
 /// in it, the guest takes that interrupt twice, the second time with interrupts off. A fault of ours or of the VMM that

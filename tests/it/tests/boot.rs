@@ -422,11 +422,7 @@ impl Bench {
         Ok(rack)
     }
 
-    /// How many nodes the ledger knows.
-    async fn nodes(&self) -> Result<usize> {
-        Ok(self.listed().await?.len())
-    }
-
+    /// The nodes that the ledger knows.
     async fn listed(&self) -> Result<Vec<Value>> {
         let listed = self.grid.json(["--bot", "farmer", "farm", "nodes"]).await?;
         listed["nodes"].as_array().cloned().context("a list of nodes")
@@ -507,7 +503,7 @@ impl Bench {
         let mut last = String::new();
         if row.no_serial {
             let deadline = Instant::now() + LIMIT;
-            while self.nodes().await? == registered.len() {
+            while self.listed().await?.len() == registered.len() {
                 ensure!(Instant::now() < deadline, "no node came up on the ledger within {LIMIT:?}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -606,6 +602,14 @@ async fn a_machine_boots_by_every_path_and_by_none_that_is_not_signed() {
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
+/// A machine with nothing to keep anything on.
+fn diskless() -> Result<Profile> {
+    let mut profile = Profile::named("standard")?;
+    profile.memory_mib = 1536;
+    profile.disk.clear();
+    Ok(profile)
+}
+
 /// Whether a frame asks in VLAN 7 who has the gateway of [`BOND`]; `Err` where the machine speaks outside of it.
 fn asks_for_the_gateway(frame: &[u8]) -> Result<bool> {
     const ARP: &[u8] = &[0x08, 0x06];
@@ -626,16 +630,13 @@ async fn a_bond_goes_over_to_its_other_card_and_speaks_in_its_vlan() -> Result<(
     let (config, stick) = (bench.dir.path().join("bond.toml"), bench.dir.path().join("bond.img"));
     std::fs::write(&config, std::fs::read_to_string(&bench.config)? + BOND)?;
     bench.grid.image_of(("alpha", &config), &bench.boot_file, "usb", &stick).await?;
-    let mut profile = Profile::named("standard")?;
-    profile.memory_mib = 1536;
-    profile.disk.clear();
 
     // The second card's wire ends here.
     let (ours, free) = (UdpSocket::bind("127.0.0.1:0").await?, UdpSocket::bind("127.0.0.1:0").await?);
     let (there, here) = (ours.local_addr()?.port(), free.local_addr()?.port());
     drop(free);
     let wire = Wire { mac: "52:54:00:c0:f7:99".into(), there, here };
-    let boot = Boot::medium(profile, Medium::Usb(stick), bench.dir.path().join("bond"));
+    let boot = Boot::medium(diskless()?, Medium::Usb(stick), bench.dir.path().join("bond"));
     let mut machine = boot.wire(wire).lifetime(2 * LIMIT).start().await?;
     machine.serial().wait_for(VALID, LIMIT).await?;
     machine.serial().wait_for("bond0.7 10.78.7.10/24", LIMIT).await?;
@@ -686,14 +687,11 @@ async fn firmware_in_setup_mode_takes_our_keys_and_then_starts_only_what_they_si
     let bench = Bench::new(boot_file).await?;
     let state = bench.dir.path().join("setup-mode");
     std::fs::create_dir_all(&state)?;
-    let mut profile = Profile::named("standard")?;
-    profile.memory_mib = 1536;
-    profile.disk.clear();
     let signed = bench.medium(&bench.signed, "usb", "signed.img").await?;
     let unsigned = bench.medium(&bench.boot_file, "usb", "usb.img").await?;
 
     let initramfs = enrolling(&bench.dir.path().join("keys/enrol"), bench.dir.path())?;
-    let boot = Boot::new(profile.clone(), kernel, initramfs, &state).setup_mode().lifetime(LIMIT);
+    let boot = Boot::new(diskless()?, kernel, initramfs, &state).setup_mode().lifetime(LIMIT);
     let mut machine = boot.start().await?;
     let serial = machine.serial();
     for variable in ["db", "KEK", "PK"] {
@@ -705,7 +703,7 @@ async fn firmware_in_setup_mode_takes_our_keys_and_then_starts_only_what_they_si
         (signed, &["UEFI Secure Boot is enabled", "Kernel is locked down from EFI Secure Boot", VALID][..]),
         (unsigned, &["Access Denied"]),
     ] {
-        let boot = Boot::medium(profile.clone(), Medium::Usb(stick), &state).setup_mode().lifetime(LIMIT);
+        let boot = Boot::medium(diskless()?, Medium::Usb(stick), &state).setup_mode().lifetime(LIMIT);
         let mut machine = boot.start().await?;
         for text in says {
             machine.serial().wait_for(*text, LIMIT).await?;
@@ -724,11 +722,8 @@ async fn an_initramfs_that_a_uefi_loader_hands_over_does_not_replace_the_signed_
     let bench = Bench::new(boot_file).await?;
     let state = bench.dir.path().join("handed-over");
     std::fs::create_dir_all(&state)?;
-    let mut profile = Profile::named("standard")?;
-    profile.memory_mib = 1536;
-    profile.disk.clear();
     let foreign = enrolling(&bench.dir.path().join("keys/enrol"), bench.dir.path())?;
-    let boot = Boot::new(profile, &bench.boot_file, foreign, &state).setup_mode().lifetime(LIMIT);
+    let boot = Boot::new(diskless()?, &bench.boot_file, foreign, &state).setup_mode().lifetime(LIMIT);
     let mut machine = boot.start().await?;
     machine.serial().wait_for("croft: stage 4/11", LIMIT).await?;
     let foreign = machine.serial().find("enrol:");

@@ -4,13 +4,13 @@
 //!   attestation ──header recent? TPM another node's?──▶ croft_attest::assess ──Refusal──▶ the command is rejected
 //!                                                              └──Assessment──▶ attested | sealed | plain, with reasons
 //!   none ──never had one──▶ plain, nothing is kept
-//!        ├─same boot, only addresses changed──▶ as before
+//!        ├─same boot, only addresses or troubles changed──▶ as before
 //!        └─had one before──▶ plain, and the reason says so; the TPM stays the node's
 //! ```
 //! What was weighed is kept with it (`WeighedQuote`), so that everybody can weigh it again.
 //!
 //! It must never give more than the node itself claims: a node with its key on a disk is `plain` whatever its TPM says.
-//! And it must never forget in which TPM a node lives.
+//! And it must never forget in which TPM a node lives; a TPM goes over to another node only when the first one is stale.
 
 use croft_attest::{Assessment, Claim, Policy, Refusal, assess};
 use croft_protocol::attestation::Attestation;
